@@ -1,0 +1,142 @@
+"""Canonical MessagePack: one value, one encoding.
+
+Values are integers in −2^63…2^63−1, bytes, text, booleans, nil, lists, and maps with text keys in
+ascending order. There are no floats, no extension types, no duplicate keys and no longer-than-needed
+lengths. Whatever is decoded from outside is encoded again and compared, so that what is hashed or
+signed cannot have a second spelling.
+
+Free-form values (arguments, state, events) go through :func:`encode` and :func:`decode_untrusted`;
+fixed records go through a :class:`RecordCodec`, which decodes straight into a typed structure.
+"""
+
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar, cast
+
+import msgpack
+import msgspec
+
+from consensus.ledger.errors import LocalError, PeerError
+
+Value: TypeAlias = "int | bytes | str | bool | list[Value] | dict[str, Value] | None"
+
+INTEGER_MIN = -(2**63)
+INTEGER_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a decoder accepts at the most. ``items_max`` bounds each list and map on its own."""
+
+    bytes_max: int = 1 << 20
+    depth_max: int = 16
+    items_max: int = 1 << 16
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def encode(value: Value) -> bytes:
+    """Return the canonical bytes of a value.
+
+    Raises:
+        LocalError: ``not_canonical`` for a float, an integer out of range, a key that is no text,
+            text that is no Unicode, or nesting deeper than 16.
+    """
+    try:
+        return _pack(_canonical(value, DEFAULT_LIMITS.depth_max))
+    except _NotCanonical as error:
+        raise LocalError("not_canonical", str(error)) from None
+    except UnicodeEncodeError:
+        raise LocalError("not_canonical", "text holds a lone surrogate") from None
+
+
+def decode_untrusted(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Value:
+    """Decode one canonical value from bytes that anyone may have made.
+
+    Raises:
+        PeerError: ``too_large`` above ``limits.bytes_max``, else ``malformed``.
+    """
+    if len(data) > limits.bytes_max:
+        raise PeerError("too_large", f"{len(data)} bytes, at most {limits.bytes_max} are accepted")
+    items_max = min(len(data), limits.items_max)
+    try:
+        value = msgpack.unpackb(data, raw=False, strict_map_key=True, max_array_len=items_max, max_map_len=items_max)
+        canonical = _canonical(value, limits.depth_max)
+        if _pack(canonical) != data:
+            raise _NotCanonical("not the canonical encoding of its value")
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise PeerError("malformed", f"not canonical MessagePack: {error}") from None
+    return canonical
+
+
+def decode(data: bytes) -> Value:
+    """Decode bytes that :func:`encode` made and our own storage kept; for anything else use ``decode_untrusted``."""
+    value: Value = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    return value
+
+
+class _NotCanonical(ValueError):
+    """A value, or its encoding, breaks a rule of this module."""
+
+
+def _pack(value: Value) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def _canonical(value: object, depth_left: int) -> Value:
+    """Return the value with the keys of its maps in order; raise ``_NotCanonical`` for what has no encoding."""
+    kind = type(value)
+    if kind is int:
+        if not INTEGER_MIN <= value <= INTEGER_MAX:  # type: ignore[operator]
+            raise _NotCanonical("integer out of range")
+        return value  # type: ignore[return-value]
+    if kind is str or kind is bytes or kind is bool or value is None:
+        return value  # type: ignore[return-value]
+    if depth_left == 0:
+        raise _NotCanonical("nested too deep")
+    if isinstance(value, list | tuple):
+        return [_canonical(item, depth_left - 1) for item in value]
+    if kind is dict:
+        items = cast(dict[object, object], value)
+        if any(type(key) is not str for key in items):
+            raise _NotCanonical("a map key is no text")
+        return {key: _canonical(items[key], depth_left - 1) for key in sorted(cast(dict[str, object], items))}
+    raise _NotCanonical(f"{kind.__name__} has no canonical encoding")
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of fixed records: encoded as a list of their fields in declared order, unknown fields refused."""
+
+
+R = TypeVar("R")
+
+
+class RecordCodec(Generic[R]):
+    """Encodes and decodes one :class:`Record` type, or a tagged union of them."""
+
+    def __init__(self, kind: type[R] | object, *, bytes_max: int) -> None:
+        self._encoder = msgspec.msgpack.Encoder(order="deterministic")
+        self._decoder: msgspec.msgpack.Decoder[R] = msgspec.msgpack.Decoder(kind)
+        self._bytes_max = bytes_max
+
+    def encode(self, record: R) -> bytes:
+        """Return the canonical bytes of a record."""
+        return self._encoder.encode(record)
+
+    def decode_untrusted(self, data: bytes) -> R:
+        """Decode a record from bytes that anyone may have made.
+
+        Raises:
+            PeerError: ``too_large`` or ``malformed``.
+        """
+        if len(data) > self._bytes_max:
+            raise PeerError("too_large", f"{len(data)} bytes, at most {self._bytes_max} are accepted")
+        try:
+            record = self._decoder.decode(data)
+            again = self._encoder.encode(record)
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            raise PeerError("malformed", str(error)) from None
+        if again != data:
+            raise PeerError("malformed", "not the canonical encoding of its record")
+        return record
