@@ -1,0 +1,58 @@
+# Two commands matter: `make demo` and `make test`. Each makes its own environment first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NETWORK ?= net
+SEEDS ?= 200
+FIRST_SEED ?= 1
+
+.PHONY: help setup demo test quick lint up down sim bench lock clean
+
+help: ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## make the environment in .venv from the locked versions
+
+$(READY): requirements.lock setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+demo: $(READY) ## a network of four nodes, real work, a card
+	$(BIN)/hansa demo all
+
+test: lint ## everything that CI runs
+	$(BIN)/python -m pytest
+
+quick: $(READY) ## the tests that take moments
+	$(BIN)/python -m pytest -m "not slow and not network"
+
+lint: $(READY) ## format, rules, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+up: $(READY) ## leave a network running in ./net
+	$(BIN)/hansa network init $(NETWORK)
+	$(BIN)/hansa network up $(NETWORK)
+
+down: $(READY) ## stop it
+	$(BIN)/hansa network down $(NETWORK)
+
+sim: $(READY) ## more of the seeded simulation: make sim SEEDS=2000 FIRST_SEED=1
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+
+bench: $(READY) ## what a network on this machine does
+	$(BIN)/hansa bench throughput
+
+lock: ## write requirements.lock anew from setup.cfg
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet '.[test]' 'setuptools>=80'
+	.venv-lock/bin/python -m pip freeze --all --exclude hansa --exclude pip > requirements.lock
+	rm -rf .venv-lock build
+
+clean: ## remove what was made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

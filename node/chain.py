@@ -1,0 +1,322 @@
+"""The chain of one node: makes candidate blocks, checks those of others, and commits what is decided.
+
+Everything here is synchronous and knows no network and no clock: the time of a block is given. A block
+is executed once, before it is voted on; the result waits as a :class:`Candidate` until the block is
+decided, and then becomes one synced batch. Only the driver calls it, from one task.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from consensus.ledger import state_tree
+from consensus.ledger.block import (
+    BLOCK_BYTES_MAX,
+    BLOCK_TRANSACTIONS_MAX,
+    FORMAT_VERSION,
+    Block,
+    Header,
+    check_successor_untrusted,
+    genesis_block,
+    receipts_root,
+    transactions_root,
+    uptime_after,
+    writes_root,
+)
+from consensus.ledger.errors import InvariantError, LocalError, PeerError, StorageError
+from consensus.ledger.genesis import Genesis
+from consensus.ledger.ids import ChainId, Hash
+from consensus.ledger.state_tree import TreeUpdate, should_seal
+from consensus.ledger.transaction import Transaction
+from consensus.ledger.validators import Certificate, ValidatorSet, certificate_codec
+from contracts.runtime.execution import BlockContext, Execution, Executor
+from node.reader import ChainReader
+from node.state import RecentState, SealedState
+from node.storage import layout
+from node.storage.layout import Location, Receipts, Writes
+from node.storage.store import Store, Write
+from node.verification import Verifier
+
+CANDIDATES_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A block with everything that executing it gave. ``tree`` is there when the block seals the state."""
+
+    block: Block
+    transactions: tuple[Transaction, ...]
+    execution: Execution
+    tree: TreeUpdate | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainHead:
+    """The newest final block. ``validators`` is the set that decides the next one."""
+
+    header: Header
+    hash: Hash
+    certificate: Certificate | None
+    validators: ValidatorSet
+    is_quiet: bool
+
+    @property
+    def height(self) -> int:
+        """Height of the block."""
+        return self.header.height
+
+
+class Chain:
+    """Blocks, state and indexes of one node above its store."""
+
+    def __init__(self, store: Store, genesis: Genesis, executor: Executor) -> None:
+        self.genesis = genesis
+        self.chain_id: ChainId = genesis.chain_id()
+        self.executor = executor
+        self.verifier = Verifier()
+        self.reader = ChainReader(store)
+        self.state = RecentState(SealedState(store))
+        self._store = store
+        self._tree = state_tree.NodeCache(_TreeNodes(store))
+        self._candidates: dict[Hash, Candidate] = {}
+        self._sealed_time_ms = genesis.time_ms
+        self.head = self._open()
+
+    # -- opening ---------------------------------------------------------------------------------------
+
+    def _open(self) -> ChainHead:
+        stored_chain = self._store.get(layout.META_CHAIN)
+        if stored_chain is None:
+            return self._begin()
+        if self._store.get(layout.META_FORMAT) != layout.FORMAT:
+            raise LocalError("wrong_format", "the data were written by another version of the store's layout")
+        if stored_chain != self.chain_id:
+            raise LocalError(
+                "wrong_chain",
+                f"the data belong to chain 0x{stored_chain.hex()}, the genesis file to 0x{self.chain_id.hex()}",
+            )
+        return self._resume()
+
+    def _begin(self) -> ChainHead:
+        """Write block 0: the state that the genesis document describes, sealed."""
+        writes = self.executor.genesis_writes(self.genesis)
+        tree = state_tree.update(self._tree, writes)
+        validators = self.genesis.validator_set()
+        block = genesis_block(
+            self.chain_id,
+            time_ms=self.genesis.time_ms,
+            proposer=validators.validators[0].name,
+            validators_hash=validators.hash(),
+            writes=writes,
+            sealed_root=tree.root,
+        )
+        execution = Execution(receipts=[], counts=[], writes=writes, validators=validators)
+        candidate = Candidate(block, (), execution, tree)
+        batch = [
+            (layout.META_FORMAT, layout.FORMAT),
+            (layout.META_CHAIN, self.chain_id),
+            (layout.at_height(layout.VALIDATORS, 1), validators.encode()),
+            *self._records(candidate, None),
+        ]
+        self._store.write(batch)
+        return self._adopt_state(candidate, None)
+
+    def _resume(self) -> ChainHead:
+        """Read the head and replay into memory what was written since the last seal."""
+        stored = self._store.get(layout.META_HEAD)
+        height = -1 if stored is None else int.from_bytes(stored, "big")
+        block = self.reader.block(height)
+        if block is None:
+            raise StorageError("corrupted", "the head block is missing")
+        for tail_height in range(block.header.sealed_height + 1, height + 1):
+            writes = self.reader.writes(tail_height)
+            if writes is None:
+                raise StorageError("corrupted", f"the writes of block {tail_height} are missing")
+            self.state.extend(writes)
+        sealed = self.reader.block(block.header.sealed_height)
+        changes = self.reader.validator_changes()
+        if sealed is None:
+            raise StorageError("corrupted", f"block {block.header.sealed_height}, the sealed one, is missing")
+        self._sealed_time_ms = sealed.header.time_ms
+        if not changes:
+            raise StorageError("corrupted", "no validator set is stored")
+        return ChainHead(
+            block.header, block.hash, self.reader.certificate(height), changes[-1][1], block.is_quiet
+        )
+
+    # -- making and checking blocks --------------------------------------------------------------------
+
+    def build(self, proposer: str, time_ms: int, transactions: Sequence[Transaction]) -> Candidate:
+        """Execute transactions above the head and return the block they make.
+
+        The caller gives a time above the head's. The transactions must be admissible in this order.
+
+        Raises:
+            PeerError: a transaction would make the block invalid.
+        """
+        return self._remember(self._execute(proposer, time_ms, tuple(transactions)))
+
+    def check_untrusted(self, block: Block) -> Candidate:
+        """Execute another's block above the head and compare every result with its header.
+
+        Raises:
+            PeerError: ``bad_header``, ``wrong_chain``, ``too_large``, ``result_mismatch``, or what is wrong
+                with one of its transactions.
+        """
+        known = self._candidates.get(block.hash)
+        if known is not None and known.block.transactions == block.transactions:
+            return known
+        check_successor_untrusted(self.head.header, self.head.hash, block.header)
+        if self.head.validators.vote_key(block.header.proposer) is None:
+            raise PeerError("bad_header", f"{block.header.proposer} is no validator")
+        if len(block.transactions) > BLOCK_TRANSACTIONS_MAX:
+            raise PeerError("too_large", f"{len(block.transactions)} transactions in a block")
+        if sum(map(len, block.transactions)) > BLOCK_BYTES_MAX:
+            raise PeerError("too_large", f"a block has at most {BLOCK_BYTES_MAX} bytes of transactions")
+        transactions = tuple(self.verifier.decode_untrusted(raw) for raw in block.transactions)
+        if block.header.transactions_root != transactions_root([item.leaf for item in transactions]):
+            raise PeerError("bad_header", "the transactions root does not fit the transactions")
+        for transaction in transactions:
+            self.verifier.check_signature_untrusted(transaction, self.state)
+        candidate = self._execute(block.header.proposer, block.header.time_ms, transactions)
+        if candidate.block.header != block.header:
+            fields = ", ".join(differing_fields(candidate.block.header, block.header))
+            raise PeerError("result_mismatch", f"executing the block gives another {fields}")
+        return self._remember(candidate)
+
+    def candidate(self, block_hash: Hash) -> Candidate | None:
+        """Return a block that was built or checked above the present head."""
+        return self._candidates.get(block_hash)
+
+    def _execute(self, proposer: str, time_ms: int, transactions: tuple[Transaction, ...]) -> Candidate:
+        parent = self.head.header
+        uptime_ms = uptime_after(parent, time_ms)
+        context = BlockContext(
+            chain_id=self.chain_id,
+            height=parent.height + 1,
+            time_ms=time_ms,
+            uptime_ms=uptime_ms,
+            proposer=proposer,
+        )
+        execution = self.executor.execute(self.state, context, transactions)
+        tree = self._sealed_by(execution, time_ms, is_quiet=not transactions)
+        header = Header(
+            version=FORMAT_VERSION,
+            chain_id=self.chain_id,
+            height=context.height,
+            parent_hash=self.head.hash,
+            time_ms=time_ms,
+            uptime_ms=uptime_ms,
+            proposer=proposer,
+            transactions_root=transactions_root([transaction.leaf for transaction in transactions]),
+            receipts_root=receipts_root(execution.receipts),
+            writes_root=writes_root(execution.writes),
+            validators_hash=parent.next_validators_hash,
+            next_validators_hash=execution.validators.hash(),
+            sealed_height=parent.sealed_height if tree is None else context.height,
+            sealed_root=parent.sealed_root if tree is None else tree.root,
+        )
+        block = Block.of(header, [transaction.raw for transaction in transactions])
+        return Candidate(block, transactions, execution, tree)
+
+    def _sealed_by(self, execution: Execution, time_ms: int, *, is_quiet: bool) -> TreeUpdate | None:
+        """Return the tree with all unsealed writes when the rule says that this block seals."""
+        tail = self.state.tail
+        pending = len(tail) + sum(key not in tail for key in execution.writes)
+        due = should_seal(
+            quiet=is_quiet, unsealed_writes=pending, time_ms=time_ms, sealed_time_ms=self._sealed_time_ms
+        )
+        if not due:
+            return None
+        return state_tree.update(self._tree, {**tail, **execution.writes})
+
+    def _remember(self, candidate: Candidate) -> Candidate:
+        if len(self._candidates) >= CANDIDATES_MAX:
+            del self._candidates[next(iter(self._candidates))]
+        self._candidates[candidate.block.hash] = candidate
+        return candidate
+
+    # -- committing ------------------------------------------------------------------------------------
+
+    def commit_batch(self, candidate: Candidate, certificate: Certificate) -> list[Write]:
+        """Return everything that makes the block final on disk, to be written as one synced batch."""
+        block = candidate.block
+        if block.header.parent_hash != self.head.hash:
+            raise InvariantError(f"block {block.height} is committed above another parent")
+        if certificate.block_hash != block.hash or certificate.height != block.height:
+            raise InvariantError(f"the certificate of block {block.height} names another block")
+        return self._records(candidate, certificate)
+
+    def adopt(self, candidate: Candidate, certificate: Certificate) -> ChainHead:
+        """Make a block the head in memory; call it once its batch is on the disk."""
+        self.head = self._adopt_state(candidate, certificate)
+        self._candidates.clear()
+        for raw in candidate.block.transactions:
+            self.verifier.forget(raw)
+        return self.head
+
+    def _adopt_state(self, candidate: Candidate, certificate: Certificate | None) -> ChainHead:
+        self.state.extend(candidate.execution.writes)
+        if candidate.tree is not None:
+            self.state.seal()
+            self._tree.apply(candidate.tree.nodes)
+            self._sealed_time_ms = candidate.block.header.time_ms
+        block = candidate.block
+        return ChainHead(
+            block.header, block.hash, certificate, candidate.execution.validators, block.is_quiet
+        )
+
+    def _records(self, candidate: Candidate, certificate: Certificate | None) -> list[Write]:
+        block, execution = candidate.block, candidate.execution
+        height = block.height
+        pairs = [(key, execution.writes[key]) for key in sorted(execution.writes)]
+        receipts = Receipts(execution.receipts, execution.counts)
+        batch: list[Write] = [
+            (layout.at_height(layout.BLOCK, height), block.encode()),
+            (layout.at_height(layout.RECEIPTS, height), layout.receipts_codec.encode(receipts)),
+            (layout.at_height(layout.WRITES, height), layout.writes_codec.encode(Writes(pairs))),
+            (layout.BLOCK_INDEX + block.hash, layout.number(height)),
+            (layout.META_HEAD, layout.number(height)),
+        ]
+        if certificate is not None:
+            batch.append((layout.at_height(layout.CERTIFICATE, height), certificate_codec.encode(certificate)))
+        if block.header.next_validators_hash != block.header.validators_hash:
+            batch.append((layout.at_height(layout.VALIDATORS, height + 1), execution.validators.encode()))
+        batch.extend(_index_records(candidate))
+        if candidate.tree is not None:
+            sealed = {**self.state.tail, **execution.writes}
+            batch.extend((layout.STATE + key, value) for key, value in sealed.items())
+            batch.extend((layout.TREE + path, node) for path, node in candidate.tree.nodes.items())
+        return batch
+
+
+class _TreeNodes:
+    """The state tree's nodes as the store keeps them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def get(self, path: bytes) -> bytes | None:
+        """Return the node at a path."""
+        return self._store.get(layout.TREE + path)
+
+
+def _index_records(candidate: Candidate) -> list[Write]:
+    """Return the index entries of a block: by transaction, by account, by event."""
+    height = candidate.block.height
+    execution = candidate.execution
+    batch: list[Write] = []
+    receipt_index = 0
+    for index, transaction in enumerate(candidate.transactions):
+        count = execution.counts[index]
+        location = Location(height, index, receipt_index, count)
+        batch.append((layout.TRANSACTION + transaction.id, layout.location_codec.encode(location)))
+        batch.append((layout.history_key(transaction.sender, height, index), transaction.id))
+        receipt_index += count
+    kinds = {(event.contract, event.name) for receipt in execution.receipts for event in receipt.events}
+    batch.extend((layout.event_key(contract, name, height), b"") for contract, name in sorted(kinds))
+    return batch
+
+
+def differing_fields(one: Header, other: Header) -> list[str]:
+    """Return the names of the fields in which two headers differ."""
+    return [field for field in Header.__struct_fields__ if getattr(one, field) != getattr(other, field)]

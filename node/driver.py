@@ -1,0 +1,289 @@
+"""The driver: one task that steps the consensus engine and does in order what it asks for.
+
+It is the only writer of chain and store. Events come in through one bounded channel; the engine's
+effects are executed one after the other, so what must be durable before it is sent is durable before it
+is sent. Synced writes hop to a worker thread, everything else runs here.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import structlog
+import trio
+
+from consensus.ledger.block import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, Block, decode_block_untrusted
+from consensus.ledger.errors import InvariantError, PeerError, StorageError
+from consensus.ledger.ids import Hash, NodeName
+from consensus.ledger.transaction import Transaction
+from consensus.ledger.validators import Certificate, certificate_codec, check_certificate_untrusted
+from consensus.pbft.engine import Engine
+from consensus.pbft.events import (
+    Advanced,
+    Broadcast,
+    CatchUp,
+    Decide,
+    Effect,
+    Event,
+    Evidence,
+    Persist,
+    Propose,
+    Proposed,
+    Received,
+    Send,
+    Tick,
+    Validate,
+    Validated,
+    ViewEntered,
+    Work,
+)
+from consensus.pbft.messages import decode_message_untrusted, encode_message
+from node import sync
+from node.chain import Candidate, Chain
+from node.clock import Clock
+from node.mempool import Mempool
+from node.storage import layout
+from node.storage.store import Store, Write
+from node.sync import FinalBlock
+from p2p.frames import FrameKind
+from p2p.network import Network
+
+INBOX_EVENTS_MAX = 4_096
+TICK_INTERVAL_MS = 25
+CLOCK_TOLERANCE_MS = 10_000
+BLOCK_CALLS_MAX = 4_000
+
+log = structlog.get_logger("driver")
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A block that has just become final on this node."""
+
+    candidate: Candidate
+    certificate: Certificate
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Final blocks from a peer, and the event that says they were dealt with."""
+
+    peer: NodeName
+    blocks: Sequence[FinalBlock]
+    done: trio.Event = field(default_factory=trio.Event)
+    was_useful: bool = False
+
+
+class Divergence(InvariantError):
+    """A certified block gives another result on this node: either it is broken, or it is alone."""
+
+    def __init__(self, block: Block, reason: PeerError) -> None:
+        super().__init__(f"certified block {block.height} does not hold here: {reason.message}")
+        self.block = block
+        self.reason = reason
+
+
+class Driver:
+    """Owns engine, chain and mempool of a running node."""
+
+    def __init__(
+        self,
+        *,
+        chain: Chain,
+        store: Store,
+        mempool: Mempool,
+        engine: Engine,
+        network: Network,
+        clock: Clock,
+    ) -> None:
+        self.chain = chain
+        self.mempool = mempool
+        self.engine = engine
+        self._store = store
+        self._network = network
+        self._clock = clock
+        self._inbox_in, self._inbox_out = trio.open_memory_channel[Event | _Chunk](INBOX_EVENTS_MAX)
+        self._catch_up = sync.CatchUp(network, self._deliver_chunk)
+        self._catch_up.advanced(chain.head.height)
+        self._work = Work(waiting=False, overdue=False)
+        self._on_commit: list[Callable[[Commit], None]] = []
+
+    # -- what comes in ---------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Step the engine until cancelled.
+
+        Raises:
+            StorageError: the disk failed; nothing was sent that depends on the failed write.
+            InvariantError: a certified block gives another result here; the node must not go on.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tick)
+            nursery.start_soon(self._catch_up.run)
+            task_status.started()
+            async for item in self._inbox_out:
+                if isinstance(item, _Chunk):
+                    await self._commit_chunk(item)
+                else:
+                    await self._step(item)
+
+    async def receive_untrusted(self, peer: NodeName, payload: bytes) -> None:
+        """Take a consensus message from a peer, waiting while the inbox is full.
+
+        Raises:
+            PeerError: what decoding says.
+        """
+        await self._inbox_in.send(Received(peer, decode_message_untrusted(payload)))
+
+    def answer_request_untrusted(self, payload: bytes) -> bytes:
+        """Return the final blocks that a peer asks for."""
+        return sync.serve_request_untrusted(payload, self._store)
+
+    def take_response_untrusted(self, peer: NodeName, payload: bytes) -> None:
+        """Take a peer's answer to our own request for blocks."""
+        self._catch_up.answered_untrusted(peer, payload)
+
+    def on_commit(self, listener: Callable[["Commit"], None]) -> None:
+        """Call a function for every block, right after it is durable; it must not block or raise."""
+        self._on_commit.append(listener)
+
+    def work_changed(self) -> None:
+        """Tell the engine when the mempool begins or ceases to hold ready or overdue transactions."""
+        work = self._current_work()
+        if work != self._work:
+            try:
+                self._inbox_in.send_nowait(work)
+            except trio.WouldBlock:
+                return  # The next tick tells it.
+            self._work = work
+
+    def _current_work(self) -> Work:
+        overdue = self.mempool.is_overdue(now_ms=self._clock.monotonic_ms())
+        return Work(waiting=self.mempool.is_waiting, overdue=overdue)
+
+    async def _tick(self) -> None:
+        while True:
+            await self._inbox_in.send(Tick(self._clock.monotonic_ms()))
+            self.work_changed()
+            await trio.sleep(TICK_INTERVAL_MS / 1_000)
+
+    # -- what the engine asks for ----------------------------------------------------------------------
+
+    async def _step(self, first: Event) -> None:
+        """Step the engine with an event and with all that follows from it at once."""
+        events: deque[Event] = deque([first])
+        while events:
+            for effect in self.engine.step(events.popleft()):
+                events.extend(await self._execute(effect))
+
+    async def _execute(self, effect: Effect) -> Sequence[Event]:
+        """Do what one effect asks for and return the events that answer it."""
+        match effect:
+            case Persist(records):
+                await self._write([(layout.VOTE + key, value) for key, value in records])
+            case Send(to, message):
+                self._network.send(to, FrameKind.CONSENSUS, encode_message(message))
+            case Broadcast(message):
+                self._network.broadcast(FrameKind.CONSENSUS, encode_message(message))
+            case Propose():
+                return [self._propose(effect)]
+            case Validate(block, first_seen):
+                return [self._validate(block, first_seen=first_seen)]
+            case Decide(block, certificate):
+                return await self._commit(block, certificate)
+            case CatchUp(certificate, source):
+                self._catch_up.want(certificate.height, source)
+            case Evidence():
+                log.warning("evidence", evidence=str(effect))
+            case ViewEntered(height, view, primary):
+                log.info("view entered", height=height, view=view, primary=primary)
+            case _:
+                assert_never(effect)
+        return ()
+
+    def _propose(self, effect: Propose) -> Proposed:
+        time_ms = max(self._clock.wall_ms(), self.chain.head.header.time_ms + 1)
+        while True:
+            selected = self.mempool.select(
+                count_max=BLOCK_TRANSACTIONS_MAX,
+                bytes_max=BLOCK_BYTES_MAX,
+                calls_max=BLOCK_CALLS_MAX,
+                time_ms=time_ms,
+            )
+            try:
+                candidate = self.chain.build(self._network.name, time_ms, selected)
+            except InvalidTransaction as error:
+                # It was admissible when it came; a block since, a rotated key say, has changed that.
+                self.mempool.remove(selected[error.index])
+                continue
+            return Proposed(effect.height, effect.view, candidate.block)
+
+    def _validate(self, block: Block, *, first_seen: bool) -> Validated:
+        if first_seen and abs(block.header.time_ms - self._clock.wall_ms()) > CLOCK_TOLERANCE_MS:
+            return Validated(block.hash, False, "clock")
+        try:
+            self.chain.check_untrusted(block)
+        except PeerError as error:
+            log.warning("proposal refused", height=block.height, code=error.code, why=error.message)
+            return Validated(block.hash, False, error.code)
+        return Validated(block.hash, True, "")
+
+    # -- committing ------------------------------------------------------------------------------------
+
+    async def _commit(self, block: Block, certificate: Certificate) -> Sequence[Event]:
+        """Make a decided block final: disk first, then memory, then everyone who waits for it."""
+        if block.height <= self.chain.head.height:
+            return ()
+        candidate = self._certified(block)
+        await self._write(self.chain.commit_batch(candidate, certificate))
+        head = self.chain.adopt(candidate, certificate)
+        self._catch_up.advanced(head.height)
+        self.mempool.committed(candidate.transactions)
+        self.mempool.expire(head.header.time_ms)
+        for listener in self._on_commit:
+            listener(Commit(candidate, certificate))
+        self._work = self._current_work()
+        return [self._work, Advanced(head)]
+
+    def _certified(self, block: Block) -> Candidate:
+        """Return the result of a certified block; that it must hold here too is what a chain is."""
+        try:
+            return self.chain.check_untrusted(block)
+        except PeerError as error:
+            raise Divergence(block, error) from error
+
+    async def _write(self, batch: Sequence[Write]) -> None:
+        await trio.to_thread.run_sync(self._store.write, batch)
+
+    # -- catching up -----------------------------------------------------------------------------------
+
+    async def _deliver_chunk(self, peer: NodeName, blocks: Sequence[FinalBlock]) -> bool:
+        """Hand a chunk to the driver's own task and wait until it has dealt with it."""
+        chunk = _Chunk(peer, blocks)
+        await self._inbox_in.send(chunk)
+        await chunk.done.wait()
+        return chunk.was_useful
+
+    async def _commit_chunk(self, chunk: "_Chunk") -> None:
+        try:
+            for item in chunk.blocks:
+                block = decode_block_untrusted(item.block)
+                certificate = certificate_codec.decode_untrusted(item.certificate)
+                if block.height != self.chain.head.height + 1:
+                    continue
+                self._check_final_untrusted(block, certificate)
+                for event in await self._commit(block, certificate):
+                    await self._step(event)
+                chunk.was_useful = True
+        except PeerError as error:
+            log.warning("bad sync answer", peer=chunk.peer, code=error.code, why=error.message)
+            self._network.penalise(chunk.peer, error.code)
+            chunk.was_useful = False
+        finally:
+            chunk.done.set()
+
+    def _check_final_untrusted(self, block: Block, certificate: Certificate) -> None:
+        if certificate.block_hash != block.hash or certificate.height != block.height:
+            raise PeerError("bad_certificate", "the certificate names another block")
+        check_certificate_untrusted(certificate, self.chain.head.validators, self.chain.chain_id)

@@ -1,0 +1,103 @@
+"""The store on LevelDB through plyvel.
+
+Only synced, transactional batches exist here: plyvel's default writes a batch even when its block was
+left by an exception, and unsynced puts can be lost out of order (R55, R57). Whatever LevelDB reports
+becomes a :class:`StorageError`; nothing is repaired, because a repair keeps what should be thrown away
+(R54).
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import plyvel
+
+from consensus.ledger.errors import LocalError, StorageError
+from node.storage.store import Write
+
+CACHE_BYTES = 32 * 1024 * 1024
+WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+OPEN_FILES_MAX = 256
+
+
+class LevelStore:
+    """A LevelDB folder. Reads come from any thread; a batch holds a lock so that closing waits for it."""
+
+    def __init__(self, database: "plyvel.DB") -> None:
+        self._database = database
+        self._writing = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: Path) -> "LevelStore":
+        """Open the folder, making it when it is not there.
+
+        Raises:
+            LocalError: ``store_locked`` when another process holds it.
+            StorageError: ``corrupted`` or ``disk_failed``.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            database = plyvel.DB(
+                str(folder),
+                create_if_missing=True,
+                paranoid_checks=True,
+                lru_cache_size=CACHE_BYTES,
+                write_buffer_size=WRITE_BUFFER_BYTES,
+                max_open_files=OPEN_FILES_MAX,
+                bloom_filter_bits=10,
+            )
+        except plyvel.IOError as error:
+            if "lock" in str(error).lower():
+                raise LocalError("store_locked", f"another process holds {folder}") from None
+            raise StorageError("disk_failed", f"cannot open {folder}: {error}") from None
+        except plyvel.Error as error:
+            raise StorageError("corrupted", f"cannot open {folder}: {error}") from None
+        return cls(database)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value, or None."""
+        try:
+            value: bytes | None = self._database.get(key, verify_checksums=True)
+        except plyvel.Error as error:
+            raise _storage_error(error) from None
+        return value
+
+    def scan(self, prefix: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Yield pairs in order of the keys; see :class:`~node.storage.store.Store`."""
+        end = _after(prefix)
+        low, high = (prefix, prefix + start if start else end) if reverse else (prefix + start, end)
+        try:
+            with self._database.iterator(start=low, stop=high, reverse=reverse, verify_checksums=True) as pairs:
+                yield from pairs
+        except plyvel.Error as error:
+            raise _storage_error(error) from None
+
+    def write(self, batch: Iterable[Write]) -> None:
+        """Write all or nothing, synced; see :class:`~node.storage.store.Store`."""
+        with self._writing:
+            try:
+                with self._database.write_batch(transaction=True, sync=True) as writes:
+                    for key, value in batch:
+                        if value is None:
+                            writes.delete(key)
+                        else:
+                            writes.put(key, value)
+            except plyvel.Error as error:
+                raise _storage_error(error) from None
+
+    def close(self) -> None:
+        """Close after the batch that may be under way (closing under a busy thread can crash, R57)."""
+        with self._writing:
+            self._database.close()
+
+
+def _after(prefix: bytes) -> bytes | None:
+    """Return the first key above all keys with this prefix, None when there is none."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
+
+
+def _storage_error(error: Exception) -> StorageError:
+    if isinstance(error, plyvel.CorruptionError):
+        return StorageError("corrupted", f"the database is damaged: {error}")
+    return StorageError("disk_failed", f"the database failed: {error}")
