@@ -1,0 +1,115 @@
+"""From a fresh TCP connection to a proven peer: TLS, then hello, within a deadline and bounded bytes."""
+
+import secrets
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import trio
+
+from consensus.ledger.errors import PeerError
+from consensus.ledger.ids import ChainId, NodeName
+from p2p.frames import FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX, FrameDecoder, FrameKind, encode_frames
+from p2p.hello_machine import NONCE_BYTES, HelloMachine, Side, encode_bye
+from p2p.tls import PeerIdentity, TlsIdentity, Trust, tls_error
+
+RECEIVE_BYTES = 4_096
+
+Welcome: TypeAlias = Callable[[PeerIdentity, Side], None]
+"""Raises PeerError when a proven peer may not have a session; asked before our ACK, so that the peer learns why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """A proven peer. ``decoder`` may already hold frames that came with its ACK; the stream belongs to the caller."""
+
+    identity: PeerIdentity
+    stream: trio.SSLStream[trio.SocketStream]
+    decoder: FrameDecoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handshaker:
+    """Shakes hands in the name of one node on one chain."""
+
+    chain_id: ChainId
+    identity: TlsIdentity
+    trust: Trust
+    server_context: ssl.SSLContext
+    client_context: ssl.SSLContext
+    welcome: Welcome
+    timeout_ms: int
+
+    async def shake(self, transport: trio.SocketStream, side: Side, *, expected: NodeName | None = None) -> Handshake:
+        """Return the proven peer; the transport is closed when that fails.
+
+        Args:
+            transport: a connection that has not been used yet.
+            side: whether we opened it.
+            expected: the name the peer must prove, when we know whom we dialled.
+
+        Raises:
+            PeerError: ``handshake_timeout``, ``connection_lost``, ``tls_failed``, ``untrusted_certificate``,
+                ``unexpected_peer``, what ``welcome`` raises, or a code of ``p2p.hello_machine``.
+        """
+        context = self.client_context if side is Side.DIALLER else self.server_context
+        stream = trio.SSLStream(transport, context, server_side=side is Side.LISTENER, https_compatible=True)
+        done: Handshake | None = None
+        try:
+            with trio.fail_after(self.timeout_ms / 1000):
+                done = await self._shake(stream, side, expected)
+        except trio.TooSlowError:
+            raise PeerError("handshake_timeout", "the handshake took too long") from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            raise tls_error(error) from None
+        finally:
+            if done is None:
+                await trio.aclose_forcefully(stream)
+        return done
+
+    async def _shake(
+        self, stream: trio.SSLStream[trio.SocketStream], side: Side, expected: NodeName | None
+    ) -> Handshake:
+        await stream.do_handshake()
+        decoder = FrameDecoder(payload_bytes_max=HANDSHAKE_FRAME_BYTES_MAX)
+        try:
+            identity = self.trust.identify_untrusted(stream.getpeercert(binary_form=True))
+            if expected is not None and identity.name != expected:
+                raise PeerError("unexpected_peer", f"{identity.name} answers at the address of {expected}")
+            await self._say_hello(stream, side, identity, decoder)
+        except PeerError as error:
+            if error.code != "refused_by_peer":
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                    await stream.send_all(encode_frames([encode_bye(error.code)]))
+            raise
+        decoder.payload_bytes_max = FRAME_BYTES_MAX
+        return Handshake(identity, stream, decoder)
+
+    async def _say_hello(
+        self, stream: trio.SSLStream[trio.SocketStream], side: Side, peer: PeerIdentity, decoder: FrameDecoder
+    ) -> None:
+        machine = HelloMachine(
+            side,
+            self.chain_id,
+            key=self.identity.key,
+            fingerprint=self.identity.fingerprint,
+            peer_key=peer.key,
+            peer_fingerprint=peer.fingerprint,
+            nonce=secrets.token_bytes(NONCE_BYTES),
+        )
+        await stream.send_all(encode_frames(machine.start()))
+        while not machine.is_done:
+            frame = decoder.next_untrusted()
+            if frame is None:
+                data = await stream.receive_some(RECEIVE_BYTES)
+                if not data:
+                    raise PeerError("connection_lost", "the peer closed within the handshake")
+                decoder.feed(data)
+                continue
+            answer = machine.receive_untrusted(frame)
+            if any(item.kind is FrameKind.ACK for item in answer):
+                self.welcome(peer, side)
+            if answer:
+                await stream.send_all(encode_frames(answer))

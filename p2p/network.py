@@ -1,0 +1,385 @@
+"""All sessions of a node: listening, dialling, one session a pair, penalties, and an orderly end.
+
+**Who dials.** Both nodes of a pair know each other's address. The one with the smaller name dials at
+once; the other waits ``second_dial_ms`` first, so that both rarely dial at the same time. When they do,
+the session dialled by the smaller name stays; of two dialled by the same node, the newer one stays,
+since its proof is the fresher one. Both ends judge by the same rule, so they agree. A node that turns a
+new session down this way probes the old one, which breaks if nobody is behind it any more.
+
+**Strangers.** A connection has ``handshake_ms_max`` for TLS and hello together (R69), and at most
+``handshakes_max`` accepted ones are under way; beyond that the oldest gives way, because an honest peer
+needs milliseconds. Errors are charged to the peer's name once it is proven, before that to its address.
+A refused address cannot connect; addresses of configured peers are never refused as such, since
+otherwise whoever shares one with a validator could shut it out.
+
+**Order.** Frames of one kind to one peer arrive in the order of ``send``, as long as the session lives;
+a session that ends loses what was queued. Whoever needs a frame to arrive sends it again.
+"""
+
+import errno
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import TypeAlias
+
+import structlog
+import trio
+
+from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.ids import ChainId, NodeName
+from p2p.frames import FrameKind, encode_frame
+from p2p.handshake import Handshake, Handshaker
+from p2p.hello_machine import Side
+from p2p.penalties import PenaltyBook
+from p2p.session import Handler, Session, SessionLimits
+from p2p.tls import PeerIdentity, TlsIdentity, Trust, client_context, server_context
+
+SETTLED_S = 1.0
+"""A session that lived this long resets the dialler's back-off."""
+
+log = structlog.get_logger("p2p")
+
+Admits: TypeAlias = Callable[[NodeName, str, bytes], bool]
+"""Tells whether a node (name, organisation, SHA-256 of its certificate) may speak now."""
+
+OnPeer: TypeAlias = Callable[[NodeName, bool], None]
+"""Told when a session with a peer begins (True) and when the last one has ended (False)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """Everything a node's network needs to know.
+
+    ``port`` 0 takes a free one. ``peers`` are dialled; others may come in when ``admits`` lets them.
+    """
+
+    name: NodeName
+    chain_id: ChainId
+    identity: TlsIdentity
+    trust: Trust
+    host: str
+    port: int
+    peers: Mapping[NodeName, tuple[str, int]]
+    handshake_ms_max: int = 5_000
+    """Time from the first byte of a connection to the ACK of both sides."""
+    handshakes_max: int = 64
+    """Accepted connections whose handshake is under way."""
+    sessions_max: int = 256
+    """Sessions at the same time; more are turned down with ``too_many_sessions``."""
+    second_dial_ms: int = 250
+    """Head start of the smaller name of a pair."""
+    back_off_ms_min: int = 50
+    """First pause after a dial that failed; doubles up to ``back_off_ms_max``, each ± 50 %."""
+    back_off_ms_max: int = 4_000
+    """Longest pause between two dials."""
+    limits: SessionLimits = field(default_factory=SessionLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """What a peer looks like from here. ``state`` is ``connected``, ``down`` or ``refused``."""
+
+    name: NodeName
+    state: str
+    organisation: str
+    address: str
+    dialled: bool
+    connected_since_ms: int
+    queue_frames: int
+    queue_bytes: int
+    dropped: int
+    frames_sent: int
+    frames_received: int
+    bytes_sent: int
+    bytes_received: int
+    penalty_points: int
+    last_error: str
+
+
+class Network:
+    """The sessions of one node; ``run`` it, and ``send`` from any task of the same trio loop.
+
+    Args:
+        config: names, keys, addresses and bounds.
+        handler: takes each frame of a peer, in order for each peer; several peers at the same time.
+        admits: asked when a session is about to stand, and again by :meth:`recheck`.
+        random: source of the jitter in dialling; nothing else depends on it.
+        on_peer: told about sessions that begin and end.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        handler: Handler,
+        *,
+        admits: Admits,
+        random: Random,
+        on_peer: OnPeer = lambda name, connected: None,
+    ) -> None:
+        self._config = config
+        self._handler = handler
+        self._admits = admits
+        self._random = random
+        self._on_peer = on_peer
+        self._handshaker = Handshaker(
+            chain_id=config.chain_id,
+            identity=config.identity,
+            trust=config.trust,
+            server_context=server_context(config.identity, config.trust),
+            client_context=client_context(config.identity, config.trust),
+            welcome=self._check_welcome,
+            timeout_ms=config.handshake_ms_max,
+        )
+        self._sessions: dict[NodeName, Session] = {}
+        self._penalties = PenaltyBook()
+        self._last_errors: dict[NodeName, str] = {}
+        self._handshakes: dict[trio.CancelScope, None] = {}
+        self._changed = trio.Event()
+        self._stopping = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and dial until :meth:`stop` or cancellation; reports the port it listens on when started.
+
+        Raises:
+            LocalError: ``port_in_use`` or ``bad_address`` when it cannot listen.
+        """
+        config = self._config
+        listeners = await _listen(config.host, config.port)
+        port: int = listeners[0].socket.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            serve = partial(trio.serve_listeners, self._accept, listeners, handler_nursery=nursery)
+            nursery.start_soon(serve)
+            for peer, (host, peer_port) in sorted(config.peers.items()):
+                if peer != config.name:
+                    nursery.start_soon(self._keep_dialling, peer, host, peer_port)
+            log.info("listening", host=config.host, port=port)
+            task_status.started(port)
+            await self._stopping.wait()
+            for session in self._sessions.values():
+                session.finish("shutting_down")
+            with trio.move_on_after(config.limits.close_ms_max / 1000):
+                while self._sessions:
+                    await self._changed.wait()
+            nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Begin the end: queues leave within ``close_ms_max``, then :meth:`run` returns."""
+        self._stopping.set()
+
+    def send(self, to: NodeName, kind: FrameKind, payload: bytes) -> bool:
+        """Queue a frame for a peer; false when it is not connected or its queue refuses (see ``p2p.session``).
+
+        Raises:
+            LocalError: ``frame_too_large``.
+        """
+        session = self._sessions.get(to)
+        return session is not None and session.send(kind, encode_frame(kind, payload))
+
+    def broadcast(self, kind: FrameKind, payload: bytes, *, among: Iterable[NodeName] | None = None) -> int:
+        """Queue a frame for all connected peers, or those named; return how many queues took it.
+
+        Raises:
+            LocalError: ``frame_too_large``.
+        """
+        frame = encode_frame(kind, payload)
+        names = self._sessions if among is None else among
+        sessions = [session for name in names if (session := self._sessions.get(name)) is not None]
+        return sum(session.send(kind, frame) for session in sessions)
+
+    def connected(self) -> tuple[NodeName, ...]:
+        """Return the names of the peers with a session, in order."""
+        return tuple(sorted(self._sessions))
+
+    def peers(self) -> list[PeerStatus]:
+        """Return the status of every configured or connected peer, by name."""
+        names = (set(self._config.peers) | set(self._sessions)) - {self._config.name}
+        return [self._status(name) for name in sorted(names)]
+
+    def penalise(self, name: NodeName, code: str) -> bool:
+        """Charge a peer for an error; at the limit its session ends and it is refused for a while (true)."""
+        refused = self._blame(name, code)
+        session = self._sessions.get(name)
+        if refused and session is not None:
+            session.finish("refused_for_a_while", drop_queue=True)
+        return refused
+
+    def recheck(self) -> None:
+        """Ask ``admits`` again for every session and end those it no longer lets in; call after membership changed."""
+        for session in list(self._sessions.values()):
+            if not self._is_admitted(session.identity):
+                session.finish("not_admitted", drop_queue=True)
+
+    def _status(self, name: NodeName) -> PeerStatus:
+        session = self._sessions.get(name)
+        now_s = trio.current_time()
+        refused = self._penalties.refusal_left_s(name, now_s=now_s) > 0
+        host, port = self._config.peers.get(name, ("", 0))
+        counters = session.counters if session else None
+        return PeerStatus(
+            name=name,
+            state="connected" if session else "refused" if refused else "down",
+            organisation=session.identity.organisation if session else "",
+            address=session.address if session else f"{host}:{port}",
+            dialled=session.dialled if session else False,
+            connected_since_ms=session.connected_since_ms if session else 0,
+            queue_frames=session.queue.frame_count if session else 0,
+            queue_bytes=session.queue.byte_count if session else 0,
+            dropped=session.queue.dropped if session else 0,
+            frames_sent=counters.frames_sent if counters else 0,
+            frames_received=counters.frames_received if counters else 0,
+            bytes_sent=counters.bytes_sent if counters else 0,
+            bytes_received=counters.bytes_received if counters else 0,
+            penalty_points=self._penalties.points(name, now_s=now_s),
+            last_error=self._last_errors.get(name, ""),
+        )
+
+    # Dialling
+
+    async def _keep_dialling(self, peer: NodeName, host: str, port: int) -> None:
+        config = self._config
+        failures = 0
+        if config.name > peer:
+            await trio.sleep(config.second_dial_ms / 1000)
+        while True:
+            while peer in self._sessions:
+                await self._changed.wait()
+            if config.name > peer and failures == 0:
+                await trio.sleep(config.second_dial_ms / 1000)
+            await trio.sleep(self._penalties.refusal_left_s(peer, now_s=trio.current_time()))
+            if peer in self._sessions:
+                continue
+            if await self._dial(peer, host, port):
+                failures = 0
+                continue
+            failures += 1
+            pause_ms = min(config.back_off_ms_max, config.back_off_ms_min << min(failures - 1, 16))
+            await trio.sleep(pause_ms / 1000 * (0.5 + self._random.random()))
+
+    async def _dial(self, peer: NodeName, host: str, port: int) -> bool:
+        """Connect, shake hands and run the session to its end; false when it ended before it had settled."""
+        try:
+            with trio.fail_after(self._config.handshake_ms_max / 1000):
+                transport = await trio.open_tcp_stream(host, port)
+        except (OSError, trio.TooSlowError) as error:
+            self._note(peer, "unreachable", str(error))
+            return False
+        try:
+            done = await self._handshaker.shake(transport, Side.DIALLER, expected=peer)
+        except PeerError as error:
+            self._note(peer, error.code, error.message)
+            return False
+        return await self._run_session(done, f"{host}:{port}", dialled=True)
+
+    # Accepting
+
+    async def _accept(self, transport: trio.SocketStream) -> None:
+        try:
+            address = transport.socket.getpeername()[0]
+        except OSError:
+            await trio.aclose_forcefully(transport)
+            return
+        now_s = trio.current_time()
+        if self._stopping.is_set() or self._penalties.refusal_left_s(address, now_s=now_s) > 0:
+            await trio.aclose_forcefully(transport)
+            return
+        if len(self._handshakes) >= self._config.handshakes_max:
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel()
+        done = None
+        with trio.CancelScope() as scope:
+            self._handshakes[scope] = None
+            try:
+                done = await self._handshaker.shake(transport, Side.LISTENER)
+            except PeerError as error:
+                log.info("handshake failed", address=address, code=error.code, message=error.message)
+                if all(address != host for host, _ in self._config.peers.values()):
+                    self._penalties.add(address, error.code, now_s=trio.current_time())
+            finally:
+                self._handshakes.pop(scope, None)
+        if done is not None:
+            await self._run_session(done, address, dialled=False)
+
+    def _check_welcome(self, identity: PeerIdentity, side: Side) -> None:
+        """Refuse a proven peer that may not have a session now."""
+        if identity.name == self._config.name:
+            raise PeerError("unexpected_peer", "the peer bears our own name")
+        if not self._is_admitted(identity):
+            raise PeerError("not_admitted", f"{identity.name} of {identity.organisation} is no member node")
+        if self._penalties.refusal_left_s(identity.name, now_s=trio.current_time()) > 0:
+            raise PeerError("refused_for_a_while", f"{identity.name} made too many errors")
+        session = self._sessions.get(identity.name)
+        if session is not None and not self._replaces(session, dialled=side is Side.DIALLER):
+            session.probe()
+            raise PeerError("duplicate_session", f"{identity.name} has a session already")
+        if session is None and len(self._sessions) >= self._config.sessions_max:
+            raise PeerError("too_many_sessions", f"{self._config.sessions_max} sessions stand")
+
+    def _replaces(self, session: Session, *, dialled: bool) -> bool:
+        """Tell whether a new session takes the place of this one; see the module for the rule."""
+        return dialled == session.dialled or dialled == (self._config.name < session.name)
+
+    def _is_admitted(self, identity: PeerIdentity) -> bool:
+        return self._admits(identity.name, identity.organisation, identity.fingerprint)
+
+    # Sessions
+
+    async def _run_session(self, done: Handshake, address: str, *, dialled: bool) -> bool:
+        """Run a session to its end and tell whether it had settled before."""
+        name = done.identity.name
+        began_s = trio.current_time()
+        session = Session(
+            identity=done.identity,
+            stream=done.stream,
+            decoder=done.decoder,
+            handler=self._handler,
+            blame=self._blame,
+            limits=self._config.limits,
+            address=address,
+            dialled=dialled,
+            connected_since_ms=time.time_ns() // 1_000_000,
+        )
+        try:
+            previous = self._sessions.get(name)
+            if previous is not None and not self._replaces(previous, dialled=dialled):
+                session.finish("duplicate_session")
+            else:
+                self._sessions[name] = session
+                self._signal_change()
+                log.info("peer connected", peer=name, address=address, dialled=dialled)
+                if previous is not None:
+                    previous.finish("duplicate_session")
+                else:
+                    self._on_peer(name, True)
+            await session.run()
+        finally:
+            await trio.aclose_forcefully(session.stream)
+            if self._sessions.get(name) is session:
+                del self._sessions[name]
+                self._signal_change()
+                self._note(name, session.reason or "closed", "the session ended")
+                self._on_peer(name, False)
+        return trio.current_time() - began_s >= SETTLED_S
+
+    def _signal_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _blame(self, name: NodeName, code: str) -> bool:
+        log.warning("peer error", peer=name, code=code)
+        return self._penalties.add(name, code, now_s=trio.current_time())
+
+    def _note(self, name: NodeName, code: str, message: str) -> None:
+        if self._last_errors.get(name) != code:
+            log.info("peer down", peer=name, code=code, message=message)
+        self._last_errors[name] = code
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        code = "port_in_use" if error.errno == errno.EADDRINUSE else "bad_address"
+        raise LocalError(code, f"cannot listen on {host}:{port}: {error}") from None
