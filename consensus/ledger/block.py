@@ -13,11 +13,11 @@ import msgspec
 
 from consensus.ledger.codec import Record, RecordCodec, Value, encode
 from consensus.ledger.errors import PeerError
-from consensus.ledger.ids import ZERO_HASH, Hash, tagged_hash
+from consensus.ledger.ids import ZERO_HASH, ChainId, Hash, tagged_hash
 from consensus.ledger.merkle import HashBytes, list_root
 from consensus.ledger.receipt import Receipt, receipt_codec
 from consensus.ledger.transaction import TRANSACTION_BYTES_MAX, Natural
-from consensus.ledger.validators import NodeNameText
+from consensus.ledger.validators import Certificate, NodeNameText, ValidatorSet, check_certificate_untrusted
 
 FORMAT_VERSION = 1
 BLOCK_TRANSACTIONS_MAX = 2_000
@@ -155,6 +155,28 @@ def check_successor_untrusted(parent: Header, parent_hash: Hash, header: Header)
         raise PeerError("bad_header", "wrong uptime")
     if header.validators_hash != parent.next_validators_hash:
         raise PeerError("bad_header", "another validator set than the parent announced")
+    if header.sealed_height != header.height and (header.sealed_height, header.sealed_root) != (
+        parent.sealed_height,
+        parent.sealed_root,
+    ):
+        raise PeerError("bad_header", "neither sealed here nor the parent's seal")
+
+
+def check_certified_untrusted(header: Header, certificate: Certificate, validators: ValidatorSet) -> None:
+    """Check that a quorum of these validators certified this header, and that it is theirs to certify.
+
+    Whether they are the set of the header's height is the caller's to know; the header only names a hash.
+
+    Raises:
+        PeerError: ``bad_certificate``.
+    """
+    if header.height == 0:
+        raise PeerError("bad_certificate", "block 0 is made from genesis and never certified")
+    if header.validators_hash != validators.hash():
+        raise PeerError("bad_certificate", "the header names another validator set")
+    if (certificate.height, certificate.block_hash) != (header.height, header.hash()):
+        raise PeerError("bad_certificate", "the certificate is of another block")
+    check_certificate_untrusted(certificate, validators, ChainId(header.chain_id))
 
 
 def genesis_block(

@@ -9,10 +9,10 @@ Free-form values (arguments, state, events) go through :func:`encode` and :func:
 fixed records go through a :class:`RecordCodec`, which decodes straight into a typed structure.
 """
 
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar, cast
 
-import msgpack
 import msgspec
 
 from consensus.ledger.errors import LocalError, PeerError
@@ -43,7 +43,8 @@ def encode(value: Value) -> bytes:
             text that is no Unicode, or nesting deeper than 16.
     """
     try:
-        return _pack(_canonical(value, DEFAULT_LIMITS.depth_max))
+        _check(value, DEFAULT_LIMITS.depth_max, None)
+        return _encoder.encode(value)
     except _NotCanonical as error:
         raise LocalError("not_canonical", str(error)) from None
     except UnicodeEncodeError:
@@ -58,51 +59,55 @@ def decode_untrusted(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Value:
     """
     if len(data) > limits.bytes_max:
         raise PeerError("too_large", f"{len(data)} bytes, at most {limits.bytes_max} are accepted")
-    items_max = min(len(data), limits.items_max)
     try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=True, max_array_len=items_max, max_map_len=items_max)
-        canonical = _canonical(value, limits.depth_max)
-        if _pack(canonical) != data:
-            raise _NotCanonical("not the canonical encoding of its value")
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        value = _decoder.decode(data)
+        _check(value, limits.depth_max, limits.items_max)
+        again = _encoder.encode(value)
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise PeerError("malformed", f"not canonical MessagePack: {error}") from None
-    return canonical
+    if again != data:
+        raise PeerError("malformed", "not the canonical encoding of its value")
+    return cast(Value, value)
 
 
 def decode(data: bytes) -> Value:
     """Decode bytes that :func:`encode` made and our own storage kept; for anything else use ``decode_untrusted``."""
-    value: Value = msgpack.unpackb(data, raw=False, strict_map_key=True)
-    return value
+    return cast(Value, _decoder.decode(data))
 
 
 class _NotCanonical(ValueError):
     """A value, or its encoding, breaks a rule of this module."""
 
 
-def _pack(value: Value) -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed
+# Not msgpack: its decoder makes room for every length that nested headers claim, up to 1,024 deep (R72).
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decoder: msgspec.msgpack.Decoder[object] = msgspec.msgpack.Decoder(object)
 
 
-def _canonical(value: object, depth_left: int) -> Value:
-    """Return the value with the keys of its maps in order; raise ``_NotCanonical`` for what has no encoding."""
+def _check(value: object, depth_left: int, items_max: int | None) -> None:
+    """Raise ``_NotCanonical`` for what has no encoding; the encoder itself puts the keys of maps in order."""
     kind = type(value)
     if kind is int:
-        if not INTEGER_MIN <= value <= INTEGER_MAX:  # type: ignore[operator]
+        if not INTEGER_MIN <= cast(int, value) <= INTEGER_MAX:
             raise _NotCanonical("integer out of range")
-        return value  # type: ignore[return-value]
+        return
     if kind is str or kind is bytes or kind is bool or value is None:
-        return value  # type: ignore[return-value]
+        return
+    items: Iterable[object]
+    if kind is list or kind is tuple:
+        items = cast(list[object], value)
+    elif kind is dict:
+        items = cast(dict[object, object], value).values()
+        if any(type(key) is not str for key in cast(dict[object, object], value)):
+            raise _NotCanonical("a map key is no text")
+    else:
+        raise _NotCanonical(f"{kind.__name__} has no canonical encoding")
     if depth_left == 0:
         raise _NotCanonical("nested too deep")
-    if isinstance(value, list | tuple):
-        return [_canonical(item, depth_left - 1) for item in value]
-    if kind is dict:
-        items = cast(dict[object, object], value)
-        if any(type(key) is not str for key in items):
-            raise _NotCanonical("a map key is no text")
-        return {key: _canonical(items[key], depth_left - 1) for key in sorted(cast(dict[str, object], items))}
-    raise _NotCanonical(f"{kind.__name__} has no canonical encoding")
+    if items_max is not None and len(cast(Sized, value)) > items_max:
+        raise _NotCanonical(f"more than {items_max} items")
+    for item in items:
+        _check(item, depth_left - 1, items_max)
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

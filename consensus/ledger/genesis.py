@@ -10,14 +10,14 @@ from typing import Annotated, cast
 import msgspec
 
 from consensus.ledger.codec import Value, encode
-from consensus.ledger.errors import LocalError
+from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.ids import Address, ChainId, tagged_hash
 from consensus.ledger.keys import PUBLIC_KEY_BYTES, PublicKey
 from consensus.ledger.transaction import Natural
 from consensus.ledger.validators import NodeNameText, Validator, ValidatorSet
 
 GENESIS_BYTES_MAX = 1 << 20
-HexKey = Annotated[str, msgspec.Meta(pattern=f"^[0-9a-f]{{{2 * PUBLIC_KEY_BYTES}}}$")]
+HexKey = Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{{2 * PUBLIC_KEY_BYTES}}}\Z")]
 
 
 class Organisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -55,7 +55,7 @@ class Activation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
     name: NodeNameText
     version: Annotated[int, msgspec.Meta(ge=1)]
-    code_hash: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    code_hash: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -91,15 +91,34 @@ def decode_genesis_untrusted(data: bytes) -> Genesis:
     if len(data) > GENESIS_BYTES_MAX:
         raise LocalError("bad_genesis", f"a genesis file has at most {GENESIS_BYTES_MAX} bytes")
     try:
-        genesis = msgspec.json.decode(data, type=Genesis)
-        genesis.validator_set()
-    except (msgspec.MsgspecError, ValueError, RecursionError, LocalError) as error:
+        genesis = msgspec.convert(json.loads(data, object_pairs_hook=_without_duplicates), type=Genesis)
+        vote_keys = {validator.vote_key for validator in genesis.validator_set().validators}
+        genesis.chain_id()
+        addresses = [account.address for account in genesis.accounts]
+    except (msgspec.MsgspecError, ValueError, RecursionError, LocalError, PeerError) as error:
         raise LocalError("bad_genesis", str(error)) from None
-    organisations = [organisation.name for organisation in genesis.organisations]
-    if len(set(organisations)) != len(organisations):
-        raise LocalError("bad_genesis", "an organisation stands twice")
+    _refuse_twice("organisation", [organisation.name for organisation in genesis.organisations])
+    _refuse_twice("account name", [account.name for account in genesis.accounts])
+    _refuse_twice("account key", [address.hex() for address in addresses])
+    _refuse_twice("contract", [contract.name for contract in genesis.contracts])
+    if any(bytes.fromhex(account.public_key) in vote_keys for account in genesis.accounts):
+        raise LocalError("bad_genesis", "an account uses a vote key: each key has one use")
     named = {validator.organisation for validator in genesis.validators}
     named |= {account.organisation for account in genesis.accounts}
-    if unknown := sorted(named - set(organisations)):
+    if unknown := sorted(named - {organisation.name for organisation in genesis.organisations}):
         raise LocalError("bad_genesis", f"unknown organisation {unknown[0]}")
     return genesis
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuse an object with a name twice: two readers could see two documents."""
+    _refuse_twice("name in an object", [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _refuse_twice(what: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise LocalError("bad_genesis", f"{what} {name} stands twice")
+        seen.add(name)

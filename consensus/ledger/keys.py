@@ -130,9 +130,17 @@ class PrivateKey:
         return cls(key)
 
     def to_pem(self, passphrase: bytes | None) -> bytes:
-        """Return the key as PKCS#8, encrypted when a passphrase is given."""
+        """Return the key as PKCS#8, in clear only when the passphrase is None.
+
+        Raises:
+            LocalError: ``empty_passphrase``.
+        """
+        if passphrase == b"":
+            raise LocalError("empty_passphrase", "an empty passphrase protects nothing")
         encryption: serialization.KeySerializationEncryption = (
-            serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+            serialization.BestAvailableEncryption(passphrase)
+            if passphrase is not None
+            else serialization.NoEncryption()
         )
         return self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 

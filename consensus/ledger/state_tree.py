@@ -43,6 +43,7 @@ CACHED_NODES_MAX = 65_536
 DEPTH_MAX = 2 * HASH_BYTES
 _WIDTH = 16
 _LEAF_ENTRY_BYTES = 3 * HASH_BYTES
+_ENTRY_LENGTHS = bytes([0, HASH_BYTES, _LEAF_ENTRY_BYTES])
 _EMPTY_CHILDREN = (b"",) * _WIDTH
 _NIBBLE_OF_DIGIT = bytes.maketrans(b"0123456789abcdef", bytes(range(_WIDTH)))
 _CHILD_NAMES = tuple(bytes([nibble]) for nibble in range(_WIDTH))
@@ -324,15 +325,17 @@ def _inner_hash(children: list[bytes]) -> bytes:
 
 
 def _decode_children(path: bytes, blob: bytes | None) -> list[bytes]:
-    if blob is None or len(blob) < _WIDTH or len(blob) != _WIDTH + sum(blob[:_WIDTH]):
-        raise StorageError("corrupt_tree", f"the state tree's node {path.hex()} is missing or damaged")
     children: list[bytes] = []
-    start = _WIDTH
-    for length in blob[:_WIDTH]:
-        end = start + length
-        children.append(blob[start:end])
-        start = end
-    return children
+    if blob is not None:
+        start = _WIDTH
+        lengths = blob[:_WIDTH]
+        for length in lengths:
+            end = start + length
+            children.append(blob[start:end])
+            start = end
+        if start == len(blob) and len(children) == _WIDTH and not lengths.translate(None, _ENTRY_LENGTHS):
+            return children
+    raise StorageError("corrupt_tree", f"the state tree's node {path.hex()} is missing or damaged")
 
 
 def _encode_level(children: list[bytes], own: int) -> bytes:

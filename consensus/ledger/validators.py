@@ -18,7 +18,7 @@ from consensus.ledger.transaction import Natural
 
 VALIDATORS_MAX = 100
 
-NodeNameText = Annotated[str, msgspec.Meta(min_length=1, max_length=32, pattern="^[a-z0-9][a-z0-9-]*$")]
+NodeNameText = Annotated[str, msgspec.Meta(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9-]*\Z")]
 
 
 class Validator(Record, frozen=True):
@@ -49,6 +49,11 @@ class ValidatorSet:
             raise LocalError("bad_validators", f"a set has 1 to {VALIDATORS_MAX} validators")
         if names != sorted(set(names)) or len(keys) != len(names):
             raise LocalError("bad_validators", "names must ascend, and no name or key may stand twice")
+        for validator in self.validators:
+            try:
+                PublicKey.load_untrusted(validator.vote_key)
+            except PeerError as error:
+                raise LocalError("bad_validators", f"{validator.name}: {error.message}") from None
 
     @staticmethod
     def of(validators: list[Validator]) -> "ValidatorSet":
