@@ -1,0 +1,63 @@
+"""From a contract's source to something that runs: checked, metered, in a namespace of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from consensus.ledger.errors import LocalError
+from consensus.ledger.ids import Hash, tagged_hash
+from contracts.runtime.arguments import Method, compile_method
+from contracts.runtime.contract import Contract
+from contracts.runtime.meter import Meter
+
+RESERVED_NAMES = ("lanes", "registry")
+"""State namespaces of the runtime itself, which no contract may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedContract:
+    """One version of one contract, ready to run. ``code_hash`` is over the source bytes."""
+
+    name: str
+    version: int
+    code_hash: Hash
+    doc: str
+    methods: dict[str, Method]
+    instance: Contract
+    namespace: dict[str, Any]
+
+    def function(self, name: str) -> Callable[..., Any] | None:
+        """Return a function of the module itself, None where it has none."""
+        found = self.namespace.get(name)
+        return found if callable(found) else None
+
+
+def code_hash(source: bytes) -> Hash:
+    """Return the hash that an activation pins: SHA-256 of the source bytes under the domain ``contract``."""
+    return tagged_hash("contract", source)
+
+
+def load_contract(file_name: str, source: bytes, meter: Meter) -> LoadedContract:
+    """Load one contract; its steps are charged to ``meter``.
+
+    Raises:
+        LocalError: ``contract_refused`` with file, line and reason.
+    """
+    namespace: dict[str, Any] = {"__name__": f"contract:{file_name}"}
+    exec(compile(source, file_name, "exec", dont_inherit=True), namespace)
+    classes = [
+        item
+        for item in namespace.values()
+        if isinstance(item, type) and issubclass(item, Contract) and item is not Contract
+    ]
+    if len(classes) != 1:
+        raise LocalError("contract_refused", f"{file_name}: a module holds exactly one Contract, not {len(classes)}")
+    cls = classes[0]
+    name, version = cls.__dict__.get("name"), cls.__dict__.get("version")
+    if not isinstance(name, str) or not name or "/" in name or name in RESERVED_NAMES:
+        raise LocalError("contract_refused", f"{file_name}: {cls.__name__}.name must be a text without /")
+    if not isinstance(version, int) or version < 1:
+        raise LocalError("contract_refused", f"{file_name}: {cls.__name__}.version must be a number from 1 on")
+    marked = [item for item in cls.__dict__.values() if callable(item) and "kind" in getattr(item, "__dict__", {})]
+    methods = {function.__name__: compile_method(function) for function in marked}
+    return LoadedContract(name, version, code_hash(source), (cls.__doc__ or "").strip(), methods, cls(), namespace)
