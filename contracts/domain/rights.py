@@ -1,0 +1,627 @@
+"""Reward rights (权益): pre-allocated when an order is created, granted when it completes, revoked or taken back.
+
+A *server* is the account of a business server: it opens campaigns, and only it acts on the orders and
+users it made. Users and orders are named by their server with random or keyed pseudonyms; the same name
+at another server is another user. A user's rights of all campaigns of one server are one balance.
+
+**An order** goes NONE → PREALLOCATED → GRANTED | REVOKED, in whole or by amount: it is PREALLOCATED while
+anything is reserved; after that GRANTED if anything was granted, else REVOKED. ``create`` reserves a share
+of the campaign's quota, ``complete`` grants it to the user, ``cancel`` revokes what is still reserved and
+claws back (追回) what was granted, ``refund`` claws back alone. A claw-back takes what the user has
+available; the shortfall becomes the user's debt, paid out of what is granted or returned to it later.
+
+**Idempotency**: an event is known by (server, order or redemption, type, event). Once more with equal
+arguments it returns the first result and changes nothing; with others it reverts with ``event_conflict``.
+
+**Invariants**, to the unit; nothing is ever negative:
+
+- of a user, and of a server over all its users: created = reserved + available + redeemed + revoked + clawedBack
+- of an order, and of a campaign over all its orders: created = reserved + granted + revoked; refunded ≤ granted
+- of a campaign: created − revoked ≤ quota. A claw-back does not reopen the quota, so it is never oversold
+- of a server over its campaigns: granted = available + redeemed + clawedBack; refunded = clawedBack + debt
+
+**History**: every change of a user's balance is an entry of a hash chain, so that a history shows also that
+nothing was left out: head(n) = ``context.hash(head(n − 1), entry n)``, head(−1) = 32 zero bytes.
+
+State, under ``rights/``; ADDRESS is the server's, in hex; every amount is an integer in smallest units:
+
+- ``campaign/CAMPAIGN`` = {server, quota, rule: version, orderMax, shareBasisPoints, amounts}
+- ``rule/CAMPAIGN/VERSION`` = {orderMax, shareBasisPoints}, VERSION with 6 digits
+- ``order/ORDER/ADDRESS`` = {campaign, user, rule, amounts, events: [[type, event, arguments, entry number]…]}
+- ``redemption/REDEMPTION/ADDRESS`` = {user, amount, reversed, events: as above}
+- ``user/USER/ADDRESS`` = {amounts, count, head}; ``server/ADDRESS`` = amounts
+- ``history/USER/ADDRESS/NUMBER`` = [type, order or redemption, event, changes, height, time_ms], NUMBER with 12 digits
+"""
+
+from typing import Annotated, Any, TypeAlias, TypedDict
+
+import msgspec
+
+from consensus.ledger.codec import INTEGER_MAX
+from contracts.runtime.contract import AccountAddress, Amount, Context, Contract, Name, Revert, Value, method, query
+
+SERVER_ROLE = "business-server"
+"""The role of an account that may open campaigns."""
+
+EVENTS_PER_RECORD_MAX = 64
+"""How many events one order or one redemption takes."""
+
+# No slash, since these are parts of state keys.
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z")]
+BasisPoints = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+EntryNumber = Annotated[int, msgspec.Meta(ge=0)]
+Version = Annotated[int, msgspec.Meta(ge=1)]
+PageSize = Annotated[int, msgspec.Meta(ge=1, le=100)]
+
+Amounts: TypeAlias = dict[str, int]
+"""Figures by name, in smallest units."""
+
+Result: TypeAlias = dict[str, Value]
+"""{entry: the number of the user's history entry, and each changed figure of the user's balance: by how much}."""
+
+BALANCE = {"available": 0, "clawedBack": 0, "created": 0, "debt": 0, "redeemed": 0, "reserved": 0, "revoked": 0}
+"""The figures of a user, and of a server."""
+
+BASIS = 10_000
+EMPTY_HEAD = bytes(32)
+
+
+class CampaignRecord(TypedDict):
+    """``amounts`` are those of its orders: created, reserved, granted, revoked, refunded."""
+
+    server: bytes
+    quota: int
+    rule: int
+    orderMax: int
+    shareBasisPoints: int
+    amounts: Amounts
+
+
+class OrderRecord(TypedDict):
+    """``amounts``: reserved, granted, revoked, refunded; ``rule`` is the campaign's rule version at its creation."""
+
+    campaign: str
+    user: str
+    rule: int
+    amounts: Amounts
+    events: list[list[Any]]
+
+
+class RedemptionRecord(TypedDict):
+    """``reversed`` of ``amount`` was returned to the user."""
+
+    user: str
+    amount: int
+    reversed: int
+    events: list[list[Any]]
+
+
+class UserRecord(TypedDict):
+    """``count`` entries of history end in ``head`` (32 bytes)."""
+
+    amounts: Amounts
+    count: int
+    head: bytes
+
+
+class Rights(Contract):
+    """Reward rights of a business server's users: pre-allocate, grant, revoke, claw back, redeem, within a quota."""
+
+    name = "rights"
+    version = 1
+
+    @method
+    def open_campaign(
+        self,
+        context: Context,
+        campaign: Id,
+        quota: Amount,
+        order_max: Amount | None = None,
+        share_basis_points: BasisPoints = BASIS,
+    ) -> None:
+        """Open a campaign that allocates rights of at most ``quota`` smallest units to orders of the caller.
+
+        The caller needs the role ``business-server``. ``order_max`` caps the share of one order (default: the
+        quota); ``share_basis_points`` is what ``create_by_rule`` gives of an order's amount, in 1/10,000.
+        Fails with ``not_allowed`` or ``campaign_exists``.
+        """
+        account = context.account(context.caller)
+        if account is None or SERVER_ROLE not in account.roles:
+            raise Revert("not_allowed", "needs the role business-server")
+        context.require(context.state.get(f"campaign/{campaign}") is None, "campaign_exists")
+        record = CampaignRecord(
+            server=context.caller,
+            quota=quota,
+            rule=0,
+            orderMax=quota,
+            shareBasisPoints=BASIS,
+            amounts={"created": 0, "granted": 0, "refunded": 0, "reserved": 0, "revoked": 0},
+        )
+        _put_rule(context, campaign, record, order_max, share_basis_points)
+        context.emit("opened", campaign=campaign, server=context.caller, quota=quota)
+
+    @method
+    def change_rule(
+        self,
+        context: Context,
+        campaign: Id,
+        order_max: Amount | None = None,
+        share_basis_points: BasisPoints = BASIS,
+    ) -> int:
+        """Set the caller's campaign's rule for orders created from now on; return the rule's new version.
+
+        Arguments as in ``open_campaign``. Orders keep the share they were created with.
+        Fails with ``unknown_campaign`` or ``not_allowed``.
+        """
+        record = _own_campaign(context, campaign)
+        _put_rule(context, campaign, record, order_max, share_basis_points)
+        return record["rule"]
+
+    @method
+    def create(self, context: Context, campaign: Id, order: Id, user: Id, amount: Amount, event: Name) -> Result:
+        """Pre-allocate ``amount`` smallest units, a share that the server computed, for a new order of a user.
+
+        The contract checks it against the rule's cap and what is left of the quota.
+        Fails with ``unknown_campaign``, ``not_allowed``, ``order_state``, ``share_too_large``, ``quota_exceeded`` or
+        ``event_conflict``.
+        """
+        return _create(context, "create", campaign, order, user, amount, event)
+
+    @method
+    def create_by_rule(
+        self, context: Context, campaign: Id, order: Id, user: Id, order_amount: Amount, event: Name
+    ) -> Result:
+        """Compute the share of a new order of ``order_amount`` smallest units by the campaign's rule; pre-allocate it.
+
+        share = min(⌊order_amount × shareBasisPoints / 10,000⌋, orderMax).
+        Fails with ``unknown_campaign``, ``not_allowed``, ``order_state``, ``no_share`` where it is 0,
+        ``quota_exceeded`` or ``event_conflict``.
+        """
+        return _create(context, "create_by_rule", campaign, order, user, order_amount, event)
+
+    @method
+    def cancel(self, context: Context, order: Id, event: Name, amount: Amount | None = None) -> Result:
+        """Take back ``amount`` smallest units of an order's share, or all of it: revoke, then claw back.
+
+        What is still reserved is revoked first; the rest is clawed back from what was granted.
+        Fails with ``unknown_order``, ``order_state`` where nothing is left, ``amount_exceeds_order`` or
+        ``event_conflict``.
+        """
+        record = _own_order(context, order)
+        first = _first_result(context, record["events"], record["user"], "cancel", event, amount)
+        if first is not None:
+            return first
+        amounts = record["amounts"]
+        total = _amount_within(context, amount, amounts["reserved"] + amounts["granted"] - amounts["refunded"])
+        revoked = min(total, amounts["reserved"])
+        return _take_back(context, "cancel", order, record, event, amount, revoked=revoked, refunded=total - revoked)
+
+    @method
+    def complete(self, context: Context, order: Id, event: Name, amount: Amount | None = None) -> Result:
+        """Grant ``amount`` smallest units of what is reserved for an order, or all of it.
+
+        The user's debt is paid first; the rest becomes available.
+        Fails with ``unknown_order``, ``order_state`` where nothing is reserved, ``amount_exceeds_order`` or
+        ``event_conflict``.
+        """
+        record = _own_order(context, order)
+        first = _first_result(context, record["events"], record["user"], "complete", event, amount)
+        if first is not None:
+            return first
+        granted = _amount_within(context, amount, record["amounts"]["reserved"])
+        user = _user(context, record["user"])
+        changes = _returned(user, granted)
+        changes["reserved"] = -granted
+        _change_order(
+            context,
+            order,
+            record,
+            ["complete", event, amount, user["count"]],
+            {"reserved": -granted, "granted": granted},
+        )
+        return _enter(context, "complete", record["user"], user, order, event, changes)
+
+    @method
+    def refund(self, context: Context, order: Id, event: Name, amount: Amount | None = None) -> Result:
+        """Claw back ``amount`` smallest units of what was granted for an order, or all of it.
+
+        It is taken from the user's available rights; the shortfall becomes the user's debt.
+        Fails with ``unknown_order``, ``order_state`` where nothing granted is left, ``amount_exceeds_order`` or
+        ``event_conflict``.
+        """
+        record = _own_order(context, order)
+        first = _first_result(context, record["events"], record["user"], "refund", event, amount)
+        if first is not None:
+            return first
+        total = _amount_within(context, amount, record["amounts"]["granted"] - record["amounts"]["refunded"])
+        return _take_back(context, "refund", order, record, event, amount, revoked=0, refunded=total)
+
+    @method
+    def redeem(self, context: Context, user: Id, amount: Amount, redemption: Id, event: Name) -> Result:
+        """Write off ``amount`` smallest units of a user's available rights under a new redemption's name.
+
+        Fails with ``insufficient_rights``, ``redemption_exists`` or ``event_conflict``.
+        """
+        key = _own_key(context, "redemption", redemption)
+        existing: RedemptionRecord | None = context.state.get(key)
+        if existing is not None:
+            first = _first_result(context, existing["events"], existing["user"], "redeem", event, amount)
+            if first is None:
+                raise Revert("redemption_exists")
+            context.require(existing["user"] == user, "event_conflict")
+            return first
+        record = _user(context, user)
+        available = record["amounts"]["available"]
+        context.require(available >= amount, "insufficient_rights", f"{available} available, {amount} needed")
+        events: list[list[Any]] = [["redeem", event, amount, record["count"]]]
+        context.state.put(key, RedemptionRecord(user=user, amount=amount, reversed=0, events=events))
+        changes = {"available": -amount, "redeemed": amount}
+        return _enter(context, "redeem", user, record, redemption, event, changes)
+
+    @method
+    def reverse_redemption(self, context: Context, redemption: Id, event: Name, amount: Amount | None = None) -> Result:
+        """Return ``amount`` smallest units of a redemption to its user, or all of it; the user's debt is paid first.
+
+        Fails with ``unknown_redemption``, ``redemption_state`` where nothing is left, ``amount_exceeds_redemption``
+        or ``event_conflict``.
+        """
+        key = _own_key(context, "redemption", redemption)
+        record: RedemptionRecord | None = context.state.get(key)
+        if record is None:
+            raise Revert("unknown_redemption")
+        first = _first_result(context, record["events"], record["user"], "reverse_redemption", event, amount)
+        if first is not None:
+            return first
+        left = record["amount"] - record["reversed"]
+        context.require(left > 0, "redemption_state", "all of it was reversed")
+        total = left if amount is None else amount
+        context.require(total <= left, "amount_exceeds_redemption", f"{left} is left of it")
+        user = _user(context, record["user"])
+        changes = _returned(user, total)
+        changes["redeemed"] = -total
+        record["reversed"] += total
+        record["events"].append(["reverse_redemption", event, amount, user["count"]])
+        context.require(len(record["events"]) <= EVENTS_PER_RECORD_MAX, "too_many_events")
+        context.state.put(key, record)
+        return _enter(context, "reverse_redemption", record["user"], user, redemption, event, changes)
+
+    @query
+    def balance(self, context: Context, user: Id, server: AccountAddress | None = None) -> dict[str, Value]:
+        """Return a user's {created, reserved, available, redeemed, revoked, clawedBack, debt, count, head}.
+
+        Amounts in smallest units; ``count`` history entries end in the chain's ``head``. Zeros for who has no
+        history. ``server`` is needed only where several servers have a user of this name (``ambiguous_server``).
+        """
+        key = _find(context, f"user/{user}/", server)
+        record = _user_at(context, key) if key else _no_user()
+        return {**record["amounts"], "count": record["count"], "head": record["head"]}
+
+    @query
+    def history(
+        self,
+        context: Context,
+        user: Id,
+        start: EntryNumber = 0,
+        limit: PageSize = 100,
+        server: AccountAddress | None = None,
+    ) -> list[Value]:
+        """Return up to ``limit`` history entries of a user from number ``start`` on, in order.
+
+        Each is {number, type, reference, event, changes, height, timeMs}; ``changes`` says by how many smallest
+        units each figure of the balance changed. ``server`` as in ``balance``.
+        """
+        key = _find(context, f"user/{user}/", server)
+        if not key:
+            return []
+        prefix = f"history/{key[5:]}/"
+        return [
+            _entry_map(int(entry_key[len(prefix) :]), entry)
+            for entry_key, entry in context.state.scan(prefix, f"{prefix}{start:012d}", limit)
+        ]
+
+    @query
+    def order(self, context: Context, order: Id, server: AccountAddress | None = None) -> dict[str, Value]:
+        """Return an order's {order, state, campaign, user, rule, reserved, granted, revoked, refunded, events}.
+
+        ``server`` is needed only where several servers have an order of this name (``ambiguous_server``).
+        Fails with ``unknown_order``.
+        """
+        key = _find(context, f"order/{order}/", server)
+        record: OrderRecord | None = context.state.get(key) if key else None
+        if record is None:
+            raise Revert("unknown_order")
+        return {
+            **record["amounts"],
+            "order": order,
+            "state": order_state(record["amounts"]),
+            "campaign": record["campaign"],
+            "user": record["user"],
+            "rule": record["rule"],
+            "events": [*record["events"]],
+        }
+
+    @query
+    def redemption(self, context: Context, redemption: Id, server: AccountAddress | None = None) -> dict[str, Value]:
+        """Return a redemption's {redemption, user, amount, reversed, events}; amounts in smallest units.
+
+        ``server`` is needed only where several servers have a redemption of this name (``ambiguous_server``).
+        Fails with ``unknown_redemption``.
+        """
+        key = _find(context, f"redemption/{redemption}/", server)
+        record: dict[str, Value] | None = context.state.get(key) if key else None
+        if record is None:
+            raise Revert("unknown_redemption")
+        return {**record, "redemption": redemption}
+
+    @query
+    def campaign(self, context: Context, campaign: Id) -> dict[str, Value]:
+        """Return a campaign's server, rule, quota, what is left of it, and the totals of its orders.
+
+        {campaign, server, rule, orderMax, shareBasisPoints, quota, left, created, reserved, granted, revoked,
+        refunded}; created = reserved + granted + revoked. Fails with ``unknown_campaign``.
+        """
+        return _campaign_map(campaign, _campaign(context, campaign))
+
+    @query
+    def campaigns(self, context: Context, start: str = "", limit: PageSize = 100) -> list[Value]:
+        """Return up to ``limit`` campaigns whose names are ``start`` or come after it, in order; as ``campaign``."""
+        return [
+            _campaign_map(key[9:], value) for key, value in context.state.scan("campaign/", f"campaign/{start}", limit)
+        ]
+
+    @query
+    def rule(self, context: Context, campaign: Id, version: Version) -> dict[str, Value]:
+        """Return a version of a campaign's rule, {orderMax, shareBasisPoints}. Fails with ``unknown_rule``."""
+        record: dict[str, Value] | None = context.state.get(f"rule/{campaign}/{version:06d}")
+        if record is None:
+            raise Revert("unknown_rule")
+        return record
+
+    @query
+    def totals(self, context: Context, server: AccountAddress | None = None) -> dict[str, Value]:
+        """Return the sums over all users of a server, in smallest units: what must be conserved.
+
+        {created, reserved, available, redeemed, revoked, clawedBack, debt}, where
+        created = reserved + available + redeemed + revoked + clawedBack.
+        ``server`` is needed only where several servers have orders (``ambiguous_server``).
+        """
+        key = _find(context, "server/", server)
+        return {**(_server_at(context, key) if key else BALANCE)}
+
+
+def order_state(amounts: Amounts) -> str:
+    """Return the state that an order's figures say."""
+    if amounts["reserved"]:
+        return "PREALLOCATED"
+    return "GRANTED" if amounts["granted"] else "REVOKED"
+
+
+def _own_key(context: Context, kind: str, name: str) -> str:
+    """Return the key of the caller's record of this kind and name."""
+    return f"{kind}/{name}/{context.caller.hex()}"
+
+
+def _find(context: Context, prefix: str, server: bytes | None) -> str:
+    """Return the key of the server's record under a prefix, or of the only server's; empty where there is none."""
+    if server is not None:
+        return prefix + server.hex()
+    found = context.state.scan(prefix, prefix, 2)
+    context.require(len(found) < 2, "ambiguous_server", "several servers have this name: say which")
+    return found[0][0] if found else ""
+
+
+def _campaign(context: Context, campaign: str) -> CampaignRecord:
+    record: CampaignRecord | None = context.state.get(f"campaign/{campaign}")
+    if record is None:
+        raise Revert("unknown_campaign")
+    return record
+
+
+def _own_campaign(context: Context, campaign: str) -> CampaignRecord:
+    record = _campaign(context, campaign)
+    context.require(record["server"] == context.caller, "not_allowed", "another server opened this campaign")
+    return record
+
+
+def _quota_left(campaign: CampaignRecord) -> int:
+    return campaign["quota"] - campaign["amounts"]["created"] + campaign["amounts"]["revoked"]
+
+
+def _campaign_map(campaign: str, record: CampaignRecord) -> dict[str, Value]:
+    return {
+        **record["amounts"],
+        "campaign": campaign,
+        "server": record["server"],
+        "rule": record["rule"],
+        "orderMax": record["orderMax"],
+        "shareBasisPoints": record["shareBasisPoints"],
+        "quota": record["quota"],
+        "left": _quota_left(record),
+    }
+
+
+def _put_rule(
+    context: Context, campaign: str, record: CampaignRecord, order_max: int | None, share_basis_points: int
+) -> None:
+    """Give the campaign the next version of its rule."""
+    record["rule"] += 1
+    record["orderMax"] = record["quota"] if order_max is None else order_max
+    record["shareBasisPoints"] = share_basis_points
+    context.state.put(f"campaign/{campaign}", record)
+    context.state.put(
+        f"rule/{campaign}/{record['rule']:06d}",
+        {"orderMax": record["orderMax"], "shareBasisPoints": share_basis_points},
+    )
+
+
+def _own_order(context: Context, order: str) -> OrderRecord:
+    record: OrderRecord | None = context.state.get(_own_key(context, "order", order))
+    if record is None:
+        raise Revert("unknown_order")
+    return record
+
+
+def _no_user() -> UserRecord:
+    return UserRecord(amounts={**BALANCE}, count=0, head=EMPTY_HEAD)
+
+
+def _user_at(context: Context, key: str) -> UserRecord:
+    record: UserRecord | None = context.state.get(key)
+    return _no_user() if record is None else record
+
+
+def _user(context: Context, user: str) -> UserRecord:
+    return _user_at(context, _own_key(context, "user", user))
+
+
+def _server_at(context: Context, key: str) -> Amounts:
+    amounts: Amounts | None = context.state.get(key)
+    return {**BALANCE} if amounts is None else amounts
+
+
+def _entry_map(number: int, entry: list[Value]) -> dict[str, Value]:
+    kind, reference, event, changes, height, time_ms = entry
+    return {
+        "number": number,
+        "type": kind,
+        "reference": reference,
+        "event": event,
+        "changes": changes,
+        "height": height,
+        "timeMs": time_ms,
+    }
+
+
+def _first_result(
+    context: Context, events: list[list[Any]], user: str, kind: str, event: str, arguments: Value
+) -> Result | None:
+    """Return what this event brought when it came first, or None if it is new to its order or redemption."""
+    for first_kind, first_event, first_arguments, number in events:
+        if first_kind == kind and first_event == event:
+            context.require(
+                first_arguments == arguments, "event_conflict", "the event came before with other arguments"
+            )
+            entry = context.state.get(f"{_own_key(context, 'history', user)}/{number:012d}")
+            return {**entry[3], "entry": number}
+    return None
+
+
+def _share(context: Context, kind: str, campaign: CampaignRecord, asked: int) -> int:
+    """Return what a new order reserves: the share asked for, or what the rule gives of the order's amount."""
+    if kind == "create":
+        context.require(asked <= campaign["orderMax"], "share_too_large", f"the rule's cap is {campaign['orderMax']}")
+        return asked
+    share = min(asked * campaign["shareBasisPoints"] // BASIS, campaign["orderMax"])
+    context.require(share > 0, "no_share", "the rule gives nothing for so small an order")
+    return share
+
+
+def _create(
+    context: Context, kind: str, campaign_name: str, order: str, user_name: str, asked: int, event: str
+) -> Result:
+    """Reserve a share of the campaign's quota for a new order, or return the first result of this very creation."""
+    order_key = _own_key(context, "order", order)
+    existing: OrderRecord | None = context.state.get(order_key)
+    if existing is not None:
+        first = _first_result(context, existing["events"], existing["user"], kind, event, asked)
+        if first is None:
+            raise Revert("order_state", "the order was created before")
+        is_same = existing["campaign"] == campaign_name and existing["user"] == user_name
+        context.require(is_same, "event_conflict", "the event came before with other arguments")
+        return first
+    campaign = _own_campaign(context, campaign_name)
+    share = _share(context, kind, campaign, asked)
+    left = _quota_left(campaign)
+    context.require(share <= left, "quota_exceeded", f"{left} is left of the quota")
+    user = _user(context, user_name)
+    record = OrderRecord(
+        campaign=campaign_name,
+        user=user_name,
+        rule=campaign["rule"],
+        amounts={"granted": 0, "refunded": 0, "reserved": share, "revoked": 0},
+        events=[[kind, event, asked, user["count"]]],
+    )
+    changes = {"created": share, "reserved": share}
+    _add(campaign["amounts"], changes)
+    context.state.put(order_key, record)
+    context.state.put(f"campaign/{campaign_name}", campaign)
+    return _enter(context, kind, user_name, user, order, event, changes)
+
+
+def _amount_within(context: Context, amount: int | None, left: int) -> int:
+    """Return how much of an order an event concerns: the amount, or all that is left of it."""
+    context.require(left > 0, "order_state", "nothing of the order is left for this")
+    total = left if amount is None else amount
+    context.require(total <= left, "amount_exceeds_order", f"{left} is left of the order")
+    return total
+
+
+def _returned(user: UserRecord, amount: int) -> Amounts:
+    """Return a user's changes when an amount comes to it: debt is paid first, the rest is available."""
+    paid = min(user["amounts"]["debt"], amount)
+    return {"available": amount - paid, "clawedBack": paid, "debt": -paid}
+
+
+def _take_back(
+    context: Context,
+    kind: str,
+    order: str,
+    record: OrderRecord,
+    event: str,
+    asked: int | None,
+    *,
+    revoked: int,
+    refunded: int,
+) -> Result:
+    """Revoke what is reserved and claw back what was granted; the shortfall becomes debt."""
+    user = _user(context, record["user"])
+    taken = min(refunded, user["amounts"]["available"])
+    changes = {
+        "reserved": -revoked,
+        "revoked": revoked,
+        "available": -taken,
+        "clawedBack": taken,
+        "debt": refunded - taken,
+    }
+    moved = {"reserved": -revoked, "revoked": revoked, "refunded": refunded}
+    _change_order(context, order, record, [kind, event, asked, user["count"]], moved)
+    return _enter(context, kind, record["user"], user, order, event, changes)
+
+
+def _change_order(context: Context, order: str, record: OrderRecord, event: list[Value], changes: Amounts) -> None:
+    """Apply changes to an order and its campaign, and note the event at the order."""
+    record["events"].append(event)
+    context.require(len(record["events"]) <= EVENTS_PER_RECORD_MAX, "too_many_events")
+    campaign = _campaign(context, record["campaign"])
+    _add(record["amounts"], changes)
+    _add(campaign["amounts"], changes)
+    context.state.put(_own_key(context, "order", order), record)
+    context.state.put(f"campaign/{record['campaign']}", campaign)
+
+
+def _add(amounts: Amounts, changes: Amounts) -> None:
+    for field, change in changes.items():
+        amounts[field] += change
+
+
+def _enter(
+    context: Context, kind: str, user_name: str, user: UserRecord, reference: str, event: str, changes: Amounts
+) -> Result:
+    """Apply changes to a user and its server, add the entry to the user's history, and return the result."""
+    changes = {field: change for field, change in changes.items() if change}
+    server_key = f"server/{context.caller.hex()}"
+    server = _server_at(context, server_key)
+    _add(user["amounts"], changes)
+    _add(server, changes)
+    # No other figure of a server, a campaign or a user exceeds what the server ever created.
+    context.require(server["created"] <= INTEGER_MAX, "overflow", "a sum would exceed 2^63 - 1")
+    number = user["count"]
+    entry: list[Value] = [kind, reference, event, {**changes}, context.height, context.time_ms]
+    user["count"] = number + 1
+    user["head"] = context.hash(user["head"], entry)
+    user_key = _own_key(context, "user", user_name)
+    context.state.put(f"history/{user_key[5:]}/{number:012d}", entry)
+    context.state.put(user_key, user)
+    context.state.put(server_key, server)
+    context.emit(kind, server=context.caller, user=user_name, reference=reference, event=event, changes={**changes})
+    return {**changes, "entry": number}

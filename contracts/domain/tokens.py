@@ -1,0 +1,245 @@
+"""Named units of value: defined and issued by one account, held, moved and reserved by all others.
+
+A balance has two parts: what is *available* and what is *reserved* under keys of the holder's own. An
+amount moves from one to the other and back, or out of the reserve to a payee.
+
+State, under ``tokens/``:
+
+- ``unit/UNIT`` = {issuer (20 bytes), decimals, description}
+- ``supply/UNIT`` = amount in existence
+- ``balance/UNIT/ADDRESS`` = [available, reserved]
+- ``reservation/UNIT/ADDRESS/KEY`` = amount still reserved; 0 once committed or released, so that a key serves once
+
+Invariants, for every unit: the sum of all available and reserved amounts is the supply; a holder's
+reserved amount is the sum of its reservations; nothing is negative; the supply is at most 2^63 − 1,
+so that no sum of balances overflows.
+
+A transfer reads and writes two balances and nothing else. The recipient must be a registered account,
+because units sent to a mistyped address would be lost for good; that is looked up only when it holds
+no balance record of the unit yet, since accounts are never removed. A suspended account may receive:
+a suspension stops its acts, not its claims.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from consensus.ledger.codec import INTEGER_MAX
+from contracts.runtime.contract import AccountAddress, Amount, Context, Contract, Name, Revert, Value, method, query
+
+ISSUER_ROLE = "unit-issuer"
+"""The role of an account that may define units."""
+
+# No slash, since names are parts of state keys: a unit "A/…" could otherwise stand for a record of unit A.
+UnitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:_-]{0,63}\Z")]
+Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
+Text = Annotated[str, msgspec.Meta(max_length=140)]
+PageSize = Annotated[int, msgspec.Meta(ge=1, le=100)]
+
+
+class Tokens(Contract):
+    """Named units of value: issue, transfer, reserve, commit, release and burn, all in smallest units."""
+
+    name = "tokens"
+    version = 1
+
+    @method
+    def define(self, context: Context, unit: UnitName, decimals: Decimals = 0, description: Text = "") -> None:
+        """Define a unit, issued and burned by the caller alone from now on.
+
+        The caller needs the role ``unit-issuer``. ``decimals`` says how a smallest unit is shown: 2 for cents.
+
+        Fails with ``not_allowed`` or ``unit_exists``.
+        """
+        account = context.account(context.caller)
+        if account is None or ISSUER_ROLE not in account.roles:
+            raise Revert("not_allowed", "needs the role unit-issuer")
+        context.require(context.state.get(f"unit/{unit}") is None, "unit_exists")
+        context.state.put(f"unit/{unit}", {"issuer": context.caller, "decimals": decimals, "description": description})
+        context.state.put(f"supply/{unit}", 0)
+        context.emit("defined", unit=unit, issuer=context.caller, decimals=decimals)
+
+    @method
+    def issue(self, context: Context, unit: UnitName, to: AccountAddress, amount: Amount) -> int:
+        """Create an amount, in smallest units, in an account's available balance; return the new supply.
+
+        Only the unit's issuer may. Fails with ``unknown_unit``, ``not_allowed``, ``unknown_account`` or ``overflow``.
+        """
+        supply = _supply_for_issuer(context, unit)
+        context.require(supply <= INTEGER_MAX - amount, "overflow", "the supply would exceed 2^63 - 1")
+        balance = _recipient_balance(context, unit, to)
+        context.state.put(f"supply/{unit}", supply + amount)
+        _put_balance(context, unit, to, balance[0] + amount, balance[1])
+        context.emit("issued", unit=unit, to=to, amount=amount)
+        return supply + amount
+
+    @method
+    def burn(self, context: Context, unit: UnitName, amount: Amount) -> int:
+        """Destroy an amount, in smallest units, of the issuer's own available balance; return the new supply.
+
+        Only the unit's issuer may, since the supply is what it owes: holders redeem by a transfer to it.
+        Fails with ``unknown_unit``, ``not_allowed`` or ``insufficient_funds``.
+        """
+        supply = _supply_for_issuer(context, unit)
+        available, reserved = _spendable(context, unit, amount)
+        context.state.put(f"supply/{unit}", supply - amount)
+        _put_balance(context, unit, context.caller, available - amount, reserved)
+        context.emit("burned", unit=unit, amount=amount)
+        return supply - amount
+
+    @method
+    def transfer(self, context: Context, unit: UnitName, to: AccountAddress, amount: Amount, memo: Text = "") -> None:
+        """Move an amount, in smallest units, from the caller's available balance to another account's.
+
+        ``memo`` is up to 140 characters that everybody can read: references only, no personal data.
+        Fails with ``unknown_unit``, ``insufficient_funds`` or ``unknown_account``.
+        """
+        available, reserved = _spendable(context, unit, amount)
+        if to != context.caller:
+            balance = _recipient_balance(context, unit, to)
+            _put_balance(context, unit, context.caller, available - amount, reserved)
+            _put_balance(context, unit, to, balance[0] + amount, balance[1])
+        context.emit("transferred", unit=unit, sender=context.caller, to=to, amount=amount, memo=memo)
+
+    @method
+    def reserve(self, context: Context, unit: UnitName, key: Name, amount: Amount) -> None:
+        """Set an amount, in smallest units, of the caller's available balance aside under a key.
+
+        A key serves once for each holder and unit, also after its end.
+        Fails with ``unknown_unit``, ``insufficient_funds`` or ``reservation_exists``.
+        """
+        reservation = _reservation_key(unit, context.caller, key)
+        context.require(context.state.get(reservation) is None, "reservation_exists")
+        available, reserved = _spendable(context, unit, amount)
+        context.state.put(reservation, amount)
+        _put_balance(context, unit, context.caller, available - amount, reserved + amount)
+        context.emit("reserved", unit=unit, holder=context.caller, key=key, amount=amount)
+
+    @method
+    def commit(self, context: Context, unit: UnitName, key: Name, to: AccountAddress) -> int:
+        """Pay what the caller reserved under a key to an account; return the amount, in smallest units.
+
+        Fails with ``unknown_reservation``, ``reservation_closed`` or ``unknown_account``.
+        """
+        amount = _close_reservation(context, unit, key)
+        balance = _recipient_balance(context, unit, to)
+        _put_balance(context, unit, to, balance[0] + amount, balance[1])
+        context.emit("committed", unit=unit, holder=context.caller, key=key, to=to, amount=amount)
+        return amount
+
+    @method
+    def release(self, context: Context, unit: UnitName, key: Name) -> int:
+        """Return what the caller reserved under a key to its available balance; return the amount, in smallest units.
+
+        Fails with ``unknown_reservation`` or ``reservation_closed``.
+        """
+        amount = _close_reservation(context, unit, key)
+        available, reserved = _balance(context, unit, context.caller)
+        _put_balance(context, unit, context.caller, available + amount, reserved)
+        context.emit("released", unit=unit, holder=context.caller, key=key, amount=amount)
+        return amount
+
+    @query
+    def unit(self, context: Context, unit: UnitName) -> dict[str, Value]:
+        """Return a unit's {unit, issuer, decimals, description, supply}. Fails with ``unknown_unit``."""
+        record = _unit(context, unit)
+        return {**record, "unit": unit, "supply": context.state.get(f"supply/{unit}")}
+
+    @query
+    def units(self, context: Context, start: str = "", limit: PageSize = 100) -> list[Value]:
+        """Return up to ``limit`` units whose names are ``start`` or come after it, in order of their names."""
+        return [
+            {**record, "unit": key[5:], "supply": context.state.get(f"supply/{key[5:]}")}
+            for key, record in context.state.scan("unit/", f"unit/{start}", limit)
+        ]
+
+    @query
+    def balance(self, context: Context, unit: UnitName, account: AccountAddress) -> dict[str, Value]:
+        """Return an account's {available, reserved} amounts in smallest units. Fails with ``unknown_unit``."""
+        _unit(context, unit)
+        available, reserved = _balance(context, unit, account)
+        return {"available": available, "reserved": reserved}
+
+    @query
+    def balances(self, context: Context, unit: UnitName, start: str = "", limit: PageSize = 100) -> list[Value]:
+        """Return up to ``limit`` holders as {account, available, reserved}, in order of their addresses.
+
+        ``start`` is the first address, in hex. Fails with ``unknown_unit``.
+        """
+        _unit(context, unit)
+        prefix = f"balance/{unit}/"
+        page: list[Value] = []
+        for key, value in context.state.scan(prefix, prefix + start, limit):
+            available, reserved = value
+            page.append({"account": bytes.fromhex(key[len(prefix) :]), "available": available, "reserved": reserved})
+        return page
+
+    @query
+    def reservation(self, context: Context, unit: UnitName, account: AccountAddress, key: Name) -> int:
+        """Return what an account still holds reserved under a key, in smallest units; 0 once it is closed.
+
+        Fails with ``unknown_reservation``.
+        """
+        amount: int | None = context.state.get(_reservation_key(unit, account, key))
+        if amount is None:
+            raise Revert("unknown_reservation")
+        return amount
+
+
+def _unit(context: Context, unit: str) -> dict[str, Any]:
+    record: dict[str, Any] | None = context.state.get(f"unit/{unit}")
+    if record is None:
+        raise Revert("unknown_unit")
+    return record
+
+
+def _supply_for_issuer(context: Context, unit: str) -> int:
+    """Return the unit's supply, for its issuer alone."""
+    context.require(_unit(context, unit)["issuer"] == context.caller, "not_allowed", "only the unit's issuer may")
+    supply: int = context.state.get(f"supply/{unit}")
+    return supply
+
+
+def _balance(context: Context, unit: str, account: bytes) -> list[int]:
+    """Return [available, reserved], zeros for who never held the unit."""
+    balance: list[int] | None = context.state.get(f"balance/{unit}/{account.hex()}")
+    return [0, 0] if balance is None else balance
+
+
+def _put_balance(context: Context, unit: str, account: bytes, available: int, reserved: int) -> None:
+    context.state.put(f"balance/{unit}/{account.hex()}", [available, reserved])
+
+
+def _spendable(context: Context, unit: str, amount: int) -> list[int]:
+    """Return the caller's balance once it is known to have the amount available."""
+    balance = _balance(context, unit, context.caller)
+    if balance[0] < amount:
+        _unit(context, unit)
+        context.require(False, "insufficient_funds", f"{balance[0]} available, {amount} needed")
+    return balance
+
+
+def _recipient_balance(context: Context, unit: str, account: bytes) -> list[int]:
+    """Return a balance to add to; who never held the unit must be a registered account."""
+    balance: list[int] | None = context.state.get(f"balance/{unit}/{account.hex()}")
+    if balance is None:
+        context.require(context.account(account) is not None, "unknown_account")
+        return [0, 0]
+    return balance
+
+
+def _reservation_key(unit: str, account: bytes, key: str) -> str:
+    return f"reservation/{unit}/{account.hex()}/{key}"
+
+
+def _close_reservation(context: Context, unit: str, key: str) -> int:
+    """Take what the caller reserved under a key out of its balance, leave the key closed, return the amount."""
+    reservation = _reservation_key(unit, context.caller, key)
+    amount: int | None = context.state.get(reservation)
+    if amount is None:
+        raise Revert("unknown_reservation")
+    context.require(amount != 0, "reservation_closed", "committed or released before")
+    available, reserved = _balance(context, unit, context.caller)
+    context.state.put(reservation, 0)
+    _put_balance(context, unit, context.caller, available, reserved - amount)
+    return amount
