@@ -145,8 +145,10 @@ def prove(store: NodeStore, key: bytes) -> StateProof:
     key_hash = sha256(key).digest()
     nibbles = _nibbles(key_hash)
     levels: list[bytes] = []
-    blob = store.get(b"") or b""
-    entry = blob if len(blob) in (0, _LEAF_ENTRY_BYTES) else ZERO_HASH
+    blob = store.get(b"")
+    if blob is None:
+        return StateProof([], b"")
+    entry = blob if len(blob) == _LEAF_ENTRY_BYTES else ZERO_HASH
     while len(entry) == HASH_BYTES:
         path = nibbles[: len(levels)]
         children = _decode_children(path, store.get(path))
