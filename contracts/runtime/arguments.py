@@ -139,8 +139,8 @@ def _bounded(annotation: Any, place: str) -> Any:
         return Annotated[(_bounded(parts[0], place), *metas)]
     if origin is list and len(parts) == 1:
         return list[_bounded(parts[0], place)]  # type: ignore[misc]
-    if origin is dict and parts[0] is str:
-        return dict[str, _bounded(parts[1], place)]  # type: ignore[misc]
+    if origin is dict and (parts[0] is str or get_args(parts[0])[:1] == (str,)):
+        return dict[parts[0], _bounded(parts[1], place)]  # type: ignore[valid-type, misc]
     if origin in (Union, types.UnionType) and type(None) in parts and len(parts) == 2:
         inner = next(part for part in parts if part is not type(None))
         return Union[_bounded(inner, place), None]  # noqa: UP007

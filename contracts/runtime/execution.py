@@ -98,7 +98,7 @@ class Execution:
     counts: list[int]
     writes: dict[bytes, bytes | None]
     validators: ValidatorSet
-    steps: int
+    steps: int = 0
 
 
 def _ignore(contract: str, method: str, text: str) -> None:
@@ -112,14 +112,18 @@ class Executor:
         self.registry = registry
         self.log = log
 
-    def admit(self, state: StateReader, block: BlockContext, transaction: Transaction) -> None:
-        """Check that a transaction could be the next of its lane in this block; the signature is not judged.
+    def admit(
+        self, state: StateReader, transaction: Transaction, *, time_ms: int, chain_id: bytes | None = None
+    ) -> None:
+        """Check that a transaction could be the next of its lane at a block time; the signature is not judged.
+
+        Without ``chain_id`` the caller has compared the chain itself.
 
         Raises:
             PeerError: ``wrong_chain``, ``expired``, ``validity_too_long``, ``unknown_account``,
                 ``account_suspended``, ``lane_used``, ``lane_gap``, ``lane_consumed``, ``too_many_lanes``.
         """
-        check_validity(block, transaction)
+        check_validity(transaction, time_ms=time_ms, chain_id=chain_id)
         check_sender(state, transaction)
         check_lane(state, transaction)
 
@@ -196,18 +200,18 @@ class Executor:
         return {key: writes[key] for key in sorted(writes)}
 
 
-def check_validity(block: BlockContext, transaction: Transaction) -> None:
-    """Check a transaction's chain and time.
+def check_validity(transaction: Transaction, *, time_ms: int, chain_id: bytes | None) -> None:
+    """Check a transaction's chain, unless None is given, and its time.
 
     Raises:
         PeerError: ``wrong_chain``, ``expired``, ``validity_too_long``.
     """
     body = transaction.body
-    if body.chain_id != block.chain_id:
+    if chain_id is not None and body.chain_id != chain_id:
         raise PeerError("wrong_chain", "the transaction belongs to another chain")
-    if body.valid_until_ms < block.time_ms:
-        raise PeerError("expired", f"valid until {body.valid_until_ms}, block time is {block.time_ms}")
-    if body.valid_until_ms - block.time_ms > VALIDITY_MS_MAX:
+    if body.valid_until_ms < time_ms:
+        raise PeerError("expired", f"valid until {body.valid_until_ms}, block time is {time_ms}")
+    if body.valid_until_ms - time_ms > VALIDITY_MS_MAX:
         raise PeerError("validity_too_long", f"at most {VALIDITY_MS_MAX} ms ahead are accepted")
 
 
@@ -269,7 +273,7 @@ class BlockRun:
         """
         if self.steps >= STEPS_PER_BLOCK_MAX:
             raise PeerError("block_too_heavy", f"a block takes no more after {STEPS_PER_BLOCK_MAX} steps")
-        check_validity(self._block, transaction)
+        check_validity(transaction, time_ms=self._block.time_ms, chain_id=self._block.chain_id)
         check_sender(self._overlay, transaction)
         opens_lane = check_lane(self._overlay, transaction)
         receipts = self._run_each(transaction) if transaction.body.mode == EACH else [self._run_atomic(transaction)]
