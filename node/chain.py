@@ -76,7 +76,7 @@ class Chain:
         self.reader = ChainReader(store)
         self.state = RecentState(SealedState(store))
         self._store = store
-        self._tree = state_tree.NodeCache(_TreeNodes(store))
+        self.tree = state_tree.NodeCache(_TreeNodes(store))
         self._candidates: dict[Hash, Candidate] = {}
         self._sealed_time_ms = genesis.time_ms
         self.head = self._open()
@@ -99,7 +99,7 @@ class Chain:
     def _begin(self) -> ChainHead:
         """Write block 0: the state that the genesis document describes, sealed."""
         writes = self.executor.genesis_writes(self.genesis)
-        tree = state_tree.update(self._tree, writes)
+        tree = state_tree.update(self.tree, writes)
         validators = self.genesis.validator_set()
         block = genesis_block(
             self.chain_id,
@@ -109,7 +109,7 @@ class Chain:
             writes=writes,
             sealed_root=tree.root,
         )
-        execution = Execution(receipts=[], counts=[], writes=writes, validators=validators)
+        execution = Execution(receipts=[], counts=[], writes=writes, validators=validators, steps=0)
         candidate = Candidate(block, (), execution, tree)
         batch = [
             (layout.META_FORMAT, layout.FORMAT),
@@ -139,21 +139,33 @@ class Chain:
         self._sealed_time_ms = sealed.header.time_ms
         if not changes:
             raise StorageError("corrupted", "no validator set is stored")
-        return ChainHead(
-            block.header, block.hash, self.reader.certificate(height), changes[-1][1], block.is_quiet
-        )
+        return ChainHead(block.header, block.hash, self.reader.certificate(height), changes[-1][1], block.is_quiet)
 
     # -- making and checking blocks --------------------------------------------------------------------
 
-    def build(self, proposer: str, time_ms: int, transactions: Sequence[Transaction]) -> Candidate:
-        """Execute transactions above the head and return the block they make.
+    def build(
+        self, proposer: str, time_ms: int, transactions: Sequence[Transaction]
+    ) -> tuple[Candidate, list[tuple[Transaction, PeerError]]]:
+        """Execute transactions above the head and return the block they make, and which of them cannot stand in it.
 
-        The caller gives a time above the head's. The transactions must be admissible in this order.
-
-        Raises:
-            PeerError: a transaction would make the block invalid.
+        The caller gives a time above the head's. Once a block has used its steps the rest stays out of
+        it and is not reported: it waits for the next one.
         """
-        return self._remember(self._execute(proposer, time_ms, tuple(transactions)))
+        context = self.next_block(proposer, time_ms)
+        run = self.executor.begin(self.state, context)
+        taken: list[Transaction] = []
+        refused: list[tuple[Transaction, PeerError]] = []
+        for transaction in transactions:
+            try:
+                self.verifier.check_signature_untrusted(transaction, self.state)
+                run.apply(transaction)
+            except PeerError as error:
+                if error.code == "block_too_heavy":
+                    break
+                refused.append((transaction, error))
+            else:
+                taken.append(transaction)
+        return self._remember(self._assemble(context, tuple(taken), run.finish())), refused
 
     def check_untrusted(self, block: Block) -> Candidate:
         """Execute another's block above the head and compare every result with its header.
@@ -177,7 +189,8 @@ class Chain:
             raise PeerError("bad_header", "the transactions root does not fit the transactions")
         for transaction in transactions:
             self.verifier.check_signature_untrusted(transaction, self.state)
-        candidate = self._execute(block.header.proposer, block.header.time_ms, transactions)
+        context = self.next_block(block.header.proposer, block.header.time_ms)
+        candidate = self._assemble(context, transactions, self.executor.execute(self.state, context, transactions))
         if candidate.block.header != block.header:
             fields = ", ".join(differing_fields(candidate.block.header, block.header))
             raise PeerError("result_mismatch", f"executing the block gives another {fields}")
@@ -187,26 +200,31 @@ class Chain:
         """Return a block that was built or checked above the present head."""
         return self._candidates.get(block_hash)
 
-    def _execute(self, proposer: str, time_ms: int, transactions: tuple[Transaction, ...]) -> Candidate:
+    def next_block(self, proposer: str, time_ms: int) -> BlockContext:
+        """Return what contracts will know of the block above the head."""
         parent = self.head.header
-        uptime_ms = uptime_after(parent, time_ms)
-        context = BlockContext(
+        return BlockContext(
             chain_id=self.chain_id,
             height=parent.height + 1,
             time_ms=time_ms,
-            uptime_ms=uptime_ms,
+            uptime_ms=uptime_after(parent, time_ms),
             proposer=proposer,
         )
-        execution = self.executor.execute(self.state, context, transactions)
-        tree = self._sealed_by(execution, time_ms, is_quiet=not transactions)
+
+    def _assemble(
+        self, context: BlockContext, transactions: tuple[Transaction, ...], execution: Execution
+    ) -> Candidate:
+        """Return the block whose header says what executing gave."""
+        parent = self.head.header
+        tree = self._sealed_by(execution, context.time_ms, is_quiet=not transactions)
         header = Header(
             version=FORMAT_VERSION,
             chain_id=self.chain_id,
             height=context.height,
             parent_hash=self.head.hash,
-            time_ms=time_ms,
-            uptime_ms=uptime_ms,
-            proposer=proposer,
+            time_ms=context.time_ms,
+            uptime_ms=context.uptime_ms,
+            proposer=context.proposer,
             transactions_root=transactions_root([transaction.leaf for transaction in transactions]),
             receipts_root=receipts_root(execution.receipts),
             writes_root=writes_root(execution.writes),
@@ -222,12 +240,10 @@ class Chain:
         """Return the tree with all unsealed writes when the rule says that this block seals."""
         tail = self.state.tail
         pending = len(tail) + sum(key not in tail for key in execution.writes)
-        due = should_seal(
-            quiet=is_quiet, unsealed_writes=pending, time_ms=time_ms, sealed_time_ms=self._sealed_time_ms
-        )
+        due = should_seal(quiet=is_quiet, unsealed_writes=pending, time_ms=time_ms, sealed_time_ms=self._sealed_time_ms)
         if not due:
             return None
-        return state_tree.update(self._tree, {**tail, **execution.writes})
+        return state_tree.update(self.tree, {**tail, **execution.writes})
 
     def _remember(self, candidate: Candidate) -> Candidate:
         if len(self._candidates) >= CANDIDATES_MAX:
@@ -258,12 +274,10 @@ class Chain:
         self.state.extend(candidate.execution.writes)
         if candidate.tree is not None:
             self.state.seal()
-            self._tree.apply(candidate.tree.nodes)
+            self.tree.apply(candidate.tree.nodes)
             self._sealed_time_ms = candidate.block.header.time_ms
         block = candidate.block
-        return ChainHead(
-            block.header, block.hash, certificate, candidate.execution.validators, block.is_quiet
-        )
+        return ChainHead(block.header, block.hash, certificate, candidate.execution.validators, block.is_quiet)
 
     def _records(self, candidate: Candidate, certificate: Certificate | None) -> list[Write]:
         block, execution = candidate.block, candidate.execution

@@ -13,11 +13,16 @@ from typing import assert_never
 import structlog
 import trio
 
-from consensus.ledger.block import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, Block, decode_block_untrusted
-from consensus.ledger.errors import InvariantError, PeerError, StorageError
-from consensus.ledger.ids import Hash, NodeName
-from consensus.ledger.transaction import Transaction
-from consensus.ledger.validators import Certificate, certificate_codec, check_certificate_untrusted
+from consensus.ledger.block import (
+    BLOCK_BYTES_MAX,
+    BLOCK_TRANSACTIONS_MAX,
+    Block,
+    check_certified_untrusted,
+    decode_block_untrusted,
+)
+from consensus.ledger.errors import InvariantError, PeerError
+from consensus.ledger.ids import NodeName
+from consensus.ledger.validators import Certificate, certificate_codec
 from consensus.pbft.engine import Engine
 from consensus.pbft.events import (
     Advanced,
@@ -90,6 +95,7 @@ class Driver:
     def __init__(
         self,
         *,
+        name: NodeName,
         chain: Chain,
         store: Store,
         mempool: Mempool,
@@ -97,6 +103,7 @@ class Driver:
         network: Network,
         clock: Clock,
     ) -> None:
+        self._name = name
         self.chain = chain
         self.mempool = mempool
         self.engine = engine
@@ -204,20 +211,15 @@ class Driver:
 
     def _propose(self, effect: Propose) -> Proposed:
         time_ms = max(self._clock.wall_ms(), self.chain.head.header.time_ms + 1)
-        while True:
-            selected = self.mempool.select(
-                count_max=BLOCK_TRANSACTIONS_MAX,
-                bytes_max=BLOCK_BYTES_MAX,
-                calls_max=BLOCK_CALLS_MAX,
-                time_ms=time_ms,
-            )
-            try:
-                candidate = self.chain.build(self._network.name, time_ms, selected)
-            except InvalidTransaction as error:
-                # It was admissible when it came; a block since, a rotated key say, has changed that.
-                self.mempool.remove(selected[error.index])
-                continue
-            return Proposed(effect.height, effect.view, candidate.block)
+        selected = self.mempool.select(
+            count_max=BLOCK_TRANSACTIONS_MAX, bytes_max=BLOCK_BYTES_MAX, calls_max=BLOCK_CALLS_MAX, time_ms=time_ms
+        )
+        candidate, refused = self.chain.build(self._name, time_ms, selected)
+        for transaction, error in refused:
+            # It was admissible when it came; a block since, a rotated key say, has changed that.
+            log.info("transaction dropped", transaction=transaction.id.hex(), code=error.code)
+            self.mempool.remove(transaction)
+        return Proposed(effect.height, effect.view, candidate.block)
 
     def _validate(self, block: Block, *, first_seen: bool) -> Validated:
         if first_seen and abs(block.header.time_ms - self._clock.wall_ms()) > CLOCK_TOLERANCE_MS:
@@ -272,7 +274,7 @@ class Driver:
                 certificate = certificate_codec.decode_untrusted(item.certificate)
                 if block.height != self.chain.head.height + 1:
                     continue
-                self._check_final_untrusted(block, certificate)
+                check_certified_untrusted(block.header, certificate, self.chain.head.validators)
                 for event in await self._commit(block, certificate):
                     await self._step(event)
                 chunk.was_useful = True
@@ -282,8 +284,3 @@ class Driver:
             chunk.was_useful = False
         finally:
             chunk.done.set()
-
-    def _check_final_untrusted(self, block: Block, certificate: Certificate) -> None:
-        if certificate.block_hash != block.hash or certificate.height != block.height:
-            raise PeerError("bad_certificate", "the certificate names another block")
-        check_certificate_untrusted(certificate, self.chain.head.validators, self.chain.chain_id)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import Hash
 from consensus.ledger.transaction import Transaction
-from contracts.runtime.execution import Executor
+from contracts.runtime.execution import BlockContext, Executor
 from contracts.runtime.lanes import load_lane
 from contracts.runtime.state import StateReader
 from node.verification import Verifier
@@ -97,13 +97,13 @@ class Mempool:
                 return number
         return None
 
-    def add_untrusted(self, raw: bytes, state: StateReader, *, time_ms: int, now_ms: int) -> Transaction | None:
+    def add_untrusted(self, raw: bytes, state: StateReader, block: BlockContext, *, now_ms: int) -> Transaction | None:
         """Admit a transaction; return it, or None when the same one waits already.
 
         Args:
             raw: the transaction as it travels.
             state: the newest state.
-            time_ms: the block time that its validity is judged by.
+            block: the block that it could stand in first.
             now_ms: the monotonic clock.
 
         Raises:
@@ -114,26 +114,26 @@ class Mempool:
         try:
             if transaction.id in self._entries:
                 return None
-            self._check(transaction, state, time_ms)
+            self._check(transaction, state, block)
         except PeerError:
             self._verifier.forget(raw)
             raise
         self._insert(transaction, state, now_ms)
         return transaction
 
-    def _check(self, transaction: Transaction, state: StateReader, time_ms: int) -> None:
+    def _check(self, transaction: Transaction, state: StateReader, block: BlockContext) -> None:
         limits, body = self._limits, transaction.body
         if len(self._entries) >= limits.transactions_max or self._bytes + len(transaction.raw) > limits.bytes_max:
             raise PeerError("pool_full", f"{len(self._entries)} transactions wait already; try again later")
         try:
-            self._executor.admit(state, transaction, time_ms=time_ms)
+            self._executor.admit(state, transaction, time_ms=block.time_ms, chain_id=block.chain_id)
         except PeerError as error:
             if error.code != "lane_gap":
                 raise
         sender = self._senders.get(transaction.sender)
         if sender is not None and sender.count >= limits.transactions_per_sender_max:
             raise PeerError("sender_full", f"{sender.count} transactions of this account wait already")
-        next_number = load_lane(state, transaction.sender, body.lane).next
+        next_number = _next_number(state, transaction)
         if body.sequence >= next_number + limits.lane_window:
             raise PeerError("lane_gap", f"number {body.sequence} lies too far ahead of {next_number}")
         lane = None if sender is None else sender.lanes.get(body.lane)
@@ -146,7 +146,7 @@ class Mempool:
         sender = self._senders.setdefault(transaction.sender, _Sender())
         lane = sender.lanes.get(body.lane)
         if lane is None:
-            lane = sender.lanes[body.lane] = _Lane(load_lane(state, transaction.sender, body.lane).next)
+            lane = sender.lanes[body.lane] = _Lane(_next_number(state, transaction))
         entry = Entry(transaction, now_ms)
         lane.entries[body.sequence] = entry
         sender.count += 1
@@ -220,6 +220,15 @@ class Mempool:
             self._ready.popleft()
         return None
 
+    def waiting_since(self, before_ms: int, *, count_max: int) -> list[bytes]:
+        """Return the oldest transactions that came before this moment, as they travel."""
+        oldest: list[bytes] = []
+        for entry in self._entries.values():
+            if len(oldest) == count_max or entry.arrival_ms > before_ms:
+                break
+            oldest.append(entry.transaction.raw)
+        return oldest
+
     # -- letting go ------------------------------------------------------------------------------------
 
     def committed(self, transactions: Sequence[Transaction]) -> list[Transaction]:
@@ -249,9 +258,7 @@ class Mempool:
     def expire(self, time_ms: int) -> list[Transaction]:
         """Drop and return what may no longer stand in a block of this time."""
         late = [
-            entry.transaction
-            for entry in self._entries.values()
-            if entry.transaction.body.valid_until_ms < time_ms
+            entry.transaction for entry in self._entries.values() if entry.transaction.body.valid_until_ms < time_ms
         ]
         for transaction in late:
             self.remove(transaction)
@@ -280,3 +287,9 @@ class Mempool:
         if not sender.count:
             del self._senders[address]
         return transaction
+
+
+def _next_number(state: StateReader, transaction: Transaction) -> int:
+    """Return the number that the transaction's lane accepts next."""
+    record = load_lane(state, transaction.sender, transaction.body.lane)
+    return 0 if record is None else record.next

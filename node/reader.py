@@ -87,9 +87,7 @@ class ChainReader:
             return []
         return receipts.receipts[location.receipt_index : location.receipt_index + location.receipt_count]
 
-    def history(
-        self, address: bytes, *, before: tuple[int, int] | None, limit: int
-    ) -> list[HistoryEntry]:
+    def history(self, address: bytes, *, before: tuple[int, int] | None, limit: int) -> list[HistoryEntry]:
         """Return an account's transactions, newest first, below the place ``before`` (height, index)."""
         prefix = layout.HISTORY + address
         start = b"" if before is None else layout.history_key(address, *before)[len(prefix) :]

@@ -1,0 +1,159 @@
+"""How transactions come in: from clients through the RPC, and from the node that a client spoke to.
+
+What a client submits is admitted here and handed on to every validator, many in a frame: whatever
+gathers while one frame is on its way makes the next. A transaction that stays is handed on again,
+so that a peer which was away still learns of it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+import trio
+
+from consensus.ledger.block import RawTransaction
+from consensus.ledger.codec import Record, RecordCodec
+from consensus.ledger.errors import PeerError
+from consensus.ledger.ids import Hash
+from consensus.ledger.transaction import TRANSACTION_BYTES_MAX
+from contracts.runtime.execution import BlockContext
+from node.chain import Chain
+from node.clock import Clock
+from node.mempool import Mempool
+from p2p.frames import FrameKind
+from p2p.network import Network
+
+BATCH_TRANSACTIONS_MAX = 1_000
+BATCH_BYTES_MAX = 1024 * 1024
+REPEAT_AFTER_MS = 1_000
+REPEATED_MAX = 256
+
+HARMLESS_CODES = frozenset(
+    {"expired", "lane_used", "lane_consumed", "lane_gap", "lane_number_taken", "pool_full", "sender_full"}
+)
+"""Refusals that an honest peer's transaction can meet, because it crossed a block or a full pool."""
+
+
+class _Batch(Record, frozen=True):
+    transactions: Annotated[list[RawTransaction], msgspec.Meta(max_length=BATCH_TRANSACTIONS_MAX)]
+
+
+_batch_codec: RecordCodec[_Batch] = RecordCodec(_Batch, bytes_max=BATCH_BYTES_MAX + 2 * TRANSACTION_BYTES_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the pool says to one submitted transaction.
+
+    ``code`` is empty when it waits now, or waited or was final already; ``height`` is set when it is final.
+    """
+
+    transaction_id: Hash | None
+    code: str = ""
+    message: str = ""
+    height: int | None = None
+
+
+class Intake:
+    """The way into the mempool."""
+
+    def __init__(
+        self, *, chain: Chain, mempool: Mempool, network: Network, clock: Clock, on_work: Callable[[], None]
+    ) -> None:
+        self._chain = chain
+        self._mempool = mempool
+        self._network = network
+        self._clock = clock
+        self._on_work = on_work
+        self._outgoing: list[bytes] = []
+        self._has_outgoing = trio.Event()
+
+    def submit_untrusted(self, raws: Sequence[bytes]) -> list[Answer]:
+        """Admit a client's transactions in order, hand on what is new, and answer each."""
+        block, now_ms = self._next_block(), self._clock.monotonic_ms()
+        answers = [self._submit_one(raw, block, now_ms) for raw in raws]
+        self._on_work()
+        return answers
+
+    def _submit_one(self, raw: bytes, block: BlockContext, now_ms: int) -> Answer:
+        try:
+            transaction = self._mempool.add_untrusted(raw, self._chain.state, block, now_ms=now_ms)
+        except PeerError as error:
+            return self._refusal(raw, error)
+        if transaction is None:
+            return Answer(self._chain.verifier.decode_untrusted(raw).id)
+        self._outgoing.append(raw)
+        self._has_outgoing.set()
+        return Answer(transaction.id)
+
+    def _refusal(self, raw: bytes, error: PeerError) -> Answer:
+        """Answer a refusal; one that is final already is none (the same id again gives the same receipt)."""
+        try:
+            transaction_id = self._chain.verifier.decode_untrusted(raw).id
+        except PeerError:
+            return Answer(None, error.code, error.message)
+        self._chain.verifier.forget(raw)
+        location = self._chain.reader.locate(transaction_id)
+        if location is not None:
+            return Answer(transaction_id, height=location.height)
+        return Answer(transaction_id, error.code, error.message)
+
+    def receive_untrusted(self, payload: bytes) -> None:
+        """Take transactions that a peer hands on; they are not handed on again.
+
+        Raises:
+            PeerError: when the peer should have known better than to send one of them.
+        """
+        blame: PeerError | None = None
+        block, now_ms = self._next_block(), self._clock.monotonic_ms()
+        for raw in _batch_codec.decode_untrusted(payload).transactions:
+            try:
+                self._mempool.add_untrusted(raw, self._chain.state, block, now_ms=now_ms)
+            except PeerError as error:
+                if error.code not in HARMLESS_CODES:
+                    blame = error
+        self._on_work()
+        if blame is not None:
+            raise blame
+
+    def _next_block(self) -> BlockContext:
+        """Return the first block that a transaction could stand in, at the earliest time it can have."""
+        time_ms = max(self._clock.wall_ms(), self._chain.head.header.time_ms + 1)
+        return self._chain.next_block("", time_ms)
+
+    async def run(self) -> None:
+        """Hand on what was submitted, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._repeat)
+            while True:
+                await self._has_outgoing.wait()
+                self._has_outgoing = trio.Event()
+                outgoing, self._outgoing = self._outgoing, []
+                self._hand_on(outgoing)
+
+    async def _repeat(self) -> None:
+        """Hand on again what still waits here after a while, oldest first."""
+        while True:
+            await trio.sleep(REPEAT_AFTER_MS / 1_000)
+            before_ms = self._clock.monotonic_ms() - REPEAT_AFTER_MS
+            self._hand_on(self._mempool.waiting_since(before_ms, count_max=REPEATED_MAX))
+
+    def _hand_on(self, raws: Sequence[bytes]) -> None:
+        batch: list[bytes] = []
+        size = 0
+        for raw in raws:
+            if batch and (len(batch) == BATCH_TRANSACTIONS_MAX or size + len(raw) > BATCH_BYTES_MAX):
+                self._broadcast(batch)
+                batch, size = [], 0
+            batch.append(raw)
+            size += len(raw)
+        if batch:
+            self._broadcast(batch)
+
+    def _broadcast(self, batch: list[bytes]) -> None:
+        self._network.broadcast(
+            FrameKind.TRANSACTIONS,
+            _batch_codec.encode(_Batch(batch)),
+            among=self._chain.head.validators.names,
+        )
