@@ -97,6 +97,11 @@ class PeerStatus:
     penalty_points: int
     last_error: str
 
+    @property
+    def connected(self) -> bool:
+        """Whether a session stands."""
+        return self.state == "connected"
+
 
 class Network:
     """The sessions of one node; ``run`` it, and ``send`` from any task of the same trio loop.
@@ -138,6 +143,11 @@ class Network:
         self._handshakes: dict[trio.CancelScope, None] = {}
         self._changed = trio.Event()
         self._stopping = trio.Event()
+
+    @property
+    def name(self) -> NodeName:
+        """Our own name."""
+        return self._config.name
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and dial until :meth:`stop` or cancellation; reports the port it listens on when started.
