@@ -1,0 +1,174 @@
+"""One local process: started apart from us, known by a pid file, never confused with a stranger.
+
+A pid file names the pid and the moment the process began; a pid that was given to another process in
+the meantime has another beginning and is left alone. The file is removed when the process is stopped.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import trio
+
+from consensus.ledger.errors import LocalError
+
+POLL_S = 0.02
+_STAT = Path("/proc/self/stat")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STOPPED_STATES = frozenset({"T", "t"})
+_GONE_STATES = frozenset({"Z", "X", "x"})
+
+
+class ProcessState(Enum):
+    """What a process does, as the operating system sees it."""
+
+    RUNNING = "running"
+    FROZEN = "frozen"
+    STOPPED = "stopped"
+
+
+class _PidFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pid: Annotated[int, msgspec.Meta(gt=1)]
+    began: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalProcess:
+    """A program of ours on this machine, whether it runs or not.
+
+    Args:
+        name: for messages.
+        arguments: program and arguments.
+        pid_file: where it is remembered; its folder is made when missing.
+        log_file: takes what it prints, appended; its folder is made when missing.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    pid_file: Path
+    log_file: Path
+
+    def start(self, environment: dict[str, str]) -> int:
+        """Start it in a session of its own and return its pid, at once; the one it has when it runs already.
+
+        Raises:
+            LocalError: ``cannot_start``.
+        """
+        if (pid := self.pid()) is not None:
+            return pid
+        for path in (self.pid_file, self.log_file):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = (os.POSIX_SPAWN_OPEN, 1, str(self.log_file), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        no_input = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        actions = [no_input, log, (os.POSIX_SPAWN_DUP2, 1, 2)]
+        try:
+            pid = os.posix_spawn(self.arguments[0], self.arguments, environment, file_actions=actions, setsid=True)
+        except OSError as error:
+            raise LocalError("cannot_start", f"{self.name}: {error.strerror}") from None
+        seen = _look_at(pid)
+        record = _PidFile(pid, seen[0] if seen else "")
+        temporary = self.pid_file.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(record))
+        temporary.replace(self.pid_file)
+        return pid
+
+    def pid(self) -> int | None:
+        """Return the pid while the process lives, frozen or not."""
+        return None if self.state() is ProcessState.STOPPED else self._record().pid
+
+    def state(self) -> ProcessState:
+        """Return what the process does."""
+        record = self._record()
+        seen = _look_at(record.pid) if record.pid > 1 else None
+        if seen is None or seen[0] != record.began or seen[1] in _GONE_STATES:
+            return ProcessState.STOPPED
+        return ProcessState.FROZEN if seen[1] in _STOPPED_STATES else ProcessState.RUNNING
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal.
+
+        Raises:
+            LocalError: ``not_running``.
+        """
+        pid = self.pid()
+        if pid is None:
+            raise LocalError("not_running", f"{self.name} does not run")
+        os.kill(pid, number)
+
+    async def stop(self, *, timeout_ms: int) -> bool:
+        """End the process: SIGTERM, and SIGKILL after ``timeout_ms``; false when that was needed.
+
+        A frozen process is woken, so that it can end in order. Does nothing when it does not run.
+        """
+        orderly = True
+        if self.pid() is not None:
+            self.send_signal(signal.SIGTERM)
+            self.send_signal(signal.SIGCONT)
+            with trio.move_on_after(timeout_ms / 1000):
+                await self.wait_stopped()
+            if self.pid() is not None:
+                orderly = False
+                await self.kill()
+        self.pid_file.unlink(missing_ok=True)
+        return orderly
+
+    async def kill(self) -> None:
+        """End the process with SIGKILL and wait until it is gone; does nothing when it does not run."""
+        if self.pid() is not None:
+            self.send_signal(signal.SIGKILL)
+            await self.wait_stopped()
+
+    async def wait_stopped(self) -> None:
+        """Wait until the process is gone."""
+        while self.state() is not ProcessState.STOPPED:  # noqa: ASYNC110  (another program's child sends us no event)
+            await trio.sleep(POLL_S)
+
+    def log_tail(self, *, lines: int = 5) -> str:
+        """Return the last lines of what the process printed."""
+        try:
+            with self.log_file.open("rb") as file:
+                file.seek(max(0, self.log_file.stat().st_size - 8_192))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _record(self) -> _PidFile:
+        try:
+            return msgspec.json.decode(self.pid_file.read_bytes(), type=_PidFile)
+        except (OSError, msgspec.MsgspecError):
+            return _NOBODY
+
+
+_NOBODY = _PidFile(0, "")
+
+
+def _look_at(pid: int) -> tuple[str, str] | None:
+    """Return when a process began, in words that no other process shares, and its state letter; None when gone.
+
+    A child of ours that has ended is reaped on the way, so that it does not stay as a zombie.
+    """
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return None
+    except (ChildProcessError, OSError):
+        pass
+    if _STAT.exists():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return None
+        fields = stat.rpartition(")")[2].split()
+        return f"{_BOOT_ID.read_text().strip()}:{fields[19]}", fields[0]
+    return _ask_ps(["ps", "-o", "state=,lstart=", "-p", str(pid)])
+
+
+def _ask_ps(command: Sequence[str]) -> tuple[str, str] | None:
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split(maxsplit=1)
+    return (answer[1].strip(), answer[0][0]) if len(answer) == 2 else None
