@@ -9,6 +9,7 @@ from consensus.ledger.validators import Certificate, Signature, vote_payload
 from contracts.runtime.execution import Executor
 from contracts.runtime.registry import Registry
 from node.chain import Candidate, Chain
+from node.storage.store import Store
 
 GENESIS_TIME_MS = 1_700_000_000_000
 VALIDITY_MS = 600_000
@@ -30,13 +31,24 @@ class Consortium:
     account_keys: dict[str, PrivateKey]
 
     def sign(
-        self, name: str, calls: list[Call], *, sequence: int = 0, lane: bytes = b"", mode: int = ATOMIC,
+        self,
+        name: str,
+        calls: list[Call],
+        *,
+        sequence: int = 0,
+        lane: bytes = b"",
+        mode: int = ATOMIC,
         valid_until_ms: int = GENESIS_TIME_MS + VALIDITY_MS,
     ) -> Transaction:
         """Return a transaction signed by a named account."""
         return sign_transaction(
-            self.account_keys[name], self.genesis.chain_id(), calls,
-            sequence=sequence, lane=lane, mode=mode, valid_until_ms=valid_until_ms,
+            self.account_keys[name],
+            self.genesis.chain_id(),
+            calls,
+            sequence=sequence,
+            lane=lane,
+            mode=mode,
+            valid_until_ms=valid_until_ms,
         )
 
     def certify(self, candidate: Candidate, view: int = 0) -> Certificate:
@@ -74,13 +86,15 @@ def make_executor() -> Executor:
     return Executor(Registry.shipped())
 
 
-def extend(chain: Chain, store: object, consortium: Consortium, transactions: list[Transaction], step_ms: int = 10) -> Candidate:
+def extend(
+    chain: Chain, store: Store, consortium: Consortium, transactions: list[Transaction], step_ms: int = 10
+) -> Candidate:
     """Build, certify and commit one block; everything given must be accepted."""
     head = chain.head.header
     candidate, refused = chain.build("node-0", head.time_ms + step_ms, transactions)
     if refused:
         raise refused[0][1]
     certificate = consortium.certify(candidate)
-    store.write(chain.commit_batch(candidate, certificate))  # type: ignore[attr-defined]
+    store.write(chain.commit_batch(candidate, certificate))
     chain.adopt(candidate, certificate)
     return candidate
