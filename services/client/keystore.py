@@ -67,6 +67,11 @@ class KeyStore:
         address = found.get(b"Address", b"")
         return KeyEntry(name, path, address if len(address) == ADDRESS_BYTES else b"", found.get(b"Public-Key", b""))
 
+    def check_free(self, name: str) -> None:
+        """Raise LocalError ``key_exists`` or ``bad_name`` when ``create`` would."""
+        if (path := self._path(name)).exists():
+            raise LocalError("key_exists", f"{path} exists and is not overwritten")
+
     def create(self, name: str, passphrase: bytes, key: PrivateKey | None = None) -> Signer:
         """Write a new key (or the given one) under this name, mode 0600.
 

@@ -1,0 +1,98 @@
+"""The ``hansa`` command: a door to every program of the house, with no logic of its own.
+
+Groups are imported when they are used, so that help and a node start fast. Whatever goes wrong leaves
+through one place, as one line with its code: exit 0 for done, 1 for refused by the system, 2 for usage.
+"""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import rich_click as click
+
+from cli.output import report_error
+from consensus.ledger.errors import HansaError
+
+# group or command → (where it is, what `hansa --help` says about it)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "network": ("cli.network:network", "A local consortium of real processes: init, up, status, down, reset."),
+    "node": ("cli.node:node", "One node from its home folder, as on a server."),
+    "key": ("cli.key:key", "Keys of accounts, encrypted on disk."),
+    "tx": ("cli.tx:tx", "Submit transactions and follow them."),
+    "query": ("cli.query:query", "Ask a contract, without a transaction."),
+    "state": ("cli.state:state", "Read contract state."),
+    "proof": ("cli.proof:proof", "Get proofs, and check them offline."),
+    "chain": ("cli.chain:chain", "Blocks, and the verification of the whole chain."),
+    "contract": ("cli.contract:contract", "The contracts on the chain and how to call them."),
+    "consensus": ("cli.consensus:consensus", "Who votes, in which view, and what the quorum lacks."),
+    "demo": ("cli.demo:demo", "The business stories on a network of their own."),
+    "bench": ("cli.bench:bench", "The benchmarks."),
+}
+
+
+class LazyGroup(click.RichGroup):
+    """A group that knows its commands by name and imports each when it is called or explained."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; for a help page or a completion a stand-in with its one line is enough."""
+        if cmd_name not in COMMANDS:
+            return None
+        place, line = COMMANDS[cmd_name]
+        if ctx.params.get("explaining"):
+            return click.RichCommand(cmd_name, short_help=line, help=line)
+        module, attribute = place.split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_help(self, ctx: click.Context, formatter: Any) -> None:
+        """Write the help page without importing any group."""
+        ctx.params["explaining"] = True
+        super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Complete the names of groups without importing any."""
+        ctx.params["explaining"] = True
+        return super().shell_complete(ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error of ours becomes one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except HansaError as error:
+            ctx.exit(report_error(error))
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, OSError):
+            raise
+        except Exception as error:  # the border of the program: people get a line, HANSA_DEBUG=1 a traceback
+            if os.environ.get("HANSA_DEBUG"):
+                raise
+            ctx.exit(report_error(HansaError("internal", f"{type(error).__name__}: {error} (HANSA_DEBUG=1 says more)")))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hansa", prog_name="hansa")
+def cli() -> None:
+    """Hansa: a permissioned blockchain for consortiums.
+
+    Commands find the network by --network DIR, else HANSA_NETWORK, else ./net.
+
+    Example: hansa network init net && hansa network up net
+
+    Completion: eval "$(_HANSA_COMPLETE=bash_source hansa)"
+    """
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    cli(prog_name="hansa")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

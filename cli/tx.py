@@ -1,0 +1,93 @@
+"""``hansa tx``: submit transactions and follow them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from cli import views
+from cli.options import json_option, network_option, signer_options
+from cli.output import EXIT_REFUSED, Output, panel
+from cli.place import Place
+
+if TYPE_CHECKING:
+    from services.client.client import Client
+
+
+@click.group()
+def tx() -> None:
+    """Submit transactions and follow them."""
+
+
+@tx.command("call")
+@click.argument("contract")
+@click.argument("method")
+@click.argument("arguments", nargs=-1, metavar="[NAME=VALUE | NAME:=JSON]...")
+@click.option("--lane", metavar="TEXT", default="", help="Lane to number the transaction in.")
+@click.option("--once", metavar="KEY", help="Take effect once for this key, however often the command is run.")
+@click.option("--timeout", "timeout_s", metavar="SECONDS", type=click.IntRange(1, 3_600), default=60, show_default=True)
+@signer_options
+@network_option
+@json_option
+def call(
+    contract: str,
+    method: str,
+    arguments: tuple[str, ...],
+    lane: str,
+    once: str | None,
+    timeout_s: int,
+    name: str,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    place: Place,
+    output: Output,
+) -> None:
+    """Call a contract's method, wait until it is final, and print the receipt, its block and who signed it.
+
+    Arguments are typed by the contract's declaration: hansa contract describe CONTRACT.
+    Accounts may be given by name. Exit code 1 when the receipt says failed.
+
+    Example: hansa tx call tokens transfer unit=point to=user-b amount=250 --as shop
+    """
+    from services.client.calls import call_typed, outcome_json
+
+    signer = place.signer(name, keys, passphrase_file)
+
+    async def submit(client: "Client") -> dict[str, object]:
+        outcome = await call_typed(
+            client, signer, contract, method, arguments, lane=lane, once=once, timeout_ms=1_000 * timeout_s
+        )
+        return outcome_json(outcome)
+
+    data = place.ask(submit)
+    output.show(data, lambda console: views.outcome(console, data))
+    if not data["ok"]:
+        click.get_current_context().exit(EXIT_REFUSED)
+
+
+@tx.command("show")
+@click.argument("transaction_id")
+@network_option
+@json_option
+def show(transaction_id: str, place: Place, output: Output) -> None:
+    """Print a final transaction with its receipts, proven by certificate and path.
+
+    Example: hansa tx show 0x5f0c…
+    """
+    from services.client.calls import find_outcome, outcome_json
+
+    data = outcome_json(place.ask(lambda client: find_outcome(client, transaction_id)))
+    output.show(data, lambda console: views.outcome(console, data))
+
+
+@tx.command("explain")
+@click.argument("transaction_id")
+@network_option
+@json_option
+def explain(transaction_id: str, place: Place, output: Output) -> None:
+    """Say where a transaction is, who holds it, and why it is not final yet.
+
+    Example: hansa tx explain 0x5f0c…
+    """
+    data = place.ask(lambda client: client.request("tx_explain", {"id": transaction_id}, dict[str, object]))
+    output.show(data, lambda console: panel(console, "Transaction", data))

@@ -1,0 +1,217 @@
+"""Calls as people write them: arguments typed by the contract's declaration, accounts by name, answers as JSON.
+
+The declaration comes from the node that is asked and is believed: a wrong one makes the call fail. A name
+is looked up in the genesis document, then in the proven state, so that no node can swap the account.
+"""
+
+from collections.abc import Sequence
+
+from consensus.ledger.codec import Value, decode_untrusted
+from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.ids import ADDRESS_BYTES, HASH_BYTES
+from consensus.ledger.receipt import OK, Receipt
+from consensus.ledger.transaction import LANE_NAME_BYTES_MAX, make_call
+from services.client.answers import Answer, hex_of
+from services.client.arguments import Parameter, parse_arguments
+from services.client.client import VALIDITY_MS, Client
+from services.client.errors import Refused
+from services.client.keystore import Signer
+from services.client.lanes import one_shot_lane
+from services.client.outcome import Outcome
+
+
+class _Argument(Answer, frozen=True):
+    name: str
+    type: str
+    required: bool
+
+
+class _Method(Answer, frozen=True):
+    name: str
+    kind: str
+    arguments: list[_Argument]
+
+
+class _Contract(Answer, frozen=True):
+    methods: list[_Method]
+
+
+async def typed_arguments(
+    client: Client, contract: str, method: str, tokens: Sequence[str], *, kind: str
+) -> dict[str, Value]:
+    """Return the values of ``name=value`` tokens for a declared ``method`` or ``query`` (the ``kind``).
+
+    Raises:
+        LocalError: ``unknown_contract``, ``unknown_method``, ``bad_arguments``, ``unknown_account``.
+    """
+    try:
+        described = await client.request("contract_describe", {"contract": contract}, _Contract)
+    except Refused as error:
+        if error.code == "unknown_contract":
+            raise LocalError(error.code, f"{error.message}; hansa contract list shows them") from None
+        raise
+    found = [item for item in described.methods if item.name == method and item.kind == kind]
+    if not found:
+        names = ", ".join(item.name for item in described.methods if item.kind == kind) or "none"
+        raise LocalError("unknown_method", f"{contract} has no {kind} {method}; there are: {names}")
+    declared = [Parameter(item.name, item.type, item.required) for item in found[0].arguments]
+    known = {account.name: bytes(account.address) for account in client.genesis.accounts}
+    unknown: list[str] = []
+
+    def look_up(name: str) -> bytes:
+        if name not in known:
+            unknown.append(name)
+        return known.get(name, bytes(ADDRESS_BYTES))
+
+    values = parse_arguments(tokens, declared, look_up)
+    if unknown:  # names that only the chain knows: ask, then read again
+        known |= {name: await account_address(client, name) for name in unknown}
+        values = parse_arguments(tokens, declared, look_up)
+    return values
+
+
+async def account_address(client: Client, name: str) -> bytes:
+    """Return the address of an account registered on the chain, out of proven state.
+
+    Raises:
+        LocalError: ``unknown_account``.
+    """
+    found = await client.state(f"membership/name/{name}", is_newest=True)
+    if found.value is None:
+        raise LocalError("unknown_account", f"no account is named {name}")
+    if not isinstance(found.value, bytes) or len(found.value) != ADDRESS_BYTES:
+        raise PeerError("bad_answer", f"membership/name/{name} holds no address")
+    return found.value
+
+
+async def call_typed(
+    client: Client,
+    signer: Signer,
+    contract: str,
+    method: str,
+    tokens: Sequence[str],
+    *,
+    lane: str = "",
+    once: str | None = None,
+    timeout_ms: int = VALIDITY_MS,
+) -> Outcome:
+    """Call a method with arguments as text and wait for its proven receipt.
+
+    ``once`` names a one-shot lane: whoever calls again with the same key gets the first call's outcome,
+    as long as the call is the same.
+
+    Raises:
+        LocalError: ``bad_lane``, and those of :func:`typed_arguments`.
+        Refused: ``once_used`` when the key stands for another call.
+        Refused, Unreachable, PeerError: as :meth:`Client.call`.
+    """
+    arguments = await typed_arguments(client, contract, method, tokens, kind="method")
+    call = make_call(contract, method, arguments)
+    if once is not None:
+        return await client.call_once(signer, [call], one_shot_lane(once), timeout_ms=timeout_ms)
+    name = lane.encode()
+    if len(name) > LANE_NAME_BYTES_MAX:
+        raise LocalError("bad_lane", f"a lane name has up to {LANE_NAME_BYTES_MAX} bytes")
+    lanes = client.lanes(signer, prefix=name)
+    return await client.call_many(signer, [call], lanes=lanes, timeout_ms=timeout_ms)
+
+
+async def query_typed(client: Client, contract: str, method: str, tokens: Sequence[str]) -> Value:
+    """Ask a query with arguments as text; errors as for :func:`typed_arguments` and :meth:`Client.query`."""
+    return await client.query(contract, method, await typed_arguments(client, contract, method, tokens, kind="query"))
+
+
+async def read_state(client: Client, key: str) -> dict[str, object]:
+    """Return a proven state value with where and by whom it is proven, ready for JSON."""
+    found = await client.state(key, is_newest=True)
+    return {
+        "key": key,
+        "present": found.value is not None,
+        "value": value_json(found.value),
+        "height": found.height,
+        "certifiedBy": found.verified.height,
+        "signers": list(found.verified.signers),
+    }
+
+
+async def find_outcome(client: Client, transaction_id: str) -> Outcome:
+    """Return the proven outcome of a final transaction given its id as 0x-hex.
+
+    Raises:
+        LocalError: ``bad_id``; else as :meth:`Client.outcome`.
+    """
+    return await client.outcome(parse_id(transaction_id))
+
+
+def parse_id(text: str) -> bytes:
+    """Return the 32 bytes of a transaction id or hash written as 0x-hex.
+
+    Raises:
+        LocalError: ``bad_id``.
+    """
+    try:
+        data = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        data = b""
+    if len(data) != HASH_BYTES:
+        raise LocalError("bad_id", f"{text[:80]!r} is no id: 0x and {2 * HASH_BYTES} hex digits")
+    return data
+
+
+def value_json(value: Value) -> object:
+    """Return a contract value as JSON the way the RPC does: integers as decimal text, bytes as 0x-hex."""
+    match value:
+        case bool() | str() | None:
+            return value
+        case int():
+            return str(value)
+        case bytes():
+            return hex_of(value)
+        case list():
+            return [value_json(item) for item in value]
+        case dict():
+            return {key: value_json(item) for key, item in value.items()}
+
+
+def outcome_json(outcome: Outcome) -> dict[str, object]:
+    """Return a final transaction with its receipts, ready for JSON."""
+    body, verified = outcome.transaction.body, outcome.verified
+    return {
+        "ok": outcome.is_ok,
+        "id": hex_of(outcome.transaction.id),
+        "sender": hex_of(body.sender),
+        "lane": hex_of(body.lane),
+        "sequence": body.sequence,
+        "height": verified.height,
+        "blockHash": hex_of(verified.block_hash),
+        "timeMs": verified.time_ms,
+        "proposer": verified.header.proposer,
+        "signers": list(verified.signers),
+        "calls": [
+            {"contract": call.contract, "method": call.method, "arguments": _encoded_json(call.arguments)}
+            for call in body.calls
+        ],
+        "receipts": [_receipt_json(receipt) for receipt in outcome.receipts],
+    }
+
+
+def _receipt_json(receipt: Receipt) -> dict[str, object]:
+    return {
+        "callIndex": receipt.call_index,
+        "status": "ok" if receipt.status == OK else "failed",
+        "code": receipt.code,
+        "values": [_encoded_json(value) for value in receipt.values],
+        "events": [
+            {"contract": event.contract, "name": event.name, "data": _encoded_json(event.data)}
+            for event in receipt.events
+        ],
+        "steps": receipt.steps,
+    }
+
+
+def _encoded_json(data: bytes) -> object:
+    """Return canonical bytes as JSON; arguments may be anything that a client sent, then as 0x-hex."""
+    try:
+        return value_json(decode_untrusted(data))
+    except PeerError:
+        return hex_of(data)
