@@ -7,6 +7,7 @@ from consensus.ledger.errors import LocalError
 from consensus.ledger.genesis import Account, Activation, Genesis, GenesisValidator, Organisation
 from consensus.ledger.keys import PublicKey
 from consensus.ledger.validators import VALIDATORS_MAX
+from contracts.runtime.registry import Registry
 
 ADMIN = "admin"
 """Role of the account that registers and suspends accounts of its own organisation."""
@@ -87,6 +88,11 @@ def default_plan(*, validators: int = len(VALIDATORS), name: str = "hansa-local"
         raise LocalError("bad_validators", f"a network has 1 to {VALIDATORS_MAX} validators, not {validators}")
     more = tuple(Member(f"member-{number:02d}", ("member",)) for number in range(len(VALIDATORS) + 1, validators + 1))
     return Plan(name, VALIDATORS[:validators] + more, VALIDATORS[validators:] + OTHERS, PERSONS)
+
+
+def activations_of(registry: Registry) -> list[Activation]:
+    """Return what activates the newest version of every contract of a registry."""
+    return [Activation(item.name, item.version, item.code_hash.hex()) for item in registry.newest()]
 
 
 def make_genesis(

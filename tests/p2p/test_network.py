@@ -1,35 +1,363 @@
-"""The network between nodes, with real TLS over loopback."""
+"""The network between nodes, with real TLS over loopback: the good path, and everyone who must stay out."""
 
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
 import trio
 
-from consensus.ledger.ids import NodeName
-from p2p.frames import FrameKind
-from tests.p2p.support import Certificates, Inbox, make_network
+from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.ids import ChainId, NodeName
+from node.network.ca import Authority
+from p2p.frames import FRAME_BYTES_MAX, FrameDecoder, FrameKind, encode_frame
+from p2p.hello_machine import decode_bye_untrusted
+from p2p.network import Network
+from p2p.tls import TlsIdentity, Trust, client_context
+from tests.p2p.support import HOST, LONG_AGO, Certificates, Inbox, free_port, make_network
 
 A, B, C = NodeName("a"), NodeName("b"), NodeName("c")
 
 
-async def test_two_nodes_exchange_frames_in_order(tmp_path):
-    certificates = Certificates(tmp_path, "a", "b")
+@pytest.fixture
+def certificates(tmp_path):
+    """A consortium of three nodes."""
+    return Certificates(tmp_path, "a", "b", "c")
+
+
+@asynccontextmanager
+async def running(*networks: Network) -> AsyncIterator[list[int]]:
+    """Run networks and give their ports; they end when the block does."""
+    async with trio.open_nursery() as nursery:
+        ports = [
+            await nursery.start(lambda task_status, n=network: n.run(task_status=task_status)) for network in networks
+        ]
+        yield ports
+        nursery.cancel_scope.cancel()
+
+
+async def converse(identity: TlsIdentity, trust: Trust, port: int, *data: bytes) -> str:
+    """Connect as a client with this identity, send frames after TLS, and return the reason the node says."""
+    with trio.fail_after(10):
+        transport = await trio.open_tcp_stream(HOST, port)
+        async with trio.SSLStream(transport, client_context(identity, trust), https_compatible=True) as stream:
+            decoder = FrameDecoder(payload_bytes_max=FRAME_BYTES_MAX)
+            with suppress(trio.BrokenResourceError):
+                for item in data:
+                    await stream.send_all(item)
+                while received := await stream.receive_some():
+                    decoder.feed(received)
+                    while frame := decoder.next_untrusted():
+                        if frame.kind is FrameKind.BYE:
+                            return decode_bye_untrusted(frame.payload)
+    return "closed"
+
+
+async def test_two_nodes_exchange_frames_in_order(certificates):
     inbox_a, inbox_b = Inbox(), Inbox()
     b = make_network(certificates, "b", inbox_b)
-    async with trio.open_nursery() as nursery:
-        port = await nursery.start(lambda task_status: b.run(task_status=task_status))
+    async with running(b) as [port]:
         a = make_network(certificates, "a", inbox_a, peers={"b": port})
-        nursery.start_soon(a.run)
-        await inbox_a.until(lambda: a.connected() == (B,))
-        payloads = [b"%d" % number for number in range(1_000)]
-        for payload in payloads:
-            assert a.send(B, FrameKind.CONSENSUS, payload)
-        await inbox_b.has(1_000)
-        assert inbox_b.frames == [(A, FrameKind.CONSENSUS, payload) for payload in payloads]
-        assert b.send(A, FrameKind.SYNC_REQUEST, b"hello")
-        await inbox_a.has(1)
-        assert inbox_a.frames == [(B, FrameKind.SYNC_REQUEST, b"hello")]
-        status = a.peers()[0]
-        assert (status.name, status.state, status.dialled) == (B, "connected", True)
-        assert status.frames_sent == 1_000
-        a.stop()
+        async with running(a):
+            await inbox_a.until(lambda: a.connected() == (B,))
+            payloads = [b"%d" % number for number in range(1_000)]
+            assert all(a.send(B, FrameKind.CONSENSUS, payload) for payload in payloads)
+            await inbox_b.has(1_000)
+            assert inbox_b.frames == [(A, FrameKind.CONSENSUS, payload) for payload in payloads]
+            assert b.send(A, FrameKind.SYNC_REQUEST, b"hello")
+            await inbox_a.has(1)
+            assert inbox_a.frames == [(B, FrameKind.SYNC_REQUEST, b"hello")]
+            [status] = a.peers()
+            assert (status.name, status.state, status.dialled, status.organisation) == (B, "connected", True, "org-b")
+            assert (status.frames_sent, status.frames_received, status.dropped) == (1_000, 1, 0)
+
+
+async def test_largest_frame_arrives_and_a_larger_one_is_our_own_error(certificates):
+    inbox_a, inbox_b = Inbox(), Inbox()
+    b = make_network(certificates, "b", inbox_b)
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", inbox_a, peers={"b": port})
+        async with running(a):
+            await inbox_a.until(lambda: a.connected() == (B,))
+            block = bytes(range(256)) * (FRAME_BYTES_MAX // 256)
+            assert a.broadcast(FrameKind.CONSENSUS, block) == 1
+            await inbox_b.has(1)
+            assert inbox_b.frames[0][2] == block
+            with pytest.raises(LocalError, match="frame holds at most"):
+                a.send(B, FrameKind.CONSENSUS, block + b"x")
+
+
+async def test_orderly_stop_delivers_what_was_queued(certificates):
+    inbox_a, inbox_b = Inbox(), Inbox()
+    b = make_network(certificates, "b", inbox_b)
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", inbox_a, peers={"b": port})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.run)
+            await inbox_a.until(lambda: a.connected() == (B,))
+            for _ in range(100):
+                a.send(B, FrameKind.TRANSACTIONS, bytes(1_000))
+            a.stop()
         await inbox_b.until(lambda: b.connected() == ())
-        assert b.peers() == []
-        b.stop()
+        assert len(inbox_b.frames) == 100
+        assert a.connected() == ()
+
+
+async def test_nodes_that_dial_each_other_settle_on_one_session(certificates):
+    ports = {"a": free_port(), "b": free_port(), "c": free_port()}
+    inboxes = {name: Inbox() for name in ports}
+    networks = {
+        name: make_network(certificates, name, inboxes[name], port=ports[name], peers=ports, second_dial_ms=1)
+        for name in ports
+    }
+    async with running(*networks.values()):
+        for name, network in networks.items():
+            await inboxes[name].until(lambda network=network: len(network.connected()) == 2)
+        for sender in networks.values():
+            for peer in sender.connected():
+                assert sender.send(peer, FrameKind.CONSENSUS, b"hello")
+        for name, inbox in inboxes.items():
+            await inbox.has(2)
+            assert {peer for peer, _, _ in inbox.frames} == {A, B, C} - {name}
+
+
+@pytest.mark.parametrize("restarted", ["a", "b"])
+async def test_nodes_meet_again_after_either_was_restarted(certificates, restarted):
+    ports = {"a": free_port(), "b": free_port()}
+    inboxes = {"a": Inbox(), "b": Inbox()}
+    stays = "b" if restarted == "a" else "a"
+
+    def make(name: str) -> Network:
+        return make_network(certificates, name, inboxes[name], port=ports[name], peers=ports)
+
+    network = make(stays)
+    async with running(network):
+        for payload in (b"first life", b"second life"):
+            peer = make(restarted)
+            async with running(peer):
+                await inboxes[stays].until(lambda: network.connected() == (NodeName(restarted),))
+                await inboxes[restarted].until(lambda peer=peer: peer.connected() == (NodeName(stays),))
+                peer.send(NodeName(stays), FrameKind.CONSENSUS, payload)
+                await inboxes[stays].until(
+                    lambda payload=payload: inboxes[stays].frames[-1:] != [] and inboxes[stays].frames[-1][2] == payload
+                )
+            await inboxes[stays].until(lambda: network.connected() == ())
+
+
+def forged(certificates: Certificates, what: str) -> TlsIdentity:
+    """Return an identity that must not get in."""
+    match what:
+        case "unknown root":
+            return certificates.identity("a", root=Authority.create("org-a", now=certificates.now))
+        case "expired":
+            return certificates.identity("a", now=LONG_AGO)
+        case "foreign organisation":
+            return certificates.identity("a", root=certificates.roots["org-c"], organisation="org-a")
+        case _:
+            return certificates.identity("a", root=certificates.roots["org-c"], organisation="org-x")
+
+
+@pytest.mark.parametrize("what", ["unknown root", "expired", "foreign organisation", "unknown organisation"])
+async def test_r70_wrong_certificate_never_makes_a_session(certificates, what):
+    """Under TLS 1.3 the refused client is through with TLS; it must not believe that it has a session."""
+    inbox_a, inbox_b = Inbox(), Inbox()
+    b = make_network(certificates, "b", inbox_b)
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", inbox_a, peers={"b": port}, identity=forged(certificates, what))
+        dialled = await failed_dial(a)
+        assert dialled in {"tls_failed", "connection_lost", "refused_by_peer"}
+        assert (a.connected(), b.connected()) == ((), ())
+
+
+async def failed_dial(network: Network) -> str:
+    """Run a network until its first dial has failed and return the code."""
+    async with running(network):
+        with trio.fail_after(10):
+            while not network.peers()[0].last_error:
+                await trio.lowlevel.checkpoint()
+        return network.peers()[0].last_error
+
+
+async def test_dialler_refuses_a_listener_with_a_wrong_certificate(certificates):
+    b = make_network(
+        certificates,
+        "b",
+        Inbox(),
+        identity=certificates.identity("b", root=certificates.roots["org-c"], organisation="org-b"),
+    )
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", Inbox(), peers={"b": port})
+        assert await failed_dial(a) == "untrusted_certificate"
+
+
+async def test_dialler_refuses_another_member_at_the_address(certificates):
+    c = make_network(certificates, "c", Inbox())
+    async with running(c) as [port]:
+        a = make_network(certificates, "a", Inbox(), peers={"b": port})
+        assert await failed_dial(a) == "unexpected_peer"
+        assert c.connected() == ()
+
+
+async def test_peer_of_another_chain_is_refused_on_both_sides(certificates):
+    b = make_network(certificates, "b", Inbox())
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", Inbox(), peers={"b": port}, chain_id=ChainId(b"\x99" * 32))
+        assert await failed_dial(a) in {"wrong_chain", "refused_by_peer"}
+        assert b.connected() == ()
+
+
+async def test_node_that_the_chain_does_not_admit_learns_so(certificates):
+    b = make_network(certificates, "b", Inbox(), admits=lambda name, organisation, fingerprint: name != "a")
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", Inbox(), peers={"b": port})
+        assert await failed_dial(a) == "refused_by_peer"
+
+
+async def test_r71_revocation_ends_a_live_session_and_keeps_the_peer_out(certificates):
+    inbox_a, inbox_b = Inbox(), Inbox()
+    revoked: set[bytes] = set()
+    b = make_network(certificates, "b", inbox_b, admits=lambda name, organisation, print_: print_ not in revoked)
+    identity = certificates.identity("a")
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", inbox_a, peers={"b": port}, identity=identity)
+        async with running(a):
+            await inbox_a.until(lambda: a.connected() == (B,))
+            await inbox_b.until(lambda: b.connected() == (A,))
+            b.recheck()
+            assert b.connected() == (A,)
+            revoked.add(identity.fingerprint)
+            b.recheck()
+            await inbox_b.until(lambda: b.connected() == ())
+            await inbox_a.until(lambda: a.connected() == ())
+            assert a.peers()[0].last_error == "not_admitted"
+            with trio.fail_after(10):
+                while a.peers()[0].last_error != "refused_by_peer":
+                    await trio.lowlevel.checkpoint()
+
+
+async def test_penalised_peer_is_cut_off_for_a_while(certificates):
+    inbox_a, inbox_b = Inbox(), Inbox()
+    b = make_network(certificates, "b", inbox_b)
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", inbox_a, peers={"b": port})
+        async with running(a):
+            await inbox_b.until(lambda: b.connected() == (A,))
+            refusals = [b.penalise(A, "bad_signature") for _ in range(5)]
+            assert (refusals[0], any(refusals)) == (False, True)
+            await inbox_b.until(lambda: b.connected() == ())
+            with trio.fail_after(10):
+                while a.peers()[0].last_error != "refused_by_peer":
+                    await trio.lowlevel.checkpoint()
+            assert b.connected() == ()
+
+
+async def test_r69_500_mute_sockets_keep_nobody_out_and_are_closed(certificates):
+    inbox_a, inbox_b = Inbox(), Inbox()
+    b = make_network(certificates, "b", inbox_b, handshake_ms_max=500)
+    async with running(b) as [port]:
+        mute = [await trio.open_tcp_stream(HOST, port) for _ in range(500)]
+        a = make_network(certificates, "a", inbox_a, peers={"b": port})
+        async with running(a):
+            await inbox_b.until(lambda: b.connected() == (A,))
+            with trio.fail_after(10):
+                for stream in mute:
+                    async with stream:
+                        with suppress(trio.BrokenResourceError):
+                            assert await stream.receive_some() == b""
+            assert b.connected() == (A,)
+
+
+async def test_tls_without_hello_is_closed_in_time(certificates):
+    b = make_network(certificates, "b", Inbox(), handshake_ms_max=300)
+    async with running(b) as [port]:
+        assert await converse(certificates.identity("a"), certificates.trust, port) == "closed"
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\xff\xff\xff\xff\x40", "frame_too_large"),
+        (encode_frame(FrameKind.GREETING, bytes(2_000)), "frame_too_large"),
+        (b"GET / HTTP/1.1\r\n\r\n", "frame_too_large"),
+        (encode_frame(FrameKind.GREETING, b"\x90"), "malformed"),
+        (encode_frame(FrameKind.CONSENSUS, b""), "unexpected_frame"),
+        (encode_frame(FrameKind.ACK, b""), "unexpected_frame"),
+        (b"\0\0\0\0\x07", "unknown_frame"),
+    ],
+    ids=[
+        "r68 huge length",
+        "larger than a hello",
+        "http",
+        "r67 missing fields",
+        "frame before hello",
+        "ack first",
+        "kind",
+    ],
+)
+async def test_garbage_after_tls_is_answered_with_a_code(certificates, data, code):
+    b = make_network(certificates, "b", Inbox())
+    async with running(b) as [port]:
+        assert await converse(certificates.identity("a"), certificates.trust, port, data) == code
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\xff\xff" + bytes(100), b"GET / HTTP/1.0\r\n\r\n", bytes(5_000), b"\x80"]
+)
+async def test_garbage_instead_of_tls_closes_the_connection_and_nothing_else(certificates, data):
+    inbox_b = Inbox()
+    b = make_network(certificates, "b", inbox_b, handshake_ms_max=500)
+    async with running(b) as [port]:
+        async with await trio.open_tcp_stream(HOST, port) as stream:
+            with trio.fail_after(10), suppress(trio.BrokenResourceError):
+                await stream.send_all(data)
+                while await stream.receive_some():
+                    pass
+        a = make_network(certificates, "a", Inbox(), peers={"b": port})
+        async with running(a):
+            await inbox_b.until(lambda: b.connected() == (A,))
+
+
+async def test_client_without_certificate_or_with_tls_1_2_is_refused(certificates):
+    b = make_network(certificates, "b", Inbox())
+    async with running(b) as [port]:
+        naked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        naked.check_hostname = False
+        naked.verify_mode = ssl.CERT_NONE
+        old = client_context(certificates.identity("a"), certificates.trust)
+        old.minimum_version = ssl.TLSVersion.TLSv1_2
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        for context in (naked, old):
+            transport = await trio.open_tcp_stream(HOST, port)
+            stream = trio.SSLStream(transport, context, https_compatible=True)
+            with trio.fail_after(10), suppress(trio.BrokenResourceError):
+                assert await stream.receive_some() == b""
+            await trio.aclose_forcefully(stream)
+        assert b.connected() == ()
+
+
+async def test_error_of_a_handler_is_charged_and_the_session_lives(certificates):
+    inbox_a = Inbox()
+
+    async def handle(peer: NodeName, kind: FrameKind, payload: bytes) -> None:
+        await inbox_a.handle(peer, kind, payload)
+        raise PeerError("malformed")
+
+    b = make_network(certificates, "b", Inbox(), handler=handle)
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", inbox_a, peers={"b": port})
+        async with running(a):
+            await inbox_a.until(lambda: a.connected() == (B,))
+            a.send(B, FrameKind.CONSENSUS, b"1")
+            await inbox_a.has(1)
+            a.send(B, FrameKind.CONSENSUS, b"2")
+            await inbox_a.has(2)
+            assert b.peers()[0].penalty_points in range(20, 51)
+            assert b.connected() == (A,)
+
+
+async def test_port_in_use_is_a_typed_error(certificates):
+    b = make_network(certificates, "b", Inbox())
+    async with running(b) as [port]:
+        with pytest.raises(LocalError) as raised:
+            await make_network(certificates, "a", Inbox(), port=port).run()
+        assert raised.value.code == "port_in_use"
