@@ -1,0 +1,131 @@
+"""Accepts TCP connections for anycorn, bounded in number, and ends them for good when the server stops.
+
+anycorn's own accept loop ends with the first EMFILE, knows no limit, and shields its writes from
+cancellation, so that one peer who does not read would hold up a stop. This one waits for room, hands
+each connection to anycorn, and closes the sockets under those that do not end in time. The kernel
+drops a peer that takes nothing of what it is sent for ``UNREAD_MS_MAX``.
+"""
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.abc
+import structlog
+import trio
+from anycorn.app_wrappers import ASGIWrapper
+from anycorn.config import Config
+from anycorn.tcp_server import TCPServer
+from anycorn.typing import ASGIFramework
+from anycorn.worker_context import WorkerContext
+
+from consensus.ledger.errors import LocalError
+from node.rpc.metrics import RpcMetrics
+
+BACKLOG = 128
+UNREAD_MS_MAX = 10_000
+STOP_MS_MAX = 2_000
+"""Time that connections have to end when the server stops."""
+EXHAUSTED_PAUSE_MS = 100
+"""Pause before the next accept when the machine lacks descriptors or memory."""
+
+log = structlog.get_logger("rpc")
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Bind and listen; port 0 takes a free one.
+
+    Raises:
+        LocalError: ``port_in_use`` or ``bad_address``.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS_MAX)  # accepted ones inherit it
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        code = "port_in_use" if error.errno == errno.EADDRINUSE else "bad_address"
+        raise LocalError(code, f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listening
+
+
+async def serve(
+    listening: socket.socket,
+    app: ASGIFramework,
+    config: Config,
+    *,
+    connections_max: int,
+    metrics: RpcMetrics,
+    stopping: trio.Event,
+) -> None:
+    """Serve until ``stopping`` is set, then let connections end for ``STOP_MS_MAX`` and close the rest."""
+    context = WorkerContext(max_requests=None)
+    wrapped = ASGIWrapper(app)
+    room = trio.Semaphore(connections_max)
+    open_streams: set[anyio.abc.SocketStream] = set()
+
+    async def run(connection: socket.socket) -> None:
+        try:
+            stream = await anyio.abc.SocketStream.from_socket(connection)
+            open_streams.add(stream)
+            try:
+                with metrics.connections.track_inprogress():
+                    await TCPServer(wrapped, config, context, {}, stream).run()
+            finally:
+                open_streams.discard(stream)
+        finally:
+            connection.close()
+            room.release()
+
+    with trio.socket.from_stdlib_socket(listening) as accepting:
+        async with trio.open_nursery() as guard:
+            guard.start_soon(_abort_at_end, open_streams)
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as accept_nursery:
+                    accept_nursery.start_soon(_accept_forever, accepting, room, run, connections)
+                    await stopping.wait()
+                    accept_nursery.cancel_scope.cancel()
+                accepting.close()
+                await context.terminated.set()
+                connections.cancel_scope.deadline = trio.current_time() + STOP_MS_MAX / 1000
+                guard.cancel_scope.deadline = connections.cancel_scope.deadline
+            guard.cancel_scope.cancel()
+
+
+async def _abort_at_end(streams: set[anyio.abc.SocketStream]) -> None:
+    """Wait to be cancelled, then close the sockets under those who still write to them."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        for stream in list(streams):
+            with trio.CancelScope() as scope:
+                scope.cancel()  # closing comes first in aclose, and nothing after it matters
+                await stream.aclose()
+
+
+async def _accept_forever(
+    accepting: trio.socket.SocketType,
+    room: trio.Semaphore,
+    run: Callable[[socket.socket], Awaitable[None]],
+    nursery: trio.Nursery,
+) -> None:
+    """Start ``run`` for each connection, as soon as there is room for it."""
+    while True:
+        await room.acquire()
+        try:
+            accepted, _ = await accepting.accept()
+        except OSError as error:
+            room.release()
+            if error.errno in _EXHAUSTED:
+                log.error("no descriptors for another connection", errno=error.errno)
+                await trio.sleep(EXHAUSTED_PAUSE_MS / 1000)
+            continue  # else the peer left before it was accepted
+        connection = socket.socket(fileno=accepted.detach())
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        nursery.start_soon(run, connection)
