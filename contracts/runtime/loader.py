@@ -1,5 +1,6 @@
 """From a contract's source to something that runs: checked, metered, in a namespace of its own."""
 
+import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,17 @@ from consensus.ledger.errors import LocalError
 from consensus.ledger.ids import Hash, tagged_hash
 from contracts.runtime.arguments import Method, compile_method
 from contracts.runtime.contract import Contract
-from contracts.runtime.meter import Meter
+from contracts.runtime.guards import Builtins, Methods, Operators, frozen
+from contracts.runtime.lint import CHEAP_BUILTINS, TYPES, check_source
+from contracts.runtime.meter import STEPS_PER_CALL_MAX, Meter
+from contracts.runtime.rewrite import GUARDED_BUILTINS, rewrite
 
 RESERVED_NAMES = ("lanes", "registry")
 """State namespaces of the runtime itself, which no contract may have."""
+
+
+_BUILTINS = sorted(CHEAP_BUILTINS | TYPES | {"__build_class__", "__import__"})
+_OPERATORS = [name for name in vars(Operators) if not name.startswith("_")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +51,13 @@ def load_contract(file_name: str, source: bytes, meter: Meter) -> LoadedContract
     Raises:
         LocalError: ``contract_refused`` with file, line and reason.
     """
-    namespace: dict[str, Any] = {"__name__": f"contract:{file_name}"}
-    exec(compile(source, file_name, "exec", dont_inherit=True), namespace)
+    tree = rewrite(check_source(file_name, source))
+    namespace = _namespace(file_name, meter)
+    meter.begin(STEPS_PER_CALL_MAX)
+    try:
+        exec(compile(tree, file_name, "exec", dont_inherit=True), namespace)
+    except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError) as error:
+        raise LocalError("contract_refused", f"{file_name}: {error!r}") from None
     classes = [
         item
         for item in namespace.values()
@@ -61,3 +74,22 @@ def load_contract(file_name: str, source: bytes, meter: Meter) -> LoadedContract
     marked = [item for item in cls.__dict__.values() if callable(item) and "kind" in getattr(item, "__dict__", {})]
     methods = {function.__name__: compile_method(function) for function in marked}
     return LoadedContract(name, version, code_hash(source), (cls.__doc__ or "").strip(), methods, cls(), namespace)
+
+
+def _namespace(file_name: str, meter: Meter) -> dict[str, Any]:
+    """Return the globals of a contract's module: few built-ins, and the guards under names that it cannot write."""
+    operators = Operators(meter)
+    guarded = Builtins(meter, operators)
+    namespace: dict[str, Any] = {
+        "__name__": f"contract:{file_name}",
+        "__builtins__": {name: getattr(builtins, name) for name in _BUILTINS},
+        "__meter__": meter,
+        "__tick__": meter.tick,
+        "__invoke__": Methods(meter, operators, guarded).invoke,
+        "__frozen__": frozen,
+    }
+    for name in _OPERATORS:
+        namespace[f"__{name}__"] = getattr(operators, name)
+    for name in sorted(GUARDED_BUILTINS):
+        namespace[f"__guard_{name}__"] = getattr(guarded, f"{name}_")
+    return namespace
