@@ -24,7 +24,7 @@ def list_contracts(place: Place, output: Output) -> None:
     from services.client.calls import contracts
 
     rows = place.ask(contracts)
-    cells = [(row["name"], row["version"], views.short(row["codeHash"], 16)) for row in rows]
+    cells = [(row["name"], row["version"], views.short(str(row["codeHash"]), 16)) for row in rows]
     output.show({"contracts": rows}, lambda console: table(console, ["name", ">version", "code hash"], cells))
 
 

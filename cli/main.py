@@ -6,10 +6,10 @@ through one place, as one line with its code: exit 0 for done, 1 for refused by 
 
 import importlib
 import os
-import sys
 from typing import Any
 
 import rich_click as click
+from click.exceptions import Exit
 
 from cli.output import report_error
 from consensus.ledger.errors import HansaError
@@ -44,12 +44,12 @@ class LazyGroup(click.RichGroup):
             return None
         place, line = COMMANDS[cmd_name]
         if ctx.params.get("explaining"):
-            return click.RichCommand(cmd_name, short_help=line, help=line)
+            return click.RichCommand(name=cmd_name, short_help=line, help=line)
         module, attribute = place.split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
-    def format_help(self, ctx: click.Context, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page without importing any group."""
         ctx.params["explaining"] = True
         super().format_help(ctx, formatter)
@@ -68,7 +68,7 @@ class LazyGroup(click.RichGroup):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
-        except (click.exceptions.Exit, click.ClickException, click.Abort, OSError):
+        except (Exit, click.ClickException, click.Abort, OSError):
             raise
         except Exception as error:  # the border of the program: people get a line, HANSA_DEBUG=1 a traceback
             if os.environ.get("HANSA_DEBUG"):
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,7 +6,7 @@ Results go to standard output, errors and progress to standard error. Colours on
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -19,7 +19,18 @@ EXIT_REFUSED = 1
 EXIT_USAGE = 2
 
 # what the machine or the network refuses, though the command was right
-_REFUSALS = {"port_in_use", "not_ready", "not_running", "already_running", "expired", "corrupted"}
+_REFUSALS = {
+    "chain_broken",
+    "contract_code_missing",
+    "network_busy",
+    "node_exited",
+    "not_ready",
+    "not_running",
+    "port_in_use",
+    "still_running",
+    "store_locked",
+    "wrong_chain",
+}
 
 JSON_WANTED = "cli.json"
 """Where a context notes that ``--json`` was given, for the errors."""
@@ -46,6 +57,11 @@ def report_error(error: HansaError) -> int:
 def _wants_json() -> bool:
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(JSON_WANTED))
+
+
+def leave(code: int) -> NoReturn:
+    """End the command with an exit code."""
+    raise click.exceptions.Exit(code)
 
 
 class Output:

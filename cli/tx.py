@@ -7,7 +7,7 @@ import rich_click as click
 
 from cli import views
 from cli.options import json_option, network_option, signer_options
-from cli.output import EXIT_REFUSED, Output, panel
+from cli.output import EXIT_REFUSED, Output, leave, panel
 from cli.place import Place
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def call(
     data = place.ask(submit)
     output.show(data, lambda console: views.outcome(console, data))
     if not data["ok"]:
-        click.get_current_context().exit(EXIT_REFUSED)
+        leave(EXIT_REFUSED)
 
 
 @tx.command("show")

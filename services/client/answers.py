@@ -38,6 +38,12 @@ class WaitAnswer(Answer, frozen=True):
     message: str = ""
 
 
+class Subscribed(Answer, frozen=True):
+    """``subscribe``."""
+
+    subscription: int
+
+
 class ProofAnswer(Answer, frozen=True):
     """Any answer that was asked for with ``prove``."""
 

@@ -10,7 +10,7 @@ from consensus.ledger.codec import Value, decode_untrusted
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.ids import ADDRESS_BYTES, HASH_BYTES
 from consensus.ledger.receipt import OK, Receipt
-from consensus.ledger.transaction import LANE_NAME_BYTES_MAX, make_call
+from consensus.ledger.transaction import EACH, LANE_NAME_BYTES_MAX, Transaction, make_call
 from services.client.answers import Answer, hex_of
 from services.client.arguments import Parameter, parse_arguments
 from services.client.client import VALIDITY_MS, Client
@@ -121,6 +121,20 @@ async def query_typed(client: Client, contract: str, method: str, tokens: Sequen
     return await client.query(contract, method, await typed_arguments(client, contract, method, tokens, kind="query"))
 
 
+async def contracts(client: Client) -> list[dict[str, object]]:
+    """Return the active contracts: name, version, code hash, doc."""
+    return await client.request("contract_list", {}, list[dict[str, object]])
+
+
+async def describe(client: Client, contract: str) -> dict[str, object]:
+    """Return a contract's description as the node gives it.
+
+    Raises:
+        Refused: ``unknown_contract``.
+    """
+    return await client.request("contract_describe", {"contract": contract}, dict[str, object])
+
+
 async def read_state(client: Client, key: str) -> dict[str, object]:
     """Return a proven state value with where and by whom it is proven, ready for JSON."""
     found = await client.state(key, is_newest=True)
@@ -175,28 +189,39 @@ def value_json(value: Value) -> object:
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:
     """Return a final transaction with its receipts, ready for JSON."""
-    body, verified = outcome.transaction.body, outcome.verified
+    verified = outcome.verified
     return {
         "ok": outcome.is_ok,
-        "id": hex_of(outcome.transaction.id),
-        "sender": hex_of(body.sender),
-        "lane": hex_of(body.lane),
-        "sequence": body.sequence,
+        **transaction_json(outcome.transaction),
         "height": verified.height,
         "blockHash": hex_of(verified.block_hash),
         "timeMs": verified.time_ms,
         "proposer": verified.header.proposer,
         "signers": list(verified.signers),
+        "receipts": [receipt_json(receipt) for receipt in outcome.receipts],
+    }
+
+
+def transaction_json(transaction: Transaction) -> dict[str, object]:
+    """Return a transaction with its calls decoded, ready for JSON."""
+    body = transaction.body
+    return {
+        "id": hex_of(transaction.id),
+        "sender": hex_of(body.sender),
+        "lane": hex_of(body.lane),
+        "sequence": body.sequence,
+        "mode": "each" if body.mode == EACH else "atomic",
         "calls": [
             {"contract": call.contract, "method": call.method, "arguments": _encoded_json(call.arguments)}
             for call in body.calls
         ],
-        "receipts": [_receipt_json(receipt) for receipt in outcome.receipts],
     }
 
 
-def _receipt_json(receipt: Receipt) -> dict[str, object]:
+def receipt_json(receipt: Receipt) -> dict[str, object]:
+    """Return a receipt, ready for JSON."""
     return {
+        "transactionId": hex_of(receipt.transaction_id),
         "callIndex": receipt.call_index,
         "status": "ok" if receipt.status == OK else "failed",
         "code": receipt.code,

@@ -43,11 +43,12 @@ from services.client.answers import (
     QueryAnswer,
     StateAnswer,
     SubmitAnswer,
+    Subscribed,
     WaitAnswer,
     bytes_of,
     hex_of,
 )
-from services.client.connection import REQUEST_TIMEOUT_MS, Connection, Parameters
+from services.client.connection import REQUEST_TIMEOUT_MS, Connection, FrameAnswer, Parameters
 from services.client.errors import Refused, Unreachable
 from services.client.keystore import Signer
 from services.client.lanes import Lane, Lanes
@@ -152,17 +153,30 @@ class Client:
 
     async def submit(self, transaction: Transaction) -> Submitted:
         """Submit one signed transaction and return the node's answer; finality is for :meth:`wait`."""
-        return (await self.submit_many([transaction]))[0]
+        params: Parameters = {"transactions": [b64encode(transaction.raw).decode()]}
+        answers = await self.request("tx_submit", params, list[SubmitAnswer])
+        if len(answers) != 1:
+            raise PeerError("bad_answer", "tx_submit answers one transaction with another count")
+        return Submitted(transaction.id, answers[0].code, answers[0].message)
 
-    async def submit_many(self, transactions: Sequence[Transaction]) -> list[Submitted]:
+    async def submit_many(self, transactions: Sequence[Transaction], *, wait_ms: int = 0) -> list[Submitted]:
         """Submit signed transactions in few large frames; answers come in the same order.
+
+        With ``wait_ms`` (up to 60,000) each frame is answered when all that the node accepts of it are
+        final, or time is up; frames follow each other. The node is believed.
 
         Raises:
             Unreachable: no node answers; it is unknown what was taken, and safe to submit again.
         """
         answers: list[Submitted] = []
         for batch in _batches([transaction.raw for transaction in transactions]):
-            answers += await self._anywhere(partial(_submit, raws=batch))
+            for answer in await self._anywhere(partial(_submit_frame, raws=batch, wait_ms=wait_ms)):
+                height = answer.height or None
+                answers.append(Submitted(answer.transaction_id, answer.code, "", height, answer.failed_count))
+        if [answer.transaction_id for answer in answers if answer.is_accepted] != [
+            transaction.id for transaction, answer in zip(transactions, answers, strict=True) if answer.is_accepted
+        ]:
+            raise PeerError("bad_answer", "a node answers other transactions than were submitted")
         return answers
 
     def lanes(self, signer: Signer, *, count: int = 1, prefix: bytes = b"") -> Lanes:
@@ -450,12 +464,12 @@ class Client:
                 yield item
             place = {"cursor": page.cursor}
             if page.done:
-                await self._next_block()
+                await self._next_block(page.cursor)
 
-    async def _next_block(self) -> None:
+    async def _next_block(self, cursor: str) -> None:
         """Return when a block is announced, a while has passed, or the node is gone."""
         try:
-            await self._anywhere(_hear_block)
+            await self._anywhere(partial(_hear_block, cursor=cursor))
         except Unreachable:
             await trio.sleep(ATTEMPT_PAUSE_MS / 1000)
 
@@ -498,18 +512,15 @@ def _batches(raws: Sequence[bytes]) -> Iterator[list[bytes]]:
         yield batch
 
 
-async def _submit(connection: Connection, raws: Sequence[bytes]) -> list[Submitted]:
-    texts = [b64encode(raw).decode() for raw in raws]
-    answers = await connection.request("tx_submit", {"transactions": texts}, list[SubmitAnswer])
-    if len(answers) != len(raws):
-        raise PeerError("bad_answer", f"{connection.url} answers {len(raws)} transactions with {len(answers)} results")
-    return [Submitted(bytes_of(answer.id), answer.code, answer.message) for answer in answers]
+async def _submit_frame(connection: Connection, raws: Sequence[bytes], wait_ms: int) -> list[FrameAnswer]:
+    return await connection.submit_frame(raws, wait_ms=wait_ms)
 
 
-async def _hear_block(connection: Connection) -> None:
-    """Subscribe to blocks and return with the first one."""
+async def _hear_block(connection: Connection, cursor: str) -> None:
+    """Return once there is a block after the cursor, or after a while."""
     async with connection.notifications() as heard:
-        await connection.request("subscribe", {"topic": "blocks"}, dict[str, object])
+        subscription = await connection.request("subscribe", {"topic": "blocks", "cursor": cursor}, Subscribed)
         with trio.move_on_after(EVENTS_PAUSE_MS / 1000):
             async for _ in heard:
                 break
+        await connection.request("unsubscribe", {"subscription": subscription.subscription}, object)

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import msgpack
 import msgspec
 import trio
 import wsproto
@@ -61,6 +60,24 @@ class _Incoming(msgspec.Struct):
     error: _ErrorObject | None = None
 
 
+class FrameAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """What a node says to one transaction of a binary frame.
+
+    ``code`` is empty when it is accepted or final; ``height`` is 0 while it is not final.
+    """
+
+    transaction_id: bytes
+    code: str
+    height: int
+    failed_count: int
+
+
+class _FrameAnswers(msgspec.Struct, frozen=True, array_like=True):
+    id: int
+    answers: list[FrameAnswer]
+
+
+_frame_decoder = msgspec.msgpack.Decoder(_FrameAnswers)
 _incoming_decoder = msgspec.json.Decoder(_Incoming)
 _encoder = msgspec.json.Encoder()
 
@@ -121,24 +138,26 @@ class Connection:
         return _result(answer, kind, f"{self.url} {method}")
 
     async def submit_frame(
-        self, transactions: Sequence[bytes], *, timeout_ms: int = REQUEST_TIMEOUT_MS
-    ) -> list[object]:
-        """Send transactions as one binary frame ``[id, [raw, …]]`` and return one answer for each, in order.
+        self, transactions: Sequence[bytes], *, wait_ms: int = 0, timeout_ms: int = REQUEST_TIMEOUT_MS
+    ) -> list[FrameAnswer]:
+        """Send transactions as one binary frame ``[id, [raw, …], wait_ms]`` and return the answers in order.
+
+        With ``wait_ms`` (up to 60,000) the node answers when all that it accepts are final, or time is up.
 
         Raises:
             Refused, Unreachable, PeerError: as for :meth:`request`.
         """
         request_id = self._take_id()
-        frame = msgpack.packb([request_id, list(transactions)], use_bin_type=True)
-        answer = await self._exchange(request_id, BytesMessage(frame), "a frame", timeout_ms)
+        frame = BytesMessage(msgspec.msgpack.encode([request_id, transactions, wait_ms]))
+        answer = await self._exchange(request_id, frame, "a frame", wait_ms + timeout_ms)
         if isinstance(answer, _Incoming):
             if answer.error is not None:
                 raise _refusal(answer.error)
             raise PeerError("bad_answer", f"{self.url} answers a binary frame with text")
-        content = _unpack_frame(answer, self.url)[1]
-        if not isinstance(content, list) or len(content) != len(transactions):
-            raise PeerError("bad_answer", f"{self.url} answers {len(transactions)} transactions with another count")
-        return content
+        answers = _decode_frame_untrusted(answer, self.url).answers
+        if len(answers) != len(transactions):
+            raise PeerError("bad_answer", f"{self.url} answers {len(transactions)} transactions with {len(answers)}")
+        return answers
 
     @asynccontextmanager
     async def notifications(self) -> AsyncIterator[trio.MemoryReceiveChannel[tuple[str, bytes]]]:
@@ -246,7 +265,7 @@ class Connection:
 
     def _on_message(self, message: bytes, *, is_binary: bool) -> None:
         if is_binary:
-            self._answer(_unpack_frame(message, self.url)[0], message)
+            self._answer(_decode_frame_untrusted(message, self.url).id, message)
             return
         try:
             incoming = _incoming_decoder.decode(message)
@@ -365,11 +384,8 @@ def _refusal(error: _ErrorObject) -> Refused:
     return Refused(code, error.message)
 
 
-def _unpack_frame(frame: bytes, url: str) -> tuple[int, object]:
+def _decode_frame_untrusted(frame: bytes, url: str) -> _FrameAnswers:
     try:
-        content = msgpack.unpackb(frame, raw=False, strict_map_key=True)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        return _frame_decoder.decode(frame)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError("bad_answer", f"{url} sends a broken binary frame: {error}") from None
-    if not isinstance(content, list) or len(content) != 2 or type(content[0]) is not int:
-        raise PeerError("bad_answer", f"{url} sends a binary frame of unknown shape")
-    return content[0], content[1]

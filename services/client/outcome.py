@@ -11,11 +11,16 @@ from services.client.errors import Refused
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A node's answer to one submitted transaction: ``code`` is empty when it was accepted or is final already."""
+    """A node's answer to one submitted transaction: ``code`` is empty when it was accepted or is final already.
+
+    ``height`` is set where the node says that it is final; ``failed_count`` counts its failed receipts then.
+    """
 
     transaction_id: bytes
     code: str = ""
     message: str = ""
+    height: int | None = None
+    failed_count: int = 0
 
     @property
     def is_accepted(self) -> bool:

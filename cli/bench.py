@@ -1,0 +1,27 @@
+"""``hansa bench``: the benchmarks, as a user can run them."""
+
+import rich_click as click
+
+from cli.options import json_option
+from cli.output import Output, leave
+
+
+@click.group()
+def bench() -> None:
+    """The benchmarks; each starts its own network."""
+
+
+@bench.command("throughput")
+@click.option(
+    "--seconds", metavar="S", type=click.IntRange(1, 600), default=5, show_default=True, help="Time of each row."
+)
+@click.option("--validators", metavar="N", type=click.IntRange(1, 100), default=4, show_default=True)
+@json_option
+def throughput(seconds: int, validators: int, output: Output) -> None:
+    """Measure transfers among 10,000 accounts: transactions and calls a second, latencies, the signature bound.
+
+    Example: hansa bench throughput --json
+    """
+    from bench.throughput import main
+
+    leave(main(seconds=seconds, validators=validators, as_json=output.as_json))

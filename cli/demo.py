@@ -1,0 +1,60 @@
+"""``hansa demo``: the business stories on a network of their own."""
+
+from pathlib import Path
+
+import rich_click as click
+
+from cli.options import json_option
+from cli.output import Output, leave
+
+_keep = click.option("--keep", is_flag=True, help="Leave the network running at the end.")
+_folder = click.option(
+    "--network",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the network of the demo; else a temporary one.",
+)
+_seed = click.option("--seed", metavar="N", type=click.IntRange(0), default=1, show_default=True)
+
+
+@click.group()
+def demo() -> None:
+    """The business stories on a network of their own: start, run, check invariants, card, exit 0 or 1."""
+
+
+@demo.command("rights")
+@click.option(
+    "--orders",
+    metavar="PATH",
+    type=click.Path(path_type=Path, exists=True),
+    help="Order file or folder; else a seeded synthetic day.",
+)
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Play so many orders at the most.")
+@_seed
+@_keep
+@_folder
+@json_option
+def rights(orders: Path | None, limit: int | None, seed: int, keep: bool, folder: Path | None, output: Output) -> None:
+    """Play orders through the rights contract while validators are killed and frozen.
+
+    Example: hansa demo rights --orders orders/ --json
+    """
+    from services.demo.rights import main
+
+    leave(main(orders=orders, limit=limit, seed=seed, keep=keep, folder=folder, as_json=output.as_json))
+
+
+@demo.command("all")
+@_seed
+@_keep
+@_folder
+@json_option
+def everything(seed: int, keep: bool, folder: Path | None, output: Output) -> None:
+    """Play every act there is.
+
+    Example: hansa demo all
+    """
+    from services.demo.rights import main
+
+    leave(main(orders=None, limit=None, seed=seed, keep=keep, folder=folder, as_json=output.as_json))

@@ -1,0 +1,206 @@
+"""``hansa network``: a local consortium of real processes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from cli.options import json_option
+from cli.output import EXIT_REFUSED, Output, leave, panel, table
+from cli.place import network_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from node.network.homes import LocalNetwork
+    from node.network.local import NodeStatus
+
+_folder = click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path, file_okay=False))
+_network = click.option(
+    "--network", "option", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The same as DIR."
+)
+_validators = click.option(
+    "--validators", metavar="N", type=click.IntRange(1, 100), default=4, show_default=True, help="How many nodes vote."
+)
+_port_base = click.option(
+    "--port-base",
+    metavar="PORT",
+    type=click.IntRange(1_024, 65_435),
+    default=26_600,
+    show_default=True,
+    help="First p2p port; RPC listens 100 above.",
+)
+
+
+@click.group()
+def network() -> None:
+    """A local consortium of real processes.
+
+    DIR is --network, else HANSA_NETWORK, else ./net.
+    """
+
+
+@network.command("init")
+@_folder
+@_network
+@_validators
+@_port_base
+@json_option
+def init(folder: Path | None, option: Path | None, validators: int, port_base: int, output: Output) -> None:
+    """Make a network folder: keys, certificates, genesis, homes. Done already, it says so and changes nothing.
+
+    Example: hansa network init net
+    """
+    made = _init(folder or network_folder(option), validators, port_base)
+    data = _card(made, [])
+    output.show(data, lambda console: _draw(console, data))
+
+
+@network.command("up")
+@_folder
+@_network
+@_validators
+@_port_base
+@json_option
+def up(folder: Path | None, option: Path | None, validators: int, port_base: int, output: Output) -> None:
+    """Start all nodes that do not run, wait until they are ready, and print the card.
+
+    A folder without a network is initialised first; --validators and --port-base count for that alone.
+
+    Example: hansa network up net
+    """
+    import trio
+
+    from node.network.homes import is_network, load_network
+    from node.network.local import start
+
+    place = folder or network_folder(option)
+    made = load_network(place) if is_network(place) else _init(place, validators, port_base)
+    output.progress(f"starting {len(made.nodes)} nodes …")
+    data = _card(made, trio.run(start, made))
+    output.show(data, lambda console: _draw(console, data))
+
+
+@network.command("status")
+@_folder
+@_network
+@json_option
+def status(folder: Path | None, option: Path | None, output: Output) -> None:
+    """Print which nodes run and how high they are; exit code 1 unless all are ready.
+
+    Example: hansa network status net
+    """
+    import trio
+
+    from node.network.homes import load_network
+    from node.network.local import status as read_status
+
+    made = load_network(folder or network_folder(option))
+    data = _card(made, trio.run(read_status, made))
+    output.show(data, lambda console: _draw(console, data))
+    if not data["ok"]:
+        leave(EXIT_REFUSED)
+
+
+@network.command("down")
+@_folder
+@_network
+@json_option
+def down(folder: Path | None, option: Path | None, output: Output) -> None:
+    """End all nodes in order; those that do not end in time are killed.
+
+    Example: hansa network down net
+    """
+    import trio
+
+    from node.network.homes import load_network
+    from node.network.local import stop
+
+    made = load_network(folder or network_folder(option))
+    ended = trio.run(stop, made)
+    data = {"ok": True, "folder": str(made.folder), "orderly": ended}
+    fields = {name: "ended in order" if orderly else "killed" for name, orderly in ended.items()}
+    output.show(data, lambda console: panel(console, f"{made.genesis.name} is down", fields))
+
+
+@network.command("reset")
+@_folder
+@_network
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def reset(folder: Path | None, option: Path | None, yes: bool, output: Output) -> None:
+    """Wipe what the nodes of a stopped network have stored; keys and genesis stay.
+
+    Example: hansa network reset net --yes
+    """
+    import trio
+
+    from node.network.homes import load_network
+    from node.network.local import reset as wipe
+
+    made = load_network(folder or network_folder(option))
+    if not yes:
+        click.confirm(f"Wipe the chain of all {len(made.nodes)} nodes in {made.folder}?", abort=True, err=True)
+    trio.run(wipe, made)
+    data = {"ok": True, "folder": str(made.folder)}
+    output.show(data, lambda console: panel(console, "Wiped", {"folder": str(made.folder), "height": 0}))
+
+
+def _init(folder: Path, validators: int, port_base: int) -> "LocalNetwork":
+    from contracts.runtime.registry import Registry
+    from node.network.genesis import activations_of, default_plan
+    from node.network.homes import init_network
+
+    plan = default_plan(validators=validators)
+    return init_network(folder, plan, activations_of(Registry.shipped()), port_base=port_base)
+
+
+def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, object]:
+    """Return what a network's user needs: nodes, heights, URLs, identities."""
+    found = {status.node.name: status for status in statuses}
+    nodes: list[dict[str, object]] = []
+    for node in made.nodes:
+        status = found.get(node.name)
+        nodes.append(
+            {
+                "name": node.name,
+                "state": "stopped" if status is None else "ready" if status.is_ready else status.state.value,
+                "pid": status.pid if status else None,
+                "height": status.height if status else None,
+                "rpc": node.rpc_url,
+                "metrics": f"{node.rpc_url}/metrics",
+                "p2p": f"{node.p2p.host}:{node.p2p.port}",
+                "log": str(node.log_file),
+            }
+        )
+    return {
+        "ok": not statuses or all(status.is_ready for status in statuses),
+        "network": made.genesis.name,
+        "chainId": "0x" + made.genesis.chain_id().hex(),
+        "folder": str(made.folder),
+        "nodes": nodes,
+        "identities": [
+            {
+                "name": identity.name,
+                "organisation": identity.organisation,
+                "roles": list(identity.roles),
+                "address": "0x" + identity.address.hex(),
+            }
+            for identity in made.identities
+        ],
+    }
+
+
+def _draw(console: "Console", data: dict[str, object]) -> None:
+    nodes, identities = data["nodes"], data["identities"]
+    if not isinstance(nodes, list) or not isinstance(identities, list):
+        return
+    fields = {"folder": data["folder"], "chain id": data["chainId"]}
+    panel(console, str(data["network"]), fields, good=bool(data["ok"]))
+    rows = [
+        (node["name"], node["state"], node["height"], node["rpc"], ":" + node["metrics"].rsplit(":", 1)[1])
+        for node in nodes
+    ]
+    table(console, ["node", "state", ">height", "RPC", "metrics"], rows)
+    people = [(item["name"], item["organisation"], ", ".join(item["roles"])) for item in identities]
+    table(console, ["identity (--as)", "organisation", "roles"], people)

@@ -1,0 +1,71 @@
+"""``hansa proof``: get proofs, and check them offline."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from cli import views
+from cli.options import json_option, network_option
+from cli.output import Output, panel
+from cli.place import Place, read_genesis
+
+if TYPE_CHECKING:
+    from consensus.ledger.proof import Verified
+
+
+@click.group()
+def proof() -> None:
+    """Get proofs, and check them offline with nothing but the genesis file."""
+
+
+@proof.command("get")
+@click.argument("kind", type=click.Choice(["block", "transaction", "receipt", "state"]))
+@click.argument("what", metavar="HEIGHT|ID|KEY")
+@click.option("--call", "call_index", metavar="N", type=click.IntRange(0), default=0, help="Which call's receipt.")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write the proof here.")
+@network_option
+@json_option
+def get(kind: str, what: str, call_index: int, out: Path | None, place: Place, output: Output) -> None:
+    """Get the proof of a block, a transaction, a receipt, or a state value or its absence; it is checked first.
+
+    Without --out the file goes to standard output.
+
+    Example: hansa proof get state membership/validators --out validators.proof
+    """
+    from services.client.proofs import describe_verified, request_of
+
+    method, params = request_of(kind, what, call_index)
+    document, verified = place.ask(lambda client: client.prove(method, params))
+    if out is None:
+        click.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None))
+        return
+    out.write_text(json.dumps(document, indent=2) + "\n")
+    data = {"file": str(out), **describe_verified(verified)}
+    output.show(data, lambda console: panel(console, "Proof", data))
+
+
+@proof.command("verify")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--genesis",
+    metavar="FILE",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The genesis document of the chain.",
+)
+@json_option
+def verify(file: Path, genesis: Path, output: Output) -> None:
+    """Check a proof file offline and say what it proves; exit code 1 when it does not hold.
+
+    Example: hansa proof verify validators.proof --genesis net/genesis.json
+    """
+    from consensus.ledger.proof import decode_proof_untrusted, verify_proof_untrusted
+    from services.client.proofs import describe_verified
+
+    verified: Verified = verify_proof_untrusted(decode_proof_untrusted(file.read_bytes()), read_genesis(genesis))
+    data = {"ok": True, **describe_verified(verified)}
+    fields = {**describe_verified(verified), "time": views.clock(verified.time_ms)}
+    output.show(data, lambda console: panel(console, "The proof holds", fields))

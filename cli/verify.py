@@ -1,0 +1,92 @@
+"""Where ``chain verify`` takes the blocks from: a running node over RPC, or a stopped node's home."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cli.output import Output
+from cli.place import Place, read_genesis
+from consensus.ledger.errors import LocalError, PeerError
+from contracts.runtime.execution import Executor
+from contracts.runtime.registry import Registry
+from node.audit import AuditResult, StoreSource, verify_chain
+from node.storage.leveldb import LevelStore
+from services.client.answers import Answer, HexText, bytes_of
+from services.client.sync import SyncClient, connect
+
+PAGE_BLOCKS = 100
+PROGRESS_BLOCKS = 500
+
+
+class _RawBlock(Answer, frozen=True):
+    height: int
+    raw: HexText
+    certificate_raw: HexText | None
+
+
+class _RawPage(Answer, frozen=True):
+    blocks: list[_RawBlock]
+    next: int | None
+    head: int
+
+
+class RemoteSource:
+    """Downloads the blocks in pages, up to the head at the time of the first page."""
+
+    def __init__(self, client: SyncClient) -> None:
+        self._client = client
+
+    def final_blocks(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield (height, block, certificate) from height 1 on."""
+        height, head = 1, None
+        while head is None or height <= head:
+            params = {"start": height, "limit": PAGE_BLOCKS, "order": "ascending", "raw": True}
+            page = self._client.request("chain_getBlocks", params, _RawPage)
+            head = page.head if head is None else head
+            if not page.blocks and height <= head:
+                raise PeerError("bad_answer", f"the node has no block {height}")
+            for block in page.blocks:
+                if block.height != height:
+                    raise PeerError("bad_answer", f"the node answers block {block.height} instead of {height}")
+                if height > head:
+                    return
+                yield height, bytes_of(block.raw), bytes_of(block.certificate_raw or "0x")
+                height += 1
+
+
+def verify_remote(place: Place, output: Output) -> AuditResult:
+    """Verify the chain that a running node serves."""
+    with connect(place.genesis, place.urls) as client:
+        return verify_chain(
+            RemoteSource(client), place.genesis, Executor(Registry.shipped()), on_height=_progress(output)
+        )
+
+
+def verify_home(home: Path, output: Output) -> AuditResult:
+    """Verify everything that a stopped node has stored.
+
+    Raises:
+        LocalError: ``no_home``; ``store_locked`` while the node runs.
+    """
+    from node.config import load_config
+
+    if not home.is_dir():
+        raise LocalError("no_home", f"{home} is no node's home folder")
+    config = load_config(home)
+    if not (config.data / "CURRENT").is_file():
+        raise LocalError("no_home", f"{config.data} holds no database")
+    store = LevelStore.open(config.data)
+    try:
+        genesis = read_genesis(config.genesis)
+        return verify_chain(StoreSource(store), genesis, Executor(Registry.shipped()), on_height=_progress(output))
+    finally:
+        store.close()
+
+
+def _progress(output: Output) -> Callable[[int], None]:
+    """Return what says every so many blocks how far the work is."""
+
+    def on_height(height: int) -> None:
+        if height % PROGRESS_BLOCKS == 0:
+            output.progress(f"{height} blocks hold …")
+
+    return on_height
