@@ -1,7 +1,7 @@
 """What the RPC needs of a node: the port that ``node_backend`` and the tests' in-memory node fill."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from consensus.ledger.block import Block
@@ -10,7 +10,8 @@ from consensus.ledger.ids import Address, ChainId, Hash, NodeName
 from consensus.ledger.proof import Proof
 from consensus.ledger.receipt import Receipt
 from consensus.ledger.transaction import Transaction
-from consensus.ledger.validators import Certificate, ValidatorSet
+from consensus.ledger.validators import Certificate
+from consensus.pbft.events import EngineStatus, Head
 from contracts.runtime.registry import Description
 from contracts.runtime.state import StateReader
 from node.reader import HistoryEntry
@@ -35,8 +36,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What the mempool says to one transaction. ``code`` is empty when it is accepted or already final;
-    ``height`` is set when it is final."""
+    """What the mempool says to one transaction.
+
+    ``code`` is empty when it is accepted or already final; ``height`` is set when it is final. The id is
+    empty for bytes that are no transaction.
+    """
 
     transaction_id: bytes
     code: str = ""
@@ -46,38 +50,17 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where a transaction is that is not final. ``stage`` is ``unknown``, ``queued`` or ``refused``; ``code`` says
-    why it is not sealed, ``holders`` which validators were sent it, ``passed_by`` how many full blocks left it out."""
+    """Where a transaction is that is not final.
+
+    ``stage`` is ``unknown``, ``queued`` or ``refused``; ``code`` says why it is not sealed; ``holders`` are this
+    node and the validators it hands the transaction on to; ``waited_ms`` is how long it has been here.
+    """
 
     stage: str
     code: str
     message: str
     holders: tuple[NodeName, ...] = ()
-    passed_by: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStatus:
-    """What a node knows of one validator's part in the height under way. None where it heard nothing."""
-
-    view: int | None = None
-    height: int | None = None
-    has_prepared: bool = False
-    has_committed: bool = False
-    silent_ms: int | None = None
-    clock_offset_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConsensusStatus:
-    """The engine's state: ``height`` is the one under way, ``phase`` the engine's word for what it waits for."""
-
-    height: int
-    view: int
-    primary: NodeName
-    phase: str
-    validators: ValidatorSet
-    replicas: Mapping[NodeName, ReplicaStatus] = field(default_factory=dict)
+    waited_ms: int = 0
 
 
 class Backend(Protocol):
@@ -103,8 +86,8 @@ class Backend(Protocol):
         """Whether the node has opened its data and takes part."""
         ...
 
-    def head(self) -> Block:
-        """Return the newest committed block."""
+    def head(self) -> Head:
+        """Return the newest committed block's header, with the validators of the next."""
         ...
 
     def committed(self, height: int) -> Committed | None:
@@ -129,6 +112,10 @@ class Backend(Protocol):
 
     async def wait_above(self, height: int) -> None:
         """Return once the head is above this height."""
+        ...
+
+    async def settled(self) -> None:
+        """Return once no block is being written, so that head, state and indexes agree (R76)."""
         ...
 
     async def submit(self, transactions: Sequence[bytes]) -> list[Submission]:
@@ -183,8 +170,12 @@ class Backend(Protocol):
         """Return the proof of a state value, or its absence, at the sealed height."""
         ...
 
-    def consensus(self) -> ConsensusStatus:
+    def consensus(self) -> EngineStatus:
         """Return the engine's state."""
+        ...
+
+    def monotonic_ms(self) -> int:
+        """Return the time on the clock that the engine's state refers to."""
         ...
 
     async def wait_consensus(self, seen: int) -> int:

@@ -1,14 +1,12 @@
-"""What keeps the chain from going on, in words: the quorum, who is silent, whose clock is off. Pure."""
+"""What keeps the chain from going on, in words: what the quorum lacks, who is silent, behind, in another view. Pure."""
 
 from dataclasses import dataclass
 
 from consensus.ledger.ids import NodeName
-from node.rpc.backend import ConsensusStatus, ReplicaStatus
+from consensus.pbft.events import EngineStatus, Phase
 
-SILENT_MS_MAX = 10_000
-"""A validator that said nothing for this long counts as silent."""
-CLOCK_OFFSET_MS_MAX = 2_000
-"""A clock this far from ours is worth a line; proposals are refused from 10 s on."""
+SILENT_MS_MAX = 40_000
+"""A validator that said nothing for this long counts as silent; while idle, one speaks every 30 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,60 +18,80 @@ class Finding:
     message: str
 
 
-def diagnose(status: ConsensusStatus, node: NodeName, connected: frozenset[NodeName]) -> list[Finding]:
+def diagnose(status: EngineStatus, node: NodeName, connected: frozenset[NodeName], now_ms: int) -> list[Finding]:
     """Return what stands in the way of the next block, the gravest first."""
-    names = status.validators.names
-    quorum = status.validators.quorum
-    heard = [name for name in names if name == node or _is_heard(status.replicas.get(name), name in connected)]
+    count = len(status.validators)
+    away = tuple(name for name in status.validators if name != node and _is_away(status, name, connected, now_ms))
+    present = count - len(away)
     findings: list[Finding] = []
-    if len(heard) < quorum:
-        silent = ", ".join(name for name in names if name not in heard)
-        message = f"{len(heard)} of {len(names)} validators are heard, {quorum} are a quorum; silent: {silent}"
+    if present < status.quorum:
+        message = f"{present} of {count} validators are heard, {status.quorum} are needed; away: {', '.join(away)}"
         findings.append(Finding("stuck", "no_quorum", message))
-    elif len(heard) < len(names):
-        silent = ", ".join(name for name in names if name not in heard)
-        findings.append(Finding("warning", "silent_validators", f"silent: {silent}; the quorum of {quorum} stands"))
-    if status.primary not in heard:
-        message = f"the primary {status.primary} is silent; a view change replaces it"
-        findings.append(Finding("warning", "silent_primary", message))
-    findings += _views(status)
-    findings += _behind(status)
-    findings += _clocks(status)
-    if not findings:
-        findings.append(Finding("ok", "healthy", f"all {len(names)} validators take part; {quorum} decide"))
-    return findings
+    elif away:
+        message = f"away: {', '.join(away)}; the quorum of {status.quorum} stands with {present} of {count}"
+        findings.append(Finding("warning", "validators_away", message))
+    if status.primary in away:
+        findings.append(Finding("warning", "primary_away", f"the primary {status.primary} is away"))
+    findings += _progress(status) + _views(status) + _behind(status)
+    if status.evidence is not None:
+        evidence = status.evidence
+        message = f"{evidence.signer} is proven guilty of {evidence.kind} at height {evidence.height}"
+        findings.append(Finding("warning", "evidence", message))
+    if not status.is_validator:
+        findings.append(Finding("warning", "no_validator", f"{node} does not vote at height {status.height}"))
+    return findings or [Finding("ok", "healthy", f"all {count} validators take part; {status.quorum} decide")]
 
 
-def _is_heard(replica: ReplicaStatus | None, is_connected: bool) -> bool:
-    if not is_connected:
-        return False
-    return replica is None or replica.silent_ms is None or replica.silent_ms <= SILENT_MS_MAX
+def _is_away(status: EngineStatus, name: NodeName, connected: frozenset[NodeName], now_ms: int) -> bool:
+    if name not in connected:
+        return True
+    seen = status.peers.get(name)
+    return seen is not None and now_ms - seen.seen_ms > SILENT_MS_MAX
 
 
-def _views(status: ConsensusStatus) -> list[Finding]:
+def _progress(status: EngineStatus) -> list[Finding]:
+    """Say whose votes are missing when the height is under way."""
+    match status.phase:
+        case Phase.VIEW_CHANGE:
+            wanted = set(status.validators) - {
+                name for name, view in status.view_changes.items() if view >= status.view
+            }
+            what = f"view {status.view} waits to be opened; not yet asked for by {_listed(wanted)}"
+            return [Finding("warning", "view_change", what)]
+        case Phase.PREPARING if status.deadline_in_ms == 0:
+            what = f"prepares are missing from {_listed(set(status.validators) - set(status.prepares))}"
+            return [Finding("warning", "prepares_missing", what)]
+        case Phase.COMMITTING if status.deadline_in_ms == 0:
+            what = f"commits are missing from {_listed(set(status.validators) - set(status.commits))}"
+            return [Finding("warning", "commits_missing", what)]
+    return []
+
+
+def _views(status: EngineStatus) -> list[Finding]:
     others = {
-        name: replica.view
-        for name, replica in sorted(status.replicas.items())
-        if replica.view is not None and replica.height == status.height and replica.view != status.view
+        name: peer.view
+        for name, peer in sorted(status.peers.items())
+        if peer.height == status.height and peer.view != status.view
     }
     if not others:
         return []
     listed = ", ".join(f"{name} in view {view}" for name, view in others.items())
-    return [Finding("warning", "different_views", f"at height {status.height} we are in view {status.view}; {listed}")]
+    message = f"at height {status.height} we are in view {status.view}; {listed}"
+    return [Finding("warning", "different_views", message)]
 
 
-def _behind(status: ConsensusStatus) -> list[Finding]:
-    findings: list[Finding] = []
-    for name, replica in sorted(status.replicas.items()):
-        if replica.height is not None and replica.height + 1 < status.height:
-            message = f"{name} is at height {replica.height}, we are at {status.height}"
-            findings.append(Finding("warning", "behind", message))
+def _behind(status: EngineStatus) -> list[Finding]:
+    ahead = [peer.height for peer in status.peers.values() if peer.height > status.height + 1]
+    findings = [
+        Finding("warning", "behind", f"{name} works on height {peer.height}, we on {status.height}")
+        for name, peer in sorted(status.peers.items())
+        if peer.height + 1 < status.height
+    ]
+    if ahead:
+        message = f"we work on height {status.height}, others on {max(ahead)}"
+        findings.append(Finding("warning", "we_are_behind", message))
     return findings
 
 
-def _clocks(status: ConsensusStatus) -> list[Finding]:
-    return [
-        Finding("warning", "clock_off", f"the clock of {name} is {replica.clock_offset_ms} ms from ours")
-        for name, replica in sorted(status.replicas.items())
-        if replica.clock_offset_ms is not None and abs(replica.clock_offset_ms) > CLOCK_OFFSET_MS_MAX
-    ]
+def _listed(names: set[NodeName]) -> str:
+    return ", ".join(sorted(names)) or "nobody"

@@ -91,13 +91,13 @@ class Feed:
         self._recent: OrderedDict[int, CommittedView] = OrderedDict()
         self._tickets: dict[bytes, list[_Ticket]] = {}
         self._advanced = trio.Event()
-        self.height = backend.head().height
+        self.height = backend.head().header.height
 
     async def run(self) -> None:
         """Read every new block until cancelled."""
         while True:
             await self._backend.wait_above(self.height)
-            head = self._backend.head().height
+            head = self._backend.head().header.height
             if not self._tickets:  # after a long catch-up nobody needs the blocks between
                 self.height = max(self.height, head - RECENT_BLOCKS_MAX)
             while self.height < head:

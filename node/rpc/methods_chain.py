@@ -46,7 +46,7 @@ async def status(context: Context, _: NoParams) -> Json:
         "network": backend.network_name,
         "node": backend.node_name,
         "ready": backend.is_ready,
-        "height": head.height,
+        "height": head.header.height,
         "sealedHeight": head.header.sealed_height,
         "head": header_json(head.header, head.hash),
         "peers": sum(peer.connected for peer in backend.peers()),
@@ -75,7 +75,7 @@ async def get_block(context: Context, params: GetBlock) -> Json:
         height = context.backend.height_of(hex_untrusted(params.hash))
         if height is None:
             raise PeerError("not_found", "no committed block has this hash")
-    view = context.view(context.backend.head().height if height is None else height)
+    view = context.view(context.backend.head().header.height if height is None else height)
     result = _block(view, with_raw=params.raw)
     if params.transactions:
         result["transactions"] = view.transaction_items
@@ -99,7 +99,7 @@ async def get_blocks(context: Context, params: GetBlocks) -> Json:
 
     A page of raw blocks ends early once it holds 4 MiB of them.
     """
-    head = context.backend.head().height
+    head = context.backend.head().header.height
     start = head if params.start is None else params.start
     step = 1 if params.order == "ascending" else -1
     if params.order == "descending":
@@ -171,6 +171,7 @@ class GetAccount(Params, frozen=True):
 @methods.add("chain_getAccount", GetAccount)
 async def get_account(context: Context, params: GetAccount) -> Json:
     """An account, and which number each lane expects next."""
+    await context.backend.settled()
     address = _address(context, params.account)
     state = context.backend.state()
     record = load_account(state, address)
@@ -181,7 +182,7 @@ async def get_account(context: Context, params: GetAccount) -> Json:
         if len(name) > LANE_NAME_BYTES_MAX and len(name) != ONE_SHOT_LANE_BYTES:
             raise PeerError("bad_lane", f"a lane name has up to {LANE_NAME_BYTES_MAX} bytes, or 32")
         lanes.append(lane_json(name, load_lane(state, address, name)))
-    return {**account_json(address, record), "lanes": lanes, "atHeight": context.backend.head().height}
+    return {**account_json(address, record), "lanes": lanes, "atHeight": context.backend.head().header.height}
 
 
 class GetHistory(Params, frozen=True):

@@ -1,7 +1,7 @@
 """``consensus_*`` and ``net_*``: how agreement goes, who takes part, what is missing."""
 
 from consensus.ledger.ids import NodeName
-from node.rpc.backend import ConsensusStatus
+from consensus.pbft.events import EngineStatus
 from node.rpc.context import Context, methods
 from node.rpc.doctor import diagnose
 from node.rpc.protocol import Json
@@ -12,15 +12,16 @@ from node.rpc.schema import NoParams
 @methods.add("consensus_status", NoParams)
 async def consensus_status(context: Context, _: NoParams) -> Json:
     """Height and view under way, the primary, and what is known of each validator's part."""
-    return status_json(context.backend.consensus())
+    return status_json(context.backend.consensus(), context.backend.monotonic_ms())
 
 
 @methods.add("consensus_validators", NoParams)
 async def consensus_validators(context: Context, _: NoParams) -> Json:
     """The validators that certify the next block, with f and q."""
-    validators = context.backend.consensus().validators
+    head = context.backend.head()
+    validators = head.validators
     return {
-        "height": context.backend.head().height + 1,
+        "height": head.header.height + 1,
         "faultyMax": validators.faulty_max,
         "quorum": validators.quorum,
         "hash": hex_of(validators.hash()),
@@ -30,18 +31,19 @@ async def consensus_validators(context: Context, _: NoParams) -> Json:
 
 @methods.add("consensus_doctor", NoParams)
 async def consensus_doctor(context: Context, _: NoParams) -> Json:
-    """What stands in the way of the next block: what the quorum lacks, who is silent or behind, whose clock is off."""
+    """What stands in the way of the next block: what the quorum lacks, who is away, behind or in another view."""
     backend = context.backend
     status = backend.consensus()
     connected = frozenset(NodeName(peer.name) for peer in backend.peers() if peer.connected)
-    findings = diagnose(status, backend.node_name, connected)
+    now_ms = backend.monotonic_ms()
+    findings = diagnose(status, backend.node_name, connected, now_ms)
     return {
         "node": backend.node_name,
         "healthy": all(finding.level == "ok" for finding in findings),
         "findings": [
             {"level": finding.level, "code": finding.code, "message": finding.message} for finding in findings
         ],
-        "status": status_json(status),
+        "status": status_json(status, now_ms),
     }
 
 
@@ -69,29 +71,26 @@ async def net_peers(context: Context, _: NoParams) -> Json:
     ]
 
 
-def status_json(status: ConsensusStatus) -> dict[str, Json]:
-    """Return the engine's state as JSON, one entry for each validator."""
-    replicas: dict[str, Json] = {}
-    for name in status.validators.names:
-        replica = status.replicas.get(name)
-        replicas[name] = (
-            None
-            if replica is None
-            else {
-                "view": replica.view,
-                "height": replica.height,
-                "prepared": replica.has_prepared,
-                "committed": replica.has_committed,
-                "silentMs": replica.silent_ms,
-                "clockOffsetMs": replica.clock_offset_ms,
-            }
-        )
+def status_json(status: EngineStatus, now_ms: int) -> dict[str, Json]:
+    """Return the engine's state as JSON; ``peers`` says what each validator last told of itself."""
+    peers: dict[str, Json] = {
+        name: {"height": peer.height, "view": peer.view, "silentMs": max(0, now_ms - peer.seen_ms)}
+        for name, peer in sorted(status.peers.items())
+    }
     return {
         "height": status.height,
         "view": status.view,
+        "phase": status.phase.value,
         "primary": status.primary,
-        "phase": status.phase,
-        "quorum": status.validators.quorum,
-        "validatorCount": status.validators.size,
-        "replicas": replicas,
+        "isValidator": status.is_validator,
+        "validators": [*status.validators],
+        "quorum": status.quorum,
+        "blockHash": None if status.block_hash is None else hex_of(status.block_hash),
+        "prepares": [*status.prepares],
+        "commits": [*status.commits],
+        "viewChanges": dict[str, Json](sorted(status.view_changes.items())),
+        "timeoutMs": status.timeout_ms,
+        "deadlineInMs": status.deadline_in_ms,
+        "suspected": [*status.suspected],
+        "peers": peers,
     }

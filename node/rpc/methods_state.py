@@ -49,6 +49,7 @@ async def state_get(context: Context, params: StateGet) -> Json:
     With ``prove`` the proof file beside it shows the value at the sealed height, which may be older.
     """
     await _reach(context, params.min_height, params.timeout_ms, is_sealed=params.prove)
+    await context.backend.settled()
     key = _key(params.key)
     data = context.backend.state().get(key)
     head = context.backend.head()
@@ -56,7 +57,7 @@ async def state_get(context: Context, params: StateGet) -> Json:
         "key": params.key,
         "value": None if data is None else encoded_json(data),
         "raw": None if data is None else hex_of(data),
-        "height": head.height,
+        "height": head.header.height,
         "sealedHeight": head.header.sealed_height,
     }
     if params.prove:
@@ -77,12 +78,13 @@ async def state_scan(context: Context, params: StateScan) -> Json:
     """A page of state pairs in ascending order of their keys; ``cursor`` leads on, null at the end."""
     prefix = _key(params.prefix)
     start = prefix if params.cursor is None else _key(params.cursor) + b"\0"
+    await context.backend.settled()
     pairs = context.backend.state().scan(prefix, start, params.limit)
     items: list[Json] = [
         {"key": key.decode("utf-8", "replace"), "value": encoded_json(data), "raw": hex_of(data)} for key, data in pairs
     ]
     last = pairs[-1][0].decode("utf-8", "replace") if len(pairs) == params.limit else None
-    return {"items": items, "cursor": last, "height": context.backend.head().height}
+    return {"items": items, "cursor": last, "height": context.backend.head().header.height}
 
 
 @methods.add("contract_list", NoParams)
@@ -123,7 +125,8 @@ async def contract_query(context: Context, params: ContractQuery) -> Json:
     else:
         kinds = _argument_kinds(context, params.contract, params.method)
         arguments = arguments_of_untrusted(kinds, cast(dict[str, Json], params.arguments))
-    height = context.backend.head().height
+    await context.backend.settled()
+    height = context.backend.head().header.height
     value = context.backend.query(params.contract, params.method, arguments)
     return {"value": value_json(value), "raw": hex_of(encode(value)), "height": height}
 
@@ -147,7 +150,7 @@ async def events_query(context: Context, params: EventsQuery) -> Json:
     """
     selection = Selection(params.contract, params.name)
     after = (params.from_height, -1) if params.cursor is None else cursor_of(params.cursor)
-    last_height = context.backend.head().height
+    last_height = context.backend.head().header.height
     if params.to_height is not None:
         last_height = min(last_height, params.to_height)
     items: list[Json] = []

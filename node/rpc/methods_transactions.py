@@ -89,10 +89,11 @@ class Simulate(Params, frozen=True):
 async def simulate(context: Context, params: Simulate) -> Json:
     """Execute a transaction on the newest state and forget its effects."""
     transaction = decode_transaction_untrusted(transaction_bytes_untrusted(params.transaction))
+    await context.backend.settled()
     receipts = context.backend.simulate(transaction)
     return {
         "transaction": transaction_json(transaction),
-        "atHeight": context.backend.head().height,
+        "atHeight": context.backend.head().header.height,
         "receipts": [receipt_json(receipt) for receipt in receipts],
     }
 
@@ -122,7 +123,7 @@ def _outcome(context: Context, transaction_id: bytes, *, with_receipts: bool) ->
         "code": explanation.code,
         "message": explanation.message,
         "holders": [*explanation.holders],
-        "passedBy": explanation.passed_by,
+        "waitedMs": explanation.waited_ms,
     }
 
 

@@ -146,7 +146,7 @@ def make_app(dispatcher: Dispatcher, stopping: trio.Event) -> Starlette:
             "ready": ready,
             "node": backend.node_name,
             "chainId": hex_of(backend.chain_id),
-            "height": backend.head().height,
+            "height": backend.head().header.height,
             "peers": sum(peer.connected for peer in backend.peers()),
         }
         return _json(encode_json(state), 200 if ready else 503)
