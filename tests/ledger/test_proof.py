@@ -167,8 +167,8 @@ def test_no_byte_of_a_proof_can_be_changed(name: str) -> None:
 def test_fields_left_out_added_or_of_another_type(name: str) -> None:
     document = proof_to_json(PROOFS[name])
     assert isinstance(document["claim"], dict)
-    for path, _ in leaves(document):
-        for wrong in (1, 1.5, True, [], {}, "", "0x0", "0xGG", "0xAB", "00", "0x00\n", "0x" + "00" * 3_000):
+    for path, right in leaves(document):
+        for wrong in (1, 1.5, True, [], {}, "", "0x0", "0xGG", "0xAB", "00", f"{right}\n", "0x" + "00" * 3_000):
             bad = replaced(document, path, wrong)
             code = refusal(proof_from_json_untrusted, bad) or verify(proof_from_json_untrusted(bad))
             assert code in {"malformed", "too_large", "bad_proof", "wrong_chain"}, (path, wrong)
@@ -224,6 +224,10 @@ def test_r84_a_proof_of_another_chain() -> None:
         assert refusal(verify_proof_untrusted, proof, other) == "wrong_chain"
         renamed = dataclasses.replace(proof, chain_id=other.chain_id())
         assert refusal(verify_proof_untrusted, renamed, other) == "wrong_chain"
+    first = proof_of(1, BlockClaim())
+    assert (
+        refusal(verify_proof_untrusted, dataclasses.replace(first, chain_id=other.chain_id()), other) == "wrong_chain"
+    )
     foreign: Header = msgspec.structs.replace(CHANGES[0].header, chain_id=bytes(32))
     changed = dataclasses.replace(CHANGES[0], header=foreign)
     assert verify(proof_of(5, BlockClaim(), (changed, CHANGES[1]))) == "wrong_chain"

@@ -228,7 +228,7 @@ def test_absence_cannot_be_claimed_for_a_present_key() -> None:
             assert refusal(check_state_proof_untrusted, root, key, None, attempt) == "bad_proof"
 
 
-def test_an_empty_sibling_has_one_spelling() -> None:
+def test_a_proof_has_one_spelling() -> None:
     nodes, state, root = tree_of(2)
     proof = prove(nodes, b"key-0")
     level = proof.levels[0]
@@ -237,8 +237,13 @@ def test_an_empty_sibling_has_one_spelling() -> None:
     unused = next(index for index in reversed(range(16)) if not mask >> index & 1 and index != own)
     spelled_first = (mask | 1 << unused).to_bytes(2, "big") + bytes(32) + level[2:]
     spelled_last = (mask | 1 << unused).to_bytes(2, "big") + level[2:] + bytes(32)
-    for spelled in (spelled_first, spelled_last):
-        bad = StateProof([spelled, *proof.levels[1:]], b"")
+    own_first = (mask | 1 << own).to_bytes(2, "big") + bytes([1]) * 32 + level[2:]
+    own_last = (mask | 1 << own).to_bytes(2, "big") + level[2:] + bytes([1]) * 32
+    spellings = [
+        StateProof([spelled, *proof.levels[1:]], b"") for spelled in (spelled_first, spelled_last, own_first, own_last)
+    ]
+    spellings.append(StateProof(proof.levels, bytes(64)))
+    for bad in spellings:
         assert refusal(check_state_proof_untrusted, root, b"key-0", state[b"key-0"], bad) == "bad_proof"
 
 
@@ -259,6 +264,20 @@ def test_a_damaged_or_missing_node_is_a_storage_error(damage: bytes) -> None:
         prove(nodes, b"key-1")
     with pytest.raises(StorageError):
         update(nodes, {b"key-1": b"x"})
+
+
+def test_another_leaf_shows_absence_in_its_own_place_only() -> None:
+    key, stranger = (
+        b"key-0",
+        next(b"%d" % number for number in range(99) if sha256(b"%d" % number).digest()[0] >> 4 == 1),
+    )
+    assert sha256(key).digest()[0] >> 4 != 1
+    content = sha256(stranger).digest() + sha256(b"value").digest()
+    children = [bytes(32)] * 16
+    children[sha256(key).digest()[0] >> 4] = sha256(b"\0" + content).digest()
+    root_of_a_wrong_tree = sha256(b"\1" + b"".join(children)).digest()
+    proof = StateProof([bytes(2)], content)
+    assert refusal(check_state_proof_untrusted, root_of_a_wrong_tree, key, None, proof) == "bad_proof"
 
 
 def test_the_cache_holds_the_nodes_used_last() -> None:
