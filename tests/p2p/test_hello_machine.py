@@ -98,6 +98,15 @@ def test_own_hello_sent_back_is_refused():
     assert raised.value.code == "bad_hello"
 
 
+def test_own_hello_is_no_answer_even_under_our_own_certificate():
+    machine = replace(DIALLER, peer_key=KEY_A, peer_fingerprint=PRINT_A).machine()
+    machine.start()
+    [hello] = machine.receive_untrusted(LISTENER.machine().start()[0])
+    with pytest.raises(PeerError) as raised:
+        machine.receive_untrusted(hello)
+    assert raised.value.code == "bad_hello"
+
+
 def test_hello_of_an_earlier_connection_is_refused():
     listener = LISTENER.machine()
     greeting = listener.start()[0]

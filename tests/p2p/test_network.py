@@ -11,10 +11,11 @@ from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.ids import ChainId, NodeName
 from node.network.ca import Authority
 from p2p.frames import FRAME_BYTES_MAX, FrameDecoder, FrameKind, encode_frame
-from p2p.hello_machine import decode_bye_untrusted
+from p2p.handshake import Handshake, Handshaker
+from p2p.hello_machine import Side, decode_bye_untrusted
 from p2p.network import Network
-from p2p.tls import TlsIdentity, Trust, client_context
-from tests.p2p.support import HOST, LONG_AGO, Certificates, Inbox, free_port, make_network
+from p2p.tls import TlsIdentity, Trust, client_context, server_context
+from tests.p2p.support import CHAIN, HOST, LONG_AGO, Certificates, Inbox, free_port, make_network
 
 A, B, C = NodeName("a"), NodeName("b"), NodeName("c")
 
@@ -265,6 +266,73 @@ async def test_r69_500_mute_sockets_keep_nobody_out_and_are_closed(certificates)
                         with suppress(trio.BrokenResourceError):
                             assert await stream.receive_some() == b""
             assert b.connected() == (A,)
+
+
+async def test_oldest_handshake_gives_way_to_a_newer_one(certificates):
+    b = make_network(certificates, "b", Inbox(), handshake_ms_max=60_000, handshakes_max=4)
+    async with running(b) as [port]:
+        mute = [await trio.open_tcp_stream(HOST, port) for _ in range(10)]
+        with trio.fail_after(10):
+            for stream in mute[:6]:
+                with suppress(trio.BrokenResourceError):
+                    assert await stream.receive_some() == b""
+        for stream in mute:
+            await stream.aclose()
+
+
+def handshaker(certificates: Certificates, name: str) -> Handshaker:
+    """Return what shakes hands for a node that the test plays."""
+    identity = certificates.identity(name)
+    return Handshaker(
+        chain_id=CHAIN,
+        identity=identity,
+        trust=certificates.trust,
+        server_context=server_context(identity, certificates.trust),
+        client_context=client_context(identity, certificates.trust),
+        welcome=lambda peer, side: None,
+        timeout_ms=5_000,
+    )
+
+
+async def test_session_dialled_by_the_smaller_name_stays(certificates):
+    inbox_a, inbox_b = Inbox(), Inbox()
+    b = make_network(certificates, "b", inbox_b)
+    async with running(b) as [port_b]:
+        a = make_network(certificates, "a", inbox_a, peers={"b": port_b})
+        async with running(a) as [port_a]:
+            await inbox_a.until(lambda: a.connected() == (B,))
+            second = await trio.open_tcp_stream(HOST, port_a)
+            with pytest.raises(PeerError, match="duplicate_session"):
+                await handshaker(certificates, "b").shake(second, Side.DIALLER)
+            assert a.peers()[0].dialled
+            assert a.send(B, FrameKind.CONSENSUS, b"still here")
+            await inbox_b.has(1)
+
+
+async def test_newer_session_of_the_same_dialler_stays(certificates):
+    inbox = Inbox()
+    b = make_network(certificates, "b", inbox)
+    async with running(b) as [port]:
+        played = handshaker(certificates, "a")
+        first = await played.shake(await trio.open_tcp_stream(HOST, port), Side.DIALLER)
+        await inbox.until(lambda: b.connected() == (A,))
+        second = await played.shake(await trio.open_tcp_stream(HOST, port), Side.DIALLER)
+        assert await said_bye(first) == "duplicate_session"
+        await second.stream.send_all(encode_frame(FrameKind.CONSENSUS, b"hello"))
+        await inbox.has(1)
+        assert b.connected() == (A,)
+        for handshake in (first, second):
+            await trio.aclose_forcefully(handshake.stream)
+
+
+async def said_bye(handshake: Handshake) -> str:
+    """Read until the node says why it ends the session."""
+    with trio.fail_after(10):
+        while True:
+            while (frame := handshake.decoder.next_untrusted()) is None:
+                handshake.decoder.feed(await handshake.stream.receive_some())
+            if frame.kind is FrameKind.BYE:
+                return decode_bye_untrusted(frame.payload)
 
 
 async def test_tls_without_hello_is_closed_in_time(certificates):
