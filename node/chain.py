@@ -27,7 +27,8 @@ from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import ChainId, Hash
 from consensus.ledger.state_tree import TreeUpdate, should_seal
 from consensus.ledger.transaction import Transaction
-from consensus.ledger.validators import Certificate, ValidatorSet, certificate_codec
+from consensus.ledger.validators import Certificate, certificate_codec
+from consensus.pbft.events import Head
 from contracts.runtime.execution import BlockContext, Execution, Executor
 from node.reader import ChainReader
 from node.state import RecentState, SealedState
@@ -49,20 +50,16 @@ class Candidate:
     tree: TreeUpdate | None
 
 
-@dataclass(frozen=True, slots=True)
-class ChainHead:
-    """The newest final block. ``validators`` is the set that decides the next one."""
+class ResultMismatch(PeerError):
+    """Executing a block gives another result than its header says. ``differences``: field → (ours, theirs)."""
 
-    header: Header
-    hash: Hash
-    certificate: Certificate | None
-    validators: ValidatorSet
-    is_quiet: bool
-
-    @property
-    def height(self) -> int:
-        """Height of the block."""
-        return self.header.height
+    def __init__(self, ours: Header, theirs: Header) -> None:
+        self.differences = {
+            field: (getattr(ours, field), getattr(theirs, field))
+            for field in Header.__struct_fields__
+            if getattr(ours, field) != getattr(theirs, field)
+        }
+        super().__init__("result_mismatch", f"executing the block gives another {', '.join(self.differences)}")
 
 
 class Chain:
@@ -78,12 +75,16 @@ class Chain:
         self._store = store
         self.tree = state_tree.NodeCache(_TreeNodes(store))
         self._candidates: dict[Hash, Candidate] = {}
+        self.is_committing = False
+        """Whether a block's batch may be on its way to the disk: the store then may be ahead of the head."""
         self._sealed_time_ms = genesis.time_ms
+        self.is_committing = False
+        """Whether a batch is on its way to the disk, so that store and memory may disagree."""
         self.head = self._open()
 
     # -- opening ---------------------------------------------------------------------------------------
 
-    def _open(self) -> ChainHead:
+    def _open(self) -> Head:
         stored_chain = self._store.get(layout.META_CHAIN)
         if stored_chain is None:
             return self._begin()
@@ -96,7 +97,7 @@ class Chain:
             )
         return self._resume()
 
-    def _begin(self) -> ChainHead:
+    def _begin(self) -> Head:
         """Write block 0: the state that the genesis document describes, sealed."""
         writes = self.executor.genesis_writes(self.genesis)
         tree = state_tree.update(self.tree, writes)
@@ -120,7 +121,7 @@ class Chain:
         self._store.write(batch)
         return self._adopt_state(candidate, None)
 
-    def _resume(self) -> ChainHead:
+    def _resume(self) -> Head:
         """Read the head and replay into memory what was written since the last seal."""
         stored = self._store.get(layout.META_HEAD)
         height = -1 if stored is None else int.from_bytes(stored, "big")
@@ -139,7 +140,7 @@ class Chain:
         self._sealed_time_ms = sealed.header.time_ms
         if not changes:
             raise StorageError("corrupted", "no validator set is stored")
-        return ChainHead(block.header, block.hash, self.reader.certificate(height), changes[-1][1], block.is_quiet)
+        return Head(block.header, block.hash, self.reader.certificate(height), changes[-1][1], block.is_quiet)
 
     # -- making and checking blocks --------------------------------------------------------------------
 
@@ -192,8 +193,7 @@ class Chain:
         context = self.next_block(block.header.proposer, block.header.time_ms)
         candidate = self._assemble(context, transactions, self.executor.execute(self.state, context, transactions))
         if candidate.block.header != block.header:
-            fields = ", ".join(differing_fields(candidate.block.header, block.header))
-            raise PeerError("result_mismatch", f"executing the block gives another {fields}")
+            raise ResultMismatch(candidate.block.header, block.header)
         return self._remember(candidate)
 
     def candidate(self, block_hash: Hash) -> Candidate | None:
@@ -260,24 +260,26 @@ class Chain:
             raise InvariantError(f"block {block.height} is committed above another parent")
         if certificate.block_hash != block.hash or certificate.height != block.height:
             raise InvariantError(f"the certificate of block {block.height} names another block")
+        self.is_committing = True
         return self._records(candidate, certificate)
 
-    def adopt(self, candidate: Candidate, certificate: Certificate) -> ChainHead:
+    def adopt(self, candidate: Candidate, certificate: Certificate) -> Head:
         """Make a block the head in memory; call it once its batch is on the disk."""
         self.head = self._adopt_state(candidate, certificate)
+        self.is_committing = False
         self._candidates.clear()
         for raw in candidate.block.transactions:
             self.verifier.forget(raw)
         return self.head
 
-    def _adopt_state(self, candidate: Candidate, certificate: Certificate | None) -> ChainHead:
+    def _adopt_state(self, candidate: Candidate, certificate: Certificate | None) -> Head:
         self.state.extend(candidate.execution.writes)
         if candidate.tree is not None:
             self.state.seal()
             self.tree.apply(candidate.tree.nodes)
             self._sealed_time_ms = candidate.block.header.time_ms
         block = candidate.block
-        return ChainHead(block.header, block.hash, certificate, candidate.execution.validators, block.is_quiet)
+        return Head(block.header, block.hash, certificate, candidate.execution.validators, block.is_quiet)
 
     def _records(self, candidate: Candidate, certificate: Certificate | None) -> list[Write]:
         block, execution = candidate.block, candidate.execution
@@ -330,7 +332,3 @@ def _index_records(candidate: Candidate) -> list[Write]:
     batch.extend((layout.event_key(contract, name, height), b"") for contract, name in sorted(kinds))
     return batch
 
-
-def differing_fields(one: Header, other: Header) -> list[str]:
-    """Return the names of the fields in which two headers differ."""
-    return [field for field in Header.__struct_fields__ if getattr(one, field) != getattr(other, field)]

@@ -25,6 +25,7 @@ from consensus.ledger.ids import NodeName
 from consensus.ledger.validators import Certificate, certificate_codec
 from consensus.pbft.engine import Engine
 from consensus.pbft.events import (
+    CLOCK_CODE,
     Advanced,
     Broadcast,
     CatchUp,
@@ -32,6 +33,7 @@ from consensus.pbft.events import (
     Effect,
     Event,
     Evidence,
+    Penalise,
     Persist,
     Propose,
     Proposed,
@@ -45,7 +47,7 @@ from consensus.pbft.events import (
 )
 from consensus.pbft.messages import decode_message_untrusted, encode_message
 from node import sync
-from node.chain import Candidate, Chain
+from node.chain import Candidate, Chain, ResultMismatch
 from node.clock import Clock
 from node.mempool import Mempool
 from node.storage import layout
@@ -58,6 +60,7 @@ INBOX_EVENTS_MAX = 4_096
 TICK_INTERVAL_MS = 25
 CLOCK_TOLERANCE_MS = 10_000
 BLOCK_CALLS_MAX = 4_000
+EVIDENCE_MAX = 100
 
 log = structlog.get_logger("driver")
 
@@ -87,6 +90,7 @@ class Divergence(InvariantError):
         super().__init__(f"certified block {block.height} does not hold here: {reason.message}")
         self.block = block
         self.reason = reason
+        self.differences = reason.differences if isinstance(reason, ResultMismatch) else {}
 
 
 class Driver:
@@ -112,9 +116,12 @@ class Driver:
         self._clock = clock
         self._inbox_in, self._inbox_out = trio.open_memory_channel[Event | _Chunk](INBOX_EVENTS_MAX)
         self._catch_up = sync.CatchUp(network, self._deliver_chunk)
-        self._catch_up.advanced(chain.head.height)
-        self._work = Work(waiting=False, overdue=False)
+        self._catch_up.advanced(chain.head.header.height)
+        self._work = Work(waiting=False)
         self._on_commit: list[Callable[[Commit], None]] = []
+        self._on_view: list[Callable[[], None]] = []
+        self.evidence: deque[Evidence] = deque(maxlen=EVIDENCE_MAX)
+        self.view_changes = 0
 
     # -- what comes in ---------------------------------------------------------------------------------
 
@@ -154,6 +161,10 @@ class Driver:
     def on_commit(self, listener: Callable[["Commit"], None]) -> None:
         """Call a function for every block, right after it is durable; it must not block or raise."""
         self._on_commit.append(listener)
+
+    def on_view(self, listener: Callable[[], None]) -> None:
+        """Call a function whenever the engine enters a view; it must not block or raise."""
+        self._on_view.append(listener)
 
     def work_changed(self) -> None:
         """Tell the engine when the mempool begins or ceases to hold ready or overdue transactions."""
@@ -201,10 +212,15 @@ class Driver:
                 return await self._commit(block, certificate)
             case CatchUp(certificate, source):
                 self._catch_up.want(certificate.height, source)
+            case Penalise(peer, code):
+                self._network.penalise(peer, code)
             case Evidence():
-                log.warning("evidence", evidence=str(effect))
-            case ViewEntered(height, view, primary):
-                log.info("view entered", height=height, view=view, primary=primary)
+                self._keep_evidence(effect)
+            case ViewEntered(height, view, primary, opened):
+                log.info("view entered", height=height, view=view, primary=primary, opened=opened)
+                self.view_changes += view > 0 and not opened
+                for notice in self._on_view:
+                    notice()
             case _:
                 assert_never(effect)
         return ()
@@ -223,7 +239,7 @@ class Driver:
 
     def _validate(self, block: Block, *, first_seen: bool) -> Validated:
         if first_seen and abs(block.header.time_ms - self._clock.wall_ms()) > CLOCK_TOLERANCE_MS:
-            return Validated(block.hash, False, "clock")
+            return Validated(block.hash, False, CLOCK_CODE)
         try:
             self.chain.check_untrusted(block)
         except PeerError as error:
@@ -231,16 +247,27 @@ class Driver:
             return Validated(block.hash, False, error.code)
         return Validated(block.hash, True, "")
 
+    def _keep_evidence(self, evidence: Evidence) -> None:
+        self.evidence.append(evidence)
+        log.warning(
+            "evidence",
+            kind=evidence.kind,
+            signer=evidence.signer,
+            height=evidence.height,
+            view=evidence.view,
+            code=evidence.code,
+        )
+
     # -- committing ------------------------------------------------------------------------------------
 
     async def _commit(self, block: Block, certificate: Certificate) -> Sequence[Event]:
         """Make a decided block final: disk first, then memory, then everyone who waits for it."""
-        if block.height <= self.chain.head.height:
+        if block.height <= self.chain.head.header.height:
             return ()
         candidate = self._certified(block)
         await self._write(self.chain.commit_batch(candidate, certificate))
         head = self.chain.adopt(candidate, certificate)
-        self._catch_up.advanced(head.height)
+        self._catch_up.advanced(head.header.height)
         self.mempool.committed(candidate.transactions)
         self.mempool.expire(head.header.time_ms)
         for listener in self._on_commit:
@@ -272,7 +299,7 @@ class Driver:
             for item in chunk.blocks:
                 block = decode_block_untrusted(item.block)
                 certificate = certificate_codec.decode_untrusted(item.certificate)
-                if block.height != self.chain.head.height + 1:
+                if block.height != self.chain.head.header.height + 1:
                     continue
                 check_certified_untrusted(block.header, certificate, self.chain.head.validators)
                 for event in await self._commit(block, certificate):

@@ -126,7 +126,7 @@ class CatchUp:
 
     async def _round(self) -> None:
         """Ask each connected peer once, beginning with the likeliest, as long as they are of use."""
-        peers = [peer.name for peer in self._network.peers() if peer.state == "connected"]
+        peers = [peer.name for peer in self._network.peers() if peer.connected]
         if self._source in peers:
             peers.remove(self._source)
             peers.insert(0, self._source)

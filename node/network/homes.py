@@ -249,6 +249,7 @@ def wipe_data(network: LocalNetwork) -> None:
     for node in network.nodes:
         _remove(node.data)
         node.data.mkdir(mode=0o700)
+        (node.folder / "keys" / "incarnation").unlink(missing_ok=True)
     for data in sorted((network.folder / "services").glob("*/data")):
         _remove(data)
 

@@ -1,0 +1,311 @@
+"""The program of one node: opens what it needs in order, runs it, and closes in order.
+
+    store → chain → vote log → engine → p2p → driver → RPC
+
+SIGTERM and SIGINT end it within ``STOP_TIMEOUT_S``; a disk that fails or a chain that diverges ends it
+at once, with the reason in the log and in the exit code. ``kill -9`` at any moment loses nothing that
+was acknowledged.
+"""
+
+import gc
+import importlib.metadata
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import SystemRandom
+
+import structlog
+import trio
+
+from consensus.ledger.errors import HansaError, InvariantError, LocalError, PeerError, StorageError
+from consensus.ledger.genesis import decode_genesis_untrusted
+from consensus.ledger.ids import NodeName
+from consensus.ledger.keys import PrivateKey
+from consensus.pbft.config import Config
+from consensus.pbft.engine import Engine
+from consensus.pbft.signing import KeySigner, KeyVerifier
+from contracts.runtime.execution import Executor
+from contracts.runtime.registry import Registry
+from node import vote_log
+from node.chain import Chain
+from node.clock import SystemClock
+from node.config import NodeConfig, load_config
+from node.driver import Divergence, Driver
+from node.intake import Intake
+from node.mempool import Mempool, PoolLimits
+from node.rpc.node_backend import NodeBackend
+from node.rpc.server import RpcConfig, serve_rpc
+from node.storage.leveldb import LevelStore
+from p2p.frames import FrameKind
+from p2p.network import Network, NetworkConfig
+from p2p.tls import TlsIdentity, Trust
+
+NOT_VOTING = NodeName("(not voting)")
+"""Stands for a node whose key may not vote; no validator can have this name, so the engine observes."""
+
+STOP_TIMEOUT_S = 5.0
+DISTRIBUTION = "hansa"
+OWN_PACKAGES = ("consensus", "contracts", "p2p", "node", "services", "cli", "bench")
+
+EXIT_OK = 0
+EXIT_REFUSED = 1
+EXIT_STORAGE = 3
+EXIT_INVARIANT = 4
+
+log = structlog.get_logger("node")
+
+
+def run(home: Path) -> int:
+    """Run the node whose home folder this is until it is told to stop; return the exit code.
+
+    Raises:
+        LocalError: it cannot start: ``bad_config``, ``bad_genesis``, ``wrong_chain``, ``store_locked``,
+            ``port_in_use``, ``contract_code_missing``, ``foreign_package`` and the like.
+    """
+    check_packages()
+    config = load_config(home)
+    configure_logs(config.log_level)
+    try:
+        trio.run(_main, config, strict_exception_groups=True)
+    except BaseExceptionGroup as group:
+        return _exit_code(group, config)
+    except HansaError as error:
+        return _exit_code(BaseExceptionGroup("", [error]), config)
+    return EXIT_OK
+
+
+def _exit_code(group: BaseExceptionGroup[BaseException], config: NodeConfig) -> int:
+    """Turn what ended the node into an exit code; a LocalError is the caller's to show, a bug stays a bug."""
+    errors = list(leaves(group))
+    for error in errors:
+        if not isinstance(error, HansaError):
+            raise group
+    for error in errors:
+        log.error("stopped", code=getattr(error, "code", ""), why=str(error))
+        if isinstance(error, Divergence):
+            write_bundle(config.log, error)
+    if any(isinstance(error, InvariantError) for error in errors):
+        return EXIT_INVARIANT
+    if any(isinstance(error, StorageError) for error in errors):
+        return EXIT_STORAGE
+    raise errors[0]
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Yield the single exceptions of a group."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
+
+
+def check_packages() -> None:
+    """Refuse to run where another distribution owns one of our import names.
+
+    Raises:
+        LocalError: ``foreign_package``.
+    """
+    owners = importlib.metadata.packages_distributions()
+    for package in OWN_PACKAGES:
+        foreign = sorted(set(owners.get(package, ())) - {DISTRIBUTION})
+        if foreign:
+            raise LocalError("foreign_package", f"{foreign[0]} installs a package {package}; use an own environment")
+
+
+def configure_logs(level: str) -> None:
+    """Log one JSON object a line to standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def write_bundle(folder: Path, divergence: Divergence) -> Path:
+    """Write down what an operator needs to find out why a certified block does not hold here."""
+    block = divergence.block
+    path = folder / f"divergence-{block.height}.json"
+    bundle = {
+        "height": block.height,
+        "blockHash": "0x" + block.hash.hex(),
+        "block": "0x" + block.encode().hex(),
+        "code": divergence.reason.code,
+        "why": divergence.reason.message,
+        "differences": {
+            field: {"here": str(here), "certified": str(certified)}
+            for field, (here, certified) in divergence.differences.items()
+        },
+        "replay": "hansa chain verify executes the chain again, block by block, from genesis",
+    }
+    path.write_text(json.dumps(bundle, indent=2))
+    log.error("diverged", height=block.height, bundle=str(path))
+    return path
+
+
+class _Node:
+    """Everything that one node is made of, opened and wired; nothing runs yet."""
+
+    def __init__(self, config: NodeConfig, store: LevelStore) -> None:
+        self.config = config
+        self.is_ready = False
+        self.clock = SystemClock()
+        genesis = decode_genesis_untrusted(_read(config.genesis))
+        executor = Executor(Registry.shipped(), log=_log_contract)
+        self.chain = Chain(store, genesis, executor)
+        self._check_contracts()
+        pool = PoolLimits(
+            transactions_max=config.pool.transactions_max,
+            bytes_max=config.pool.bytes_max,
+            transactions_per_sender_max=config.pool.transactions_per_sender_max,
+        )
+        self.mempool = Mempool(executor, self.chain.verifier, pool)
+        self.network = Network(
+            NetworkConfig(
+                name=config.name,
+                chain_id=self.chain.chain_id,
+                identity=TlsIdentity.load(config.tls_certificate, config.tls_key),
+                trust=Trust.of_genesis(genesis),
+                host=config.p2p.host,
+                port=config.p2p.port,
+                peers=config.peers,
+            ),
+            self._handle,
+            admits=self._admits,
+            random=SystemRandom(),
+        )
+        self.driver = Driver(
+            name=config.name,
+            chain=self.chain,
+            store=store,
+            mempool=self.mempool,
+            engine=self._engine(store),
+            network=self.network,
+            clock=self.clock,
+        )
+        self.intake = Intake(
+            chain=self.chain,
+            mempool=self.mempool,
+            network=self.network,
+            clock=self.clock,
+            on_work=self.driver.work_changed,
+        )
+        self.backend = NodeBackend(
+            name=config.name,
+            chain=self.chain,
+            mempool=self.mempool,
+            clock=self.clock,
+            submit=self.intake.submit_untrusted,
+            engine_status=self.driver.engine.status,
+            peers=self.network.peers,
+            is_ready=lambda: self.is_ready,
+        )
+        self.driver.on_commit(self.backend.on_commit)
+        self.driver.on_view(self.backend.on_consensus)
+
+    def _engine(self, store: LevelStore) -> Engine:
+        times, chain_id = self.config.consensus, self.chain.chain_id
+        key = PrivateKey.from_pem(_read(self.config.vote_key))
+        may_vote, records = vote_log.open_log(store, self.config.keys, key.public.compressed)
+        if not may_vote:
+            log.error("not voting", why="the vote key has a vote log elsewhere; rejoin with a new key")
+        config = Config(
+            name=self.config.name if may_vote else NOT_VOTING,
+            signer=KeySigner(key, chain_id),
+            verifier=KeyVerifier(chain_id),
+            timeout_ms=times.timeout_ms,
+            timeout_ms_max=times.timeout_ms_max,
+            quiet_after_ms=times.quiet_ms,
+            heartbeat_ms=times.heartbeat_ms,
+        )
+        return Engine.restore(config, self.chain.head, records)
+
+    def _check_contracts(self) -> None:
+        missing = self.chain.executor.registry.missing(self.chain.state, self.chain.head.header.height + 1)
+        if missing:
+            item = missing[0]
+            raise LocalError(
+                "contract_code_missing",
+                f"the chain has {item.name} {item.version} with code 0x{item.code_hash.hex()}, this node has not",
+            )
+
+    def _admits(self, name: NodeName, organisation: str, fingerprint: bytes) -> bool:
+        """Tell whether a node may be a peer: the validators of the next height may."""
+        members = self.chain.head.validators.validators
+        return any(member.name == name and member.organisation == organisation for member in members)
+
+    async def _handle(self, peer: NodeName, kind: FrameKind, payload: bytes) -> None:
+        match kind:
+            case FrameKind.CONSENSUS:
+                await self.driver.receive_untrusted(peer, payload)
+            case FrameKind.TRANSACTIONS:
+                self.intake.receive_untrusted(payload)
+            case FrameKind.SYNC_REQUEST:
+                self.network.send(peer, FrameKind.SYNC_RESPONSE, self.driver.answer_request_untrusted(payload))
+            case FrameKind.SYNC_RESPONSE:
+                self.driver.take_response_untrusted(peer, payload)
+            case _:
+                raise PeerError("malformed", f"frame kind {kind} has no handler")
+
+
+async def _main(config: NodeConfig) -> None:
+    store = LevelStore.open(config.data)
+    try:
+        node = _Node(config, store)
+        # What is loaded by now stays for ever: the collector need not walk it again.
+        gc.collect()
+        gc.freeze()
+        await _run(node)
+    finally:
+        store.close()
+
+
+async def _run(node: _Node) -> None:
+    config = node.config
+    rpc = RpcConfig(host=config.rpc.host, port=config.rpc.port, host_names=frozenset(config.rpc_hosts))
+    stopping = trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.network.run)
+            await nursery.start(node.driver.run)
+            nursery.start_soon(node.intake.run)
+            async with trio.open_nursery() as serving:
+                port = await serving.start(lambda task_status: _serve(node.backend, rpc, stopping, task_status))
+                node.is_ready = True
+                log.info("ready", node=config.name, height=node.chain.head.header.height, rpc_port=port)
+                async for number in signals:
+                    log.info("stopping", signal=signal.Signals(number).name)
+                    break
+                stopping.set()
+                serving.cancel_scope.deadline = trio.current_time() + STOP_TIMEOUT_S / 2
+            node.network.stop()
+            nursery.cancel_scope.deadline = trio.current_time() + STOP_TIMEOUT_S / 2
+            nursery.cancel_scope.cancel()
+    log.info("stopped", height=node.chain.head.header.height)
+
+
+async def _serve(
+    backend: NodeBackend, config: RpcConfig, stopping: trio.Event, task_status: trio.TaskStatus[int]
+) -> None:
+    await serve_rpc(backend, config, stopping=stopping, task_status=task_status)
+
+
+def _log_contract(contract: str, method: str, text: str) -> None:
+    log.warning("contract error", contract=contract, method=method, text=text)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LocalError("bad_config", f"{path}: {error.strerror}") from None

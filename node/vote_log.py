@@ -1,0 +1,86 @@
+"""Which votes a key has cast, and whether this store is where that is written.
+
+A vote key and its log belong together: a key without its log could contradict what it has signed. Both
+sides therefore carry the same *incarnation*: a random id, made when the key first votes, and a count of
+starts. The store holds one copy, a file beside the key the other. A store that was wiped lacks the id,
+one that was restored from a backup lags behind in the count; with either the node follows the chain and
+casts no vote until the membership has admitted a new key.
+"""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from consensus.ledger.codec import Record, RecordCodec
+from consensus.ledger.errors import PeerError, StorageError
+from consensus.ledger.transaction import Natural
+from node.storage import layout
+from node.storage.store import Store
+
+INCARNATION_FILE = "incarnation"
+
+
+class Incarnation(Record, frozen=True):
+    """One life of a vote key (33 bytes): its random id (16 bytes), and how often the node started in it."""
+
+    vote_key: Annotated[bytes, msgspec.Meta(min_length=33, max_length=33)]
+    id: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    starts: Natural
+
+
+incarnation_codec: RecordCodec[Incarnation] = RecordCodec(Incarnation, bytes_max=128)
+
+
+def open_log(store: Store, keys: Path, vote_key: bytes) -> tuple[bool, list[tuple[bytes, bytes]]]:
+    """Return whether this key may vote with this store, and the engine's records.
+
+    Raises:
+        StorageError: ``corrupted`` when either copy of the incarnation cannot be read, ``disk_failed``.
+    """
+    path = keys / INCARNATION_FILE
+    stored = _decode(store.get(layout.META_INCARNATION), vote_key)
+    beside = _decode(path.read_bytes() if path.exists() else None, vote_key)
+    if beside is None and stored is None:
+        stored = beside = Incarnation(vote_key, secrets.token_bytes(16), 0)
+    elif beside is None and stored is not None and stored.starts == 1:
+        # The node died between the two writes below, on its first start; it has not voted yet.
+        beside = stored
+    if stored is None or beside is None or stored.id != beside.id or stored.starts < beside.starts:
+        return False, []
+    next_start = Incarnation(vote_key, stored.id, stored.starts + 1)
+    data = incarnation_codec.encode(next_start)
+    store.write([(layout.META_INCARNATION, data)])
+    _write_synced(path, data)
+    return True, [(key[1:], value) for key, value in store.scan(layout.VOTE)]
+
+
+def _decode(data: bytes | None, vote_key: bytes) -> Incarnation | None:
+    """Return the incarnation of this key; one of an earlier key says nothing about this one."""
+    if data is None:
+        return None
+    try:
+        incarnation = incarnation_codec.decode_untrusted(data)
+    except PeerError as error:
+        raise StorageError("corrupted", f"the incarnation of the vote key cannot be read: {error}") from None
+    return incarnation if incarnation.vote_key == vote_key else None
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    """Replace a file so that a crash leaves the old or the new one."""
+    temporary = path.with_suffix(".new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StorageError("disk_failed", f"{path}: {error.strerror}") from None
