@@ -1,5 +1,6 @@
 """Real certificates, real TLS, real sockets on loopback for the tests of p2p."""
 
+import socket
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -116,7 +117,7 @@ def make_network(
 
 def free_port() -> int:
     """Return a port of loopback that was free a moment ago."""
-    with trio.socket.socket() as probe:
-        probe._sock.bind((HOST, 0))
-        port: int = probe._sock.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
         return port
