@@ -9,7 +9,7 @@ new session down this way probes the old one, which breaks if nobody is behind i
 **Strangers.** A connection has ``handshake_ms_max`` for TLS and hello together (R69), and at most
 ``handshakes_max`` accepted ones are under way; beyond that the oldest gives way, because an honest peer
 needs milliseconds. Errors are charged to the peer's name once it is proven, before that to its address.
-A refused address cannot connect; addresses of configured peers are never refused as such, since
+A refused address cannot connect; addresses that configured peers are dialled at are never refused, since
 otherwise whoever shares one with a validator could shut it out.
 
 **Order.** Frames of one kind to one peer arrive in the order of ``send``, as long as the session lives;
@@ -140,6 +140,7 @@ class Network:
         self._sessions: dict[NodeName, Session] = {}
         self._penalties = PenaltyBook()
         self._last_errors: dict[NodeName, str] = {}
+        self._last_stranger = ("", "")
         self._handshakes: dict[trio.CancelScope, None] = {}
         self._changed = trio.Event()
         self._stopping = trio.Event()
@@ -250,8 +251,6 @@ class Network:
     async def _keep_dialling(self, peer: NodeName, host: str, port: int) -> None:
         config = self._config
         failures = 0
-        if config.name > peer:
-            await trio.sleep(config.second_dial_ms / 1000)
         while True:
             while peer in self._sessions:
                 await self._changed.wait()
@@ -304,7 +303,7 @@ class Network:
             try:
                 done = await self._handshaker.shake(transport, Side.LISTENER)
             except PeerError as error:
-                log.info("handshake failed", address=address, code=error.code, message=error.message)
+                self._note_stranger(address, error)
                 if all(address != host for host, _ in self._config.peers.values()):
                     self._penalties.add(address, error.code, now_s=trio.current_time())
             finally:
@@ -380,6 +379,12 @@ class Network:
     def _blame(self, name: NodeName, code: str) -> bool:
         log.warning("peer error", peer=name, code=code)
         return self._penalties.add(name, code, now_s=trio.current_time())
+
+    def _note_stranger(self, address: str, error: PeerError) -> None:
+        """Log what went wrong with a stranger; a flood of the same from one address makes one line."""
+        if self._last_stranger != (address, error.code):
+            log.info("handshake failed", address=address, code=error.code, message=error.message)
+        self._last_stranger = (address, error.code)
 
     def _note(self, name: NodeName, code: str, message: str) -> None:
         if self._last_errors.get(name) != code:

@@ -36,6 +36,7 @@ from consensus.ledger.validators import NodeNameText
 from node.config import CONFIG_FILE, Endpoint, config_text
 from node.network.ca import Authority, to_pem, utc_now
 from node.network.genesis import Plan, make_genesis
+from node.vote_log import INCARNATION_FILE
 
 NETWORK_FILE = "network.toml"
 GENESIS_FILE = "genesis.json"
@@ -243,12 +244,14 @@ def load_network(folder: Path) -> LocalNetwork:
 def wipe_data(network: LocalNetwork) -> None:
     """Remove what the nodes have stored, and leave keys, genesis and logs: the chain begins again at block 0.
 
-    All nodes lose everything at once, so no vote is left that a later one could contradict. For a single
-    node on a living chain this would be wrong: it has to rejoin under a new key.
+    All nodes lose everything at once, so no vote is left that a later one could contradict, and the keys
+    may begin a new vote log. For a single node on a living chain this would be wrong: it has to rejoin
+    under a new key.
     """
     for node in network.nodes:
         _remove(node.data)
         node.data.mkdir(mode=0o700)
+        _remove(node.folder / "keys" / INCARNATION_FILE)
         (node.folder / "keys" / "incarnation").unlink(missing_ok=True)
     for data in sorted((network.folder / "services").glob("*/data")):
         _remove(data)

@@ -12,6 +12,7 @@ from contracts.runtime.registry import Registry
 from node.config import load_config
 from node.network.genesis import activations_of, default_plan
 from node.network.homes import init_network, is_network, load_network, wipe_data
+from node.vote_log import INCARNATION_FILE
 from p2p.tls import TlsIdentity, Trust
 
 _DER = serialization.Encoding.DER
@@ -135,6 +136,7 @@ def test_wiping_takes_the_data_and_nothing_else(network):
     for node in network.nodes:
         (node.data / "db").mkdir()
         (node.data / "db" / "000001.log").write_bytes(b"x")
+        (node.folder / "keys" / INCARNATION_FILE).write_bytes(b"of a vote log that is wiped with the data")
     wipe_data(network)
     assert {path: path.read_bytes() for path in network.folder.rglob("*") if path.is_file()} == before
     assert all(node.data.is_dir() for node in network.nodes)

@@ -1,0 +1,166 @@
+"""A consortium of real processes for the time of a block: demos and benchmarks run on one.
+
+It lives in a folder of its own with ports that nobody uses. However the block ends (an error, Ctrl-C,
+SIGTERM), the processes end with it; a temporary folder goes too.
+"""
+
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import trio
+
+from consensus.ledger.errors import LocalError
+from consensus.ledger.genesis import Genesis
+from consensus.ledger.keys import PrivateKey
+from contracts.runtime.registry import Registry
+from node.network import local
+from node.network.genesis import activations_of, default_plan
+from node.network.homes import LOCAL_HOST, RPC_PORT_STEP, LocalNetwork, init_network, is_network, load_network
+
+PORTS = (20_000, 32_000)
+"""Where port bases are looked for: below the ports that systems give to outgoing connections."""
+ATTEMPTS_MAX = 20
+
+
+class TrialNetwork:
+    """A running local network and the accidents it may meet; made by :func:`trial_network`."""
+
+    def __init__(self, network: LocalNetwork, *, is_kept: bool) -> None:
+        self.network = network
+        self._is_kept = is_kept
+
+    @property
+    def genesis(self) -> Genesis:
+        """The genesis document."""
+        return self.network.genesis
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Each validator's RPC root, in order."""
+        return {node.name: node.rpc_url for node in self.network.nodes}
+
+    @property
+    def place(self) -> str:
+        """Where the network lives, and whether it stays."""
+        return f"{self.network.folder} is left running" if self._is_kept else "all its processes are ended"
+
+    def key(self, identity: str) -> PrivateKey:
+        """Return the key of an identity.
+
+        Raises:
+            LocalError: ``unknown_identity``.
+        """
+        return self.network.key(identity)
+
+    async def start(self, name: str) -> None:
+        """Start a node and return when it is ready; errors as :func:`node.network.local.start`."""
+        await local.start(self.network, [name])
+
+    async def kill(self, name: str) -> None:
+        """End a node with SIGKILL, as a power cut would."""
+        await local.kill(self.network, name)
+
+    def freeze(self, name: str) -> None:
+        """Freeze a node with SIGSTOP: its connections stay open and nothing moves."""
+        local.freeze(self.network, name)
+
+    def resume(self, name: str) -> None:
+        """Wake a frozen node."""
+        local.resume(self.network, name)
+
+
+@asynccontextmanager
+async def trial_network(
+    folder: Path | None = None, *, validators: int = 4, keep: bool = False
+) -> AsyncIterator[TrialNetwork]:
+    """Give a running network for the time of the block.
+
+    Args:
+        folder: where it lives, made when missing; a network that is there is used. None takes a temporary one.
+        validators: how many nodes vote, where the network is made.
+        keep: leave it running when the block ends well; its folder stays too.
+
+    Raises:
+        LocalError: as :func:`node.network.homes.init_network` and :func:`node.network.local.start`.
+    """
+    place = Path(tempfile.mkdtemp(prefix="hansa-")) if folder is None else folder
+    is_temporary, ended_well = folder is None, False
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+            network = await _start(place, validators)
+            try:
+                yield TrialNetwork(network, is_kept=keep)
+                ended_well = True
+            finally:
+                if not (keep and ended_well):
+                    with trio.CancelScope(shield=True):
+                        await local.stop(network)
+            nursery.cancel_scope.cancel()
+        if not ended_well:
+            raise KeyboardInterrupt
+    finally:
+        if is_temporary and not (keep and ended_well):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+async def _start(folder: Path, validators: int) -> LocalNetwork:
+    """Make the network if need be and start all nodes; look for other ports when some are taken meanwhile."""
+    if is_network(folder):
+        network = load_network(folder)
+        await local.start(network)
+        return network
+    plan, activations = default_plan(validators=validators), activations_of(Registry.shipped())
+    attempt = 0
+    while True:
+        attempt += 1
+        network = init_network(folder, plan, activations, port_base=free_port_base(validators))
+        try:
+            await local.start(network)
+        except LocalError as error:
+            if error.code != "port_in_use" or attempt == ATTEMPTS_MAX:
+                raise
+            for entry in network.folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        else:
+            return network
+
+
+def free_port_base(nodes: int) -> int:
+    """Return a base from which on the ports of ``nodes`` nodes are free at this moment.
+
+    Raises:
+        LocalError: ``port_in_use`` when none is found.
+    """
+    random = Random()
+    for _ in range(ATTEMPTS_MAX):
+        base = random.randrange(*PORTS)
+        if all(_is_free(base + step + index) for step in (0, RPC_PORT_STEP) for index in range(nodes)):
+            return base
+    raise LocalError("port_in_use", f"no {2 * nodes} free ports found between {PORTS[0]} and {PORTS[1]}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOCAL_HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+async def _cancel_on_signal(
+    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Let SIGTERM and SIGHUP end the block in order, as Ctrl-C does."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
