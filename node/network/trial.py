@@ -8,10 +8,11 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
+from types import FrameType
 
 import trio
 
@@ -90,23 +91,19 @@ async def trial_network(
         LocalError: as :func:`node.network.homes.init_network` and :func:`node.network.local.start`.
     """
     place = Path(tempfile.mkdtemp(prefix="hansa-")) if folder is None else folder
-    is_temporary, ended_well = folder is None, False
+    is_left = False
     try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+        with _interrupted_by_signals():
             network = await _start(place, validators)
             try:
                 yield TrialNetwork(network, is_kept=keep)
-                ended_well = True
+                is_left = keep
             finally:
-                if not (keep and ended_well):
+                if not is_left:
                     with trio.CancelScope(shield=True):
                         await local.stop(network)
-            nursery.cancel_scope.cancel()
-        if not ended_well:
-            raise KeyboardInterrupt
     finally:
-        if is_temporary and not (keep and ended_well):
+        if folder is None and not is_left:
             shutil.rmtree(place, ignore_errors=True)
 
 
@@ -156,11 +153,20 @@ def _is_free(port: int) -> bool:
         return True
 
 
-async def _cancel_on_signal(
-    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Let SIGTERM and SIGHUP end the block in order, as Ctrl-C does."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
-        task_status.started()
-        async for _ in signals:
-            scope.cancel()
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does; needs the main thread."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    if not callable(interrupt):
+        yield
+        return
+
+    def handle(_: int, frame: FrameType | None) -> None:
+        interrupt(signal.SIGINT, frame)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

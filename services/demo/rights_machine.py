@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from heapq import heapify, heappop, heappush
+from typing import assert_never
 
 from consensus.ledger.codec import Value
 from services.demo.orders import Order, OrderBook
 
-COMPLETION_DELAY_S = (20 * 60, 30 * 3600)
-REDEMPTION_DELAY_S = (5 * 60, 10 * 3600)
-REDEEM_PERCENT = 35
+DELAY_S_MIN = 5 * 60
+"""The least time between creation and completion, and between completion and redemption."""
+DELAY_PARTS = 5
+"""The most time is this part of the time that the orders span."""
+REDEEM_PERCENT = 45
 """How many of a hundred completed orders make their user redeem."""
 REPEAT_PERCENT = 3
 """How many of a hundred events are delivered a second time."""
@@ -51,28 +54,21 @@ class RightsEvent:
     time_s: int
     is_repeat: bool = False
 
-    def arguments(self, campaign: str) -> dict[str, Value]:
-        """Return the arguments of the contract's method."""
+    def arguments(self, run: str) -> dict[str, Value]:
+        """Return the arguments of the contract's method; ``run`` keeps one performance's names from another's."""
+        name = f"{run}-{self.reference}"
         match self.kind:
             case Kind.CREATE:
-                return {
-                    "campaign": campaign,
-                    "order": self.reference,
-                    "user": self.user,
-                    "amount": self.amount,
-                    "event": self.event,
-                }
+                order: dict[str, Value] = {"campaign": campaign_of(run), "order": name, "user": self.user}
+                return {**order, "amount": self.amount, "event": self.event}
             case Kind.CANCEL:
-                return {"order": self.reference, "amount": self.amount, "event": self.event}
+                return {"order": name, "amount": self.amount, "event": self.event}
             case Kind.COMPLETE:
-                return {"order": self.reference, "event": self.event}
+                return {"order": name, "event": self.event}
             case Kind.REDEEM:
-                return {
-                    "user": self.user,
-                    "amount": self.amount,
-                    "redemption": self.reference,
-                    "event": self.event,
-                }
+                return {"user": self.user, "amount": self.amount, "redemption": name, "event": self.event}
+            case _:
+                assert_never(self.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +183,11 @@ def pack(events: Sequence[RightsEvent], *, lane_count: int, calls_max: int) -> l
     return batches
 
 
+def campaign_of(run: str) -> str:
+    """Return the name of a performance's campaign."""
+    return f"flash-{run}"
+
+
 def lane_of(user: str, lane_count: int) -> int:
     """Return the lane of a user's events."""
     return _draw("lane", user) % lane_count
@@ -210,15 +211,11 @@ class _Planner:
         # (time, tie-breaker, kind, order, name of the event, amount)
         self.waiting: list[tuple[int, int, Kind, str, str, int]] = []
         self._numbers = 0
+        times = [order.time_s for order in book.orders]
+        self._delay_s_max = (max(times, default=0) - min(times, default=0)) // DELAY_PARTS
         for order in book.orders:
             self._put(order.time_s, Kind.CREATE, order.number, "create", order.amount_pence)
-            self._put(
-                order.time_s + self._delay(COMPLETION_DELAY_S, "complete", order.number),
-                Kind.COMPLETE,
-                order.number,
-                "complete",
-                0,
-            )
+            self._put(order.time_s + self._delay("complete", order.number), Kind.COMPLETE, order.number, "complete", 0)
         for item in book.cancellations:
             self._put(item.time_s, Kind.CANCEL, item.order, item.number, item.amount_pence)
         heapify(self.waiting)
@@ -241,7 +238,7 @@ class _Planner:
                     self._complete(user, order, time_s)
             case Kind.REDEEM:
                 spendable = max(0, self._spendable[user])
-                percent = 20 + _draw(self._seed, "part", order) % 81
+                percent = min(100, 30 + _draw(self._seed, "part", order) % 101)
                 if part := spendable * percent // 100:
                     self._spendable[user] -= part
                     self._note(kind, user, f"R{order}", name, part, time_s)
@@ -251,7 +248,7 @@ class _Planner:
         self._spendable[user] = self._spendable.get(user, 0) + self._reserved[order]
         self._note(Kind.COMPLETE, user, order, "complete", 0, time_s)
         if _draw(self._seed, "redeems", order) % 100 < REDEEM_PERCENT:
-            self._put(time_s + self._delay(REDEMPTION_DELAY_S, "redeem", order), Kind.REDEEM, order, "redeem", 0)
+            self._put(time_s + self._delay("redeem", order), Kind.REDEEM, order, "redeem", 0)
 
     def _put(self, time_s: int, kind: Kind, order: str, name: str, amount: int) -> None:
         self._numbers += 1
@@ -260,9 +257,8 @@ class _Planner:
     def _note(self, kind: Kind, user: str, reference: str, name: str, amount: int, time_s: int) -> None:
         self.events.append(RightsEvent(kind, user, reference, name, amount, time_s))
 
-    def _delay(self, bounds: tuple[int, int], what: str, order: str) -> int:
-        least, most = bounds
-        return least + _draw(self._seed, what, order) % (most - least)
+    def _delay(self, what: str, order: str) -> int:
+        return DELAY_S_MIN + _draw(self._seed, what, order) % max(1, self._delay_s_max - DELAY_S_MIN)
 
 
 def _with_repeats(events: Sequence[RightsEvent], seed: int) -> list[RightsEvent]:
