@@ -4,6 +4,8 @@ from pathlib import Path
 
 import rich_click as click
 
+from cli.output import leave
+
 
 @click.group()
 def node() -> None:
@@ -25,4 +27,4 @@ def run(home: Path) -> None:
     """
     from node.program import run as run_node
 
-    run_node(home)
+    leave(run_node(home))

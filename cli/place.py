@@ -82,7 +82,7 @@ class Place:
         """
         from services.client.keystore import KeyStore, read_passphrase
 
-        folder = keys or network_folder(self.given) / "identities"
+        folder = keys or self.network.keystore
         own = folder / "passphrase"
         if passphrase_file is not None:
             passphrase = read_passphrase(passphrase_file)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import trio
 
@@ -35,14 +35,14 @@ class SyncClient:
     def run(self, function: Callable[..., Awaitable[T]], *arguments: object, **options: object) -> T:
         """Run any coroutine function of the client, for what has no method of its own here."""
         try:
-            result = trio.from_thread.run(partial(function, *arguments, **options), trio_token=self._token)
+            return trio.from_thread.run(partial(function, *arguments, **options), trio_token=self._token)
         except trio.RunFinishedError:
             raise Unreachable("the client is closed", code="client_closed") from None
-        return cast(T, result)
 
     def request(self, method: str, params: Parameters, kind: type[T]) -> T:
         """Ask any RPC method: see :meth:`Client.request`."""
-        return self.run(self._client.request, method, params, kind)
+        result: T = self.run(self._client.request, method, params, kind)
+        return result
 
     def call(
         self, signer: Signer, contract: str, method: str, arguments: dict[str, Value], **options: object

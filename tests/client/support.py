@@ -1,0 +1,133 @@
+"""A node that decides alone, for tests of the client: real chain, pool, RPC and certificates, no consensus."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import trio
+
+from consensus.ledger.genesis import Genesis
+from consensus.ledger.ids import NodeName
+from consensus.pbft.events import EngineStatus
+from node.chain import Chain
+from node.intake import Intake
+from node.mempool import Mempool
+from node.rpc.node_backend import NodeBackend
+from node.rpc.server import RpcConfig, serve_rpc
+from node.storage.leveldb import LevelStore
+from p2p.network import Network
+from services.client.client import Client, open_client
+from services.client.keystore import Signer
+from tests.node.support import GENESIS_TIME_MS, Consortium, extend, make_consortium, make_executor
+
+NOW_MS = GENESIS_TIME_MS + 1_000
+CONSORTIUM = make_consortium()
+
+
+class FixedClock:
+    """A wall clock that stands still, a moment after genesis."""
+
+    def wall_ms(self) -> int:
+        return NOW_MS
+
+    def monotonic_ms(self) -> int:
+        return 0
+
+
+class SoloNode:
+    """Commits what its pool holds, a block at a time, unless ``is_deciding`` is false."""
+
+    def __init__(self, folder: Path, consortium: Consortium = CONSORTIUM) -> None:
+        self.consortium = consortium
+        self.store = LevelStore.open(folder)
+        self.chain = Chain(self.store, consortium.genesis, make_executor())
+        self.mempool = Mempool(self.chain.executor, self.chain.verifier)
+        self.is_deciding = True
+        self.submitted: list[bytes] = []
+        self.port = 0
+        self._work = trio.Event()
+        clock = FixedClock()
+        # The intake hands nothing on here: its network is never used.
+        intake = Intake(
+            chain=self.chain, mempool=self.mempool, network=cast(Network, None), clock=clock, on_work=self.wake
+        )
+
+        def submit(raws: Sequence[bytes]) -> list[object]:
+            self.submitted += raws
+            return intake.submit_untrusted(raws)  # type: ignore[return-value]
+
+        self.backend = self.backend_type(
+            name=NodeName("node-0"),
+            chain=self.chain,
+            mempool=self.mempool,
+            clock=clock,
+            submit=submit,  # type: ignore[arg-type]
+            engine_status=lambda: cast(EngineStatus, None),
+            peers=list,
+            is_ready=lambda: True,
+        )
+
+    backend_type: type[NodeBackend] = NodeBackend
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wake(self) -> None:
+        """Look at the pool."""
+        self._work.set()
+
+    def decide(self) -> None:
+        """Commit one block of everything that may stand in it; an empty one when nothing may."""
+        head_ms = self.chain.head.header.time_ms
+        ready = self.mempool.select(count_max=500, bytes_max=1 << 20, calls_max=2_000, time_ms=head_ms + 10)
+        candidate = extend(self.chain, self.store, self.consortium, ready)
+        self.mempool.committed(candidate.transactions)
+        self.backend.on_commit()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve and decide until cancelled."""
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(self._serve)
+            self.port = port
+            task_status.started()
+            while True:
+                await self._work.wait()
+                self._work = trio.Event()
+                while self.is_deciding and self.mempool.is_waiting:
+                    self.decide()
+                    await trio.lowlevel.checkpoint()
+
+    async def _serve(self, task_status: trio.TaskStatus[int]) -> None:
+        await serve_rpc(self.backend, RpcConfig(port=self.port), stopping=trio.Event(), task_status=task_status)
+
+
+@asynccontextmanager
+async def running(*nodes: SoloNode) -> AsyncIterator[None]:
+    """Run nodes for the time of the block."""
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            await nursery.start(node.run)
+        yield
+        nursery.cancel_scope.cancel()
+    for node in nodes:
+        node.store.close()
+
+
+@asynccontextmanager
+async def client_of(*nodes: SoloNode, genesis: Genesis | None = None) -> AsyncIterator[Client]:
+    """Give a client of nodes, by default with the right genesis document."""
+    urls = [node.url for node in nodes]
+    async with open_client(genesis or CONSORTIUM.genesis, urls, now_ms=lambda: NOW_MS) as client:
+        yield client
+
+
+def signer(name: str) -> Signer:
+    """Return the signer of one of the consortium's accounts."""
+    return Signer.of(name, CONSORTIUM.account_keys[name])
+
+
+def address(name: str) -> bytes:
+    """Return the address of one of the consortium's accounts."""
+    return CONSORTIUM.account_keys[name].public.address

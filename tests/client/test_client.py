@@ -1,0 +1,314 @@
+"""The client against real RPC servers: calls, lanes, unknown outcomes, fail-over, and nodes that lie."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.proof import Proof, ReceiptClaim, StateClaim
+from consensus.ledger.receipt import Receipt
+from consensus.ledger.transaction import EACH, make_call
+from node.rpc.node_backend import NodeBackend
+from node.storage.layout import Location
+from services.client.calls import call_typed, query_typed
+from services.client.client import Client
+from services.client.errors import Refused, Unreachable
+from services.client.events import Events
+from services.client.keystore import Signer
+from services.client.lanes import one_shot_lane
+from tests.client.support import CONSORTIUM, SoloNode, address, client_of, running, signer
+from tests.node.support import make_consortium
+
+DEFINE = {"unit": "point", "decimals": 0, "description": "points"}
+
+
+async def give_points(client: Client, amount: int = 1_000) -> None:
+    calls = [
+        make_call("tokens", "define", DEFINE),
+        make_call("tokens", "issue", {"unit": "point", "to": address("user-b"), "amount": amount}),
+    ]
+    (await client.call_many(signer("bank-a"), calls)).check()
+
+
+def to_shop(amount: int) -> dict[str, object]:
+    return {"unit": "point", "to": address("shop"), "amount": amount}
+
+
+async def test_a_call_returns_its_proven_receipt(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        outcome = await client.call(signer("user-b"), "tokens", "transfer", to_shop(250))
+        assert outcome.is_ok
+        assert outcome.height == 2
+        assert len(outcome.verified.signers) == CONSORTIUM.genesis.validator_set().quorum
+        balance = await client.query("tokens", "balance", {"unit": "point", "account": address("shop")})
+        assert isinstance(balance, dict)
+        assert balance["available"] == 250
+        assert (await client.outcome(outcome.transaction.id)).receipts == outcome.receipts
+
+
+async def test_a_failed_receipt_is_an_outcome_and_raises_when_asked(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        outcome = await client.call(signer("user-e"), "tokens", "transfer", to_shop(1))
+        assert not outcome.is_ok
+        with pytest.raises(Refused) as caught:
+            outcome.value()
+        assert caught.value.code == outcome.receipts[0].code == "insufficient_funds"
+
+
+async def test_each_call_has_its_own_proven_receipt(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        calls = [make_call("tokens", "transfer", to_shop(amount)) for amount in (1, 5_000, 2)]
+        outcome = await client.call_many(signer("user-b"), calls, mode=EACH)
+        assert [receipt.code for receipt in outcome.receipts] == ["", "insufficient_funds", ""]
+
+
+async def test_parallel_calls_run_in_lanes_of_their_own(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        lanes = client.lanes(signer("user-b"), count=8, prefix=b"p")
+
+        async def pay() -> None:
+            (await client.call(signer("user-b"), "tokens", "transfer", to_shop(1), lanes=lanes)).check()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(40):
+                nursery.start_soon(pay)
+        balance = await client.query("tokens", "balance", {"unit": "point", "account": address("shop")})
+        assert isinstance(balance, dict)
+        assert balance["available"] == 40
+
+
+async def test_two_programs_with_one_lane_both_succeed(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as one, client_of(node) as other:
+        await give_points(one)
+
+        async def pay(client: Client, amount: int) -> None:
+            for _ in range(5):
+                (await client.call(signer("user-b"), "tokens", "transfer", to_shop(amount))).check()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pay, one, 1)
+            nursery.start_soon(pay, other, 2)
+        assert (await one.lane_next(address("user-b"), b"")) == 10
+
+
+async def test_bulk_submission_waits_for_all(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        call = make_call("tokens", "transfer", to_shop(1))
+        made = [client.sign(signer("user-b"), [call], sequence=number) for number in range(50)]
+        answers = await client.submit_many(made, wait_ms=10_000)
+        assert all(answer.is_accepted and answer.height and not answer.failed_count for answer in answers)
+        finals = await client.wait_final([item.id for item in made])
+        assert [final.height for final in finals] == [answer.height for answer in answers]
+        assert (await client.submit_many(made[:1]))[0].height == answers[0].height
+        doubled = client.sign(signer("user-b"), [call, call], sequence=0)
+        assert [answer.code for answer in await client.submit_many([doubled])] == ["lane_used"]
+
+
+async def test_a_one_shot_call_takes_effect_once(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        tokens = ["unit=point", "to=shop", "amount=7"]
+        first = await call_typed(client, signer("user-b"), "tokens", "transfer", tokens, once="order-1")
+        again = await call_typed(client, signer("user-b"), "tokens", "transfer", tokens, once="order-1")
+        assert again.transaction.id == first.transaction.id
+        with pytest.raises(Refused) as caught:
+            await call_typed(client, signer("user-b"), "tokens", "transfer", [*tokens[:2], "amount=8"], once="order-1")
+        assert caught.value.code == "once_used"
+        assert one_shot_lane("order-1") != one_shot_lane("order-2")
+        balance = await query_typed(client, "tokens", "balance", ["unit=point", "account=shop"])
+        assert isinstance(balance, dict)
+        assert balance["available"] == 7
+
+
+async def test_a_name_that_only_the_chain_knows_is_found_in_proven_state(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        node.decide()  # a quiet block seals
+        with pytest.raises(LocalError, match="no account is named newcomer"):
+            await query_typed(client, "tokens", "balance", ["unit=point", "account=newcomer"])
+        key = CONSORTIUM.vote_keys["node-0"].public
+        register = ["name=newcomer", f"public_key=0x{key.compressed.hex()}", "roles:=[]"]
+        (await call_typed(client, signer("bank-a"), "membership", "register_account", register)).check()
+        node.decide()  # a quiet block seals
+        await call_typed(client, signer("user-b"), "tokens", "transfer", ["unit=point", "to=newcomer", "amount=3"])
+        balance = await client.query("tokens", "balance", {"unit": "point", "account": key.address})
+        assert isinstance(balance, dict)
+        assert balance["available"] == 3
+
+
+async def test_state_is_proven_with_presence_and_absence(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        node.decide()
+        found = await client.state("membership/validators", is_newest=True)
+        assert found.value == CONSORTIUM.genesis.validator_set().encode()
+        assert (await client.state("membership/nothing")).value is None
+
+
+async def test_another_node_gets_the_same_bytes_when_the_first_dies(tmp_path: Path) -> None:
+    """The first node takes the transaction and never answers again; the second makes it final."""
+    dead, alive = SoloNode(tmp_path / "dead"), SoloNode(tmp_path / "alive")
+    dead.is_deciding = False
+    async with trio.open_nursery() as nursery:
+        await nursery.start(alive.run)
+        async with trio.open_nursery() as first:
+            await first.start(dead.run)
+            async with client_of(dead, alive) as client:
+                transaction = client.sign(signer("bank-a"), [make_call("tokens", "define", DEFINE)], sequence=0)
+                assert (await client.submit(transaction)).is_accepted
+                assert dead.submitted == [transaction.raw]
+                first.cancel_scope.cancel()
+                outcome = await client.wait(transaction, timeout_ms=20_000)
+                assert outcome.is_ok
+                assert alive.submitted == [transaction.raw]
+        nursery.cancel_scope.cancel()
+    dead.store.close()
+    alive.store.close()
+
+
+async def test_no_node_at_all_is_an_unknown_outcome(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node):
+        node.is_deciding = False
+        async with client_of(node) as client:
+            transaction = client.sign(signer("bank-a"), [make_call("tokens", "define", DEFINE)], sequence=0)
+            await client.submit(transaction)
+            with pytest.raises(Unreachable) as caught:
+                await client.wait(transaction, timeout_ms=300)
+            assert caught.value.code == "outcome_unknown"
+    async with client_of(node) as client:
+        with pytest.raises(Unreachable) as caught:
+            await client.query("tokens", "units")
+        assert caught.value.code == "node_unreachable"
+
+
+async def test_a_refused_transaction_is_refused_by_its_code(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        stranger = CONSORTIUM.vote_keys["node-1"]
+        with pytest.raises(Refused) as caught:
+            await client.call_once(Signer.of("stranger", stranger), [make_call("tokens", "define", DEFINE)], b"x" * 32)
+        assert caught.value.code == "unknown_account"
+        expired = client.sign(signer("bank-a"), [make_call("tokens", "define", DEFINE)], sequence=0, validity_ms=-1)
+        with pytest.raises(Refused) as caught:
+            await client.submit_and_wait(expired)
+        assert caught.value.code == "expired"
+
+
+async def test_events_follow_the_chain_and_resume_by_cursor(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        seen: list[tuple[str, str]] = []
+
+        async def pay() -> None:
+            for amount in (5, 6):
+                await client.call(signer("user-b"), "tokens", "transfer", to_shop(amount))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pay)
+            async for event in Events(client, contract="tokens", name="transferred"):
+                seen.append((str(event.data["amount"]), event.cursor))
+                if len(seen) == 2:
+                    break
+        assert [amount for amount, _ in seen] == ["5", "6"]
+        async for event in Events(client, contract="tokens", name="transferred", cursor=seen[0][1]):
+            assert (str(event.data["amount"]), event.cursor) == seen[1]
+            break
+
+
+class LyingBackend(NodeBackend):
+    """Changes what it proves."""
+
+    lie = ""
+
+    def prove_receipt(self, location: Location, receipt_index: int) -> Proof:
+        proof = super().prove_receipt(location, receipt_index)
+        claim = proof.claim
+        assert isinstance(claim, ReceiptClaim)
+        receipt = claim.receipt
+        match self.lie:
+            case "status":
+                return replace(proof, claim=ReceiptClaim(_failed(receipt), claim.path))
+            case "certificate":
+                return replace(proof, certificate=self._certificate_short_of_one(proof))
+            case "other receipt":
+                return super().prove_receipt(Location(1, 0, 0, 1), 0)
+        return proof
+
+    def prove_state(self, key: bytes) -> Proof:
+        proof = super().prove_state(key)
+        claim = proof.claim
+        assert isinstance(claim, StateClaim)
+        match self.lie:
+            case "value":
+                return replace(proof, claim=StateClaim(claim.key, b"\xc4\x01x", claim.path))
+            case "absence":
+                return replace(proof, claim=StateClaim(claim.key, None, claim.path))
+            case "other key":
+                return super().prove_state(b"membership/other")
+        return proof
+
+    @staticmethod
+    def _certificate_short_of_one(proof: Proof) -> object:
+        certificate = proof.certificate
+        return type(certificate)(
+            certificate.height, certificate.view, certificate.block_hash, certificate.signatures[:-1]
+        )
+
+
+def _failed(receipt: Receipt) -> Receipt:
+    return Receipt(receipt.transaction_id, receipt.call_index, 1, "made_up", [], [], receipt.steps)
+
+
+class LyingNode(SoloNode):
+    backend_type = LyingBackend
+
+
+@pytest.mark.parametrize(
+    ("lie", "code"), [("status", "bad_proof"), ("certificate", "bad_certificate"), ("other receipt", "bad_proof")]
+)
+async def test_a_node_that_lies_about_a_receipt_is_caught(tmp_path: Path, lie: str, code: str) -> None:
+    node = LyingNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        node.backend.lie = lie  # type: ignore[attr-defined]
+        with pytest.raises(PeerError) as caught:
+            await client.call(signer("user-b"), "tokens", "transfer", to_shop(1))
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize("lie", ["value", "absence", "other key"])
+async def test_a_node_that_lies_about_state_is_caught(tmp_path: Path, lie: str) -> None:
+    node = LyingNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        node.backend.lie = lie  # type: ignore[attr-defined]
+        with pytest.raises(PeerError) as caught:
+            await client.state("membership/validators")
+        assert caught.value.code == "bad_proof"
+
+
+async def test_a_node_of_another_chain_is_not_used(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    other = make_consortium(validators=5).genesis
+    async with running(node), client_of(node, genesis=other) as client:
+        with pytest.raises(PeerError) as caught:
+            await client.query("tokens", "units")
+        assert caught.value.code == "wrong_chain"
