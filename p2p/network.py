@@ -34,7 +34,10 @@ from p2p.handshake import Handshake, Handshaker
 from p2p.hello_machine import Side
 from p2p.penalties import PenaltyBook
 from p2p.session import Handler, Session, SessionLimits
+from p2p.status import PeerStatus, peer_status
 from p2p.tls import PeerIdentity, TlsIdentity, Trust, client_context, server_context
+
+__all__ = ["Admits", "Network", "NetworkConfig", "OnPeer", "PeerStatus"]
 
 SETTLED_S = 1.0
 """A session that lived this long resets the dialler's back-off."""
@@ -75,32 +78,6 @@ class NetworkConfig:
     back_off_ms_max: int = 4_000
     """Longest pause between two dials."""
     limits: SessionLimits = field(default_factory=SessionLimits)
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """What a peer looks like from here. ``state`` is ``connected``, ``down`` or ``refused``."""
-
-    name: NodeName
-    state: str
-    organisation: str
-    address: str
-    dialled: bool
-    connected_since_ms: int
-    queue_frames: int
-    queue_bytes: int
-    dropped: int
-    frames_sent: int
-    frames_received: int
-    bytes_sent: int
-    bytes_received: int
-    penalty_points: int
-    last_error: str
-
-    @property
-    def connected(self) -> bool:
-        """Whether a session stands."""
-        return self.state == "connected"
 
 
 class Network:
@@ -206,7 +183,18 @@ class Network:
     def peers(self) -> list[PeerStatus]:
         """Return the status of every configured or connected peer, by name."""
         names = (set(self._config.peers) | set(self._sessions)) - {self._config.name}
-        return [self._status(name) for name in sorted(names)]
+        now_s = trio.current_time()
+        return [
+            peer_status(
+                name,
+                self._sessions.get(name),
+                dialled_at=self._config.peers.get(name),
+                penalty_points=self._penalties.points(name, now_s=now_s),
+                is_refused=self._penalties.refusal_left_s(name, now_s=now_s) > 0,
+                last_error=self._last_errors.get(name, ""),
+            )
+            for name in sorted(names)
+        ]
 
     def penalise(self, name: NodeName, code: str) -> bool:
         """Charge a peer for an error; at the limit its session ends and it is refused for a while (true)."""
@@ -221,30 +209,6 @@ class Network:
         for session in list(self._sessions.values()):
             if not self._is_admitted(session.identity):
                 session.finish("not_admitted", drop_queue=True)
-
-    def _status(self, name: NodeName) -> PeerStatus:
-        session = self._sessions.get(name)
-        now_s = trio.current_time()
-        refused = self._penalties.refusal_left_s(name, now_s=now_s) > 0
-        host, port = self._config.peers.get(name, ("", 0))
-        counters = session.counters if session else None
-        return PeerStatus(
-            name=name,
-            state="connected" if session else "refused" if refused else "down",
-            organisation=session.identity.organisation if session else "",
-            address=session.address if session else f"{host}:{port}",
-            dialled=session.dialled if session else False,
-            connected_since_ms=session.connected_since_ms if session else 0,
-            queue_frames=session.queue.frame_count if session else 0,
-            queue_bytes=session.queue.byte_count if session else 0,
-            dropped=session.queue.dropped if session else 0,
-            frames_sent=counters.frames_sent if counters else 0,
-            frames_received=counters.frames_received if counters else 0,
-            bytes_sent=counters.bytes_sent if counters else 0,
-            bytes_received=counters.bytes_received if counters else 0,
-            penalty_points=self._penalties.points(name, now_s=now_s),
-            last_error=self._last_errors.get(name, ""),
-        )
 
     # Dialling
 
@@ -320,15 +284,11 @@ class Network:
         if self._penalties.refusal_left_s(identity.name, now_s=trio.current_time()) > 0:
             raise PeerError("refused_for_a_while", f"{identity.name} made too many errors")
         session = self._sessions.get(identity.name)
-        if session is not None and not self._replaces(session, dialled=side is Side.DIALLER):
+        if session is not None and not _takes_over(self.name, session, dialled=side is Side.DIALLER):
             session.probe()
             raise PeerError("duplicate_session", f"{identity.name} has a session already")
         if session is None and len(self._sessions) >= self._config.sessions_max:
             raise PeerError("too_many_sessions", f"{self._config.sessions_max} sessions stand")
-
-    def _replaces(self, session: Session, *, dialled: bool) -> bool:
-        """Tell whether a new session takes the place of this one; see the module for the rule."""
-        return dialled == session.dialled or dialled == (self._config.name < session.name)
 
     def _is_admitted(self, identity: PeerIdentity) -> bool:
         return self._admits(identity.name, identity.organisation, identity.fingerprint)
@@ -352,7 +312,7 @@ class Network:
         )
         try:
             previous = self._sessions.get(name)
-            if previous is not None and not self._replaces(previous, dialled=dialled):
+            if previous is not None and not _takes_over(self.name, previous, dialled=dialled):
                 session.finish("duplicate_session")
             else:
                 self._sessions[name] = session
@@ -390,6 +350,11 @@ class Network:
         if self._last_errors.get(name) != code:
             log.info("peer down", peer=name, code=code, message=message)
         self._last_errors[name] = code
+
+
+def _takes_over(own: NodeName, session: Session, *, dialled: bool) -> bool:
+    """Tell whether a new session with the same peer takes the place of this one; see the module for the rule."""
+    return dialled == session.dialled or dialled == (own < session.name)
 
 
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:
