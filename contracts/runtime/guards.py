@@ -118,7 +118,8 @@ class Operators:
         """Charge for walking through all of a value, each part as often as it occurs."""
         kind = type(value)
         if kind in _TEXTS:
-            self._meter.charge(len(value) >> 6)
+            if len(value) > 63:
+                self._meter.charge(len(value) >> 6)
         elif kind is list or kind is tuple or kind is dict:
             if depth_left == 0:
                 self._meter.stop()
@@ -151,7 +152,8 @@ class Operators:
     def text(self, value: Any) -> str:
         """The text of a text, an integer, a truth value or nil; nothing else has one that is the same everywhere."""
         if type(value) is str:
-            self._meter.charge(len(value) >> 5)
+            if len(value) > 31:
+                self._meter.charge(len(value) >> 5)
             return value
         if isinstance(value, int):
             self._meter.charge(value.bit_length() >> 6)
@@ -302,6 +304,9 @@ class Methods:
     def invoke(self, receiver: Any, name: str, *arguments: Any, **named: Any) -> Any:
         """Call a method after charging for it; what is no built-in value charges for itself."""
         kind = type(receiver)
+        if kind in _TEXTS and not arguments and not named and name not in ("split", "rsplit", "splitlines"):
+            self._meter.charge(len(receiver) >> 3)
+            return getattr(receiver, name)()
         if kind in _TEXTS:
             arguments = self._charge_text(receiver, name, arguments)
         elif kind is list:

@@ -41,6 +41,9 @@ CHEAP_BUILTINS = frozenset({"abs", "bool", "chr", "isinstance", "len", "ord", "r
 SAFE_METHODS = frozenset({"append", "bit_count", "bit_length", "items", "keys", "popitem", "values"})
 """Methods of built-in values that run as they are."""
 
+TREE_DEPTH_MAX = 64
+"""How deep a contract's syntax tree may nest."""
+
 _BUILTIN_NAMES = frozenset(dir(builtins))
 _ALLOWED_BUILTINS = GUARDED_BUILTINS | CHEAP_BUILTINS | TYPES | {"None", "True", "False"}
 _BUILTIN_ATTRIBUTES = frozenset(
@@ -86,7 +89,9 @@ def lint(file_name: str, source: bytes) -> list[str]:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         return [f"{file_name}:{line}: no Python: {error.__class__.__name__}"]
-    except RecursionError:
+    except (MemoryError, RecursionError):
+        return [f"{file_name}:1: nested too deep to be read"]
+    if _depth(tree) > TREE_DEPTH_MAX:
         return [f"{file_name}:1: nested too deep to be read"]
     checker = _Checker()
     checker.check(tree)
@@ -103,6 +108,15 @@ def check_source(file_name: str, source: bytes) -> ast.Module:
     if findings:
         raise LocalError("contract_refused", "\n".join(findings))
     return ast.parse(source, file_name)
+
+
+def _depth(tree: ast.AST) -> int:
+    """Return how deep a syntax tree nests."""
+    depth, level = 0, [tree]
+    while level:
+        depth += 1
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
 
 
 class _Checker(ast.NodeVisitor):

@@ -11,7 +11,7 @@ from contracts.runtime.arguments import Method, compile_method
 from contracts.runtime.contract import Contract
 from contracts.runtime.guards import Builtins, Methods, Operators, frozen
 from contracts.runtime.lint import CHEAP_BUILTINS, TYPES, check_source
-from contracts.runtime.meter import STEPS_PER_CALL_MAX, Meter
+from contracts.runtime.meter import STEPS_PER_CALL_MAX, Meter, OutOfSteps
 from contracts.runtime.rewrite import GUARDED_BUILTINS, rewrite
 
 RESERVED_NAMES = ("lanes", "registry")
@@ -56,7 +56,16 @@ def load_contract(file_name: str, source: bytes, meter: Meter) -> LoadedContract
     meter.begin(STEPS_PER_CALL_MAX)
     try:
         exec(compile(tree, file_name, "exec", dont_inherit=True), namespace)
-    except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        NameError,
+        OutOfSteps,
+        TypeError,
+        ValueError,
+    ) as error:
         raise LocalError("contract_refused", f"{file_name}: {error!r}") from None
     classes = [
         item
