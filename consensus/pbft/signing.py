@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from consensus.ledger.errors import LocalError
+from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.ids import ChainId
 from consensus.ledger.keys import PrivateKey, PublicKey, Purpose
 
@@ -60,7 +60,11 @@ class KeyVerifier:
         entry = (key, purpose, payload, signature)
         if entry in self._verified:
             return True
-        if not PublicKey.load_untrusted(key).verifies(signature, purpose, self._chain_id, payload):
+        try:
+            public_key = PublicKey.load_untrusted(key)
+        except PeerError:
+            return False
+        if not public_key.verifies(signature, purpose, self._chain_id, payload):
             return False
         if len(self._verified) >= self._verified_max:
             del self._verified[next(iter(self._verified))]

@@ -1,0 +1,62 @@
+"""How long to wait: time-outs by view, and short patience with primaries that failed (SPEC P19, P20)."""
+
+from dataclasses import dataclass
+
+from consensus.ledger.ids import NodeName
+from consensus.pbft.config import Config
+
+SUSPECT_TURNS_MAX = 32
+"""Turns in a row for which a failing primary gets the short time-out at the most."""
+
+
+@dataclass(slots=True)
+class _Suspicion:
+    turns: int
+    turns_left: int
+
+
+class Pace:
+    """Time-outs of one replica. Purely local: replicas may differ in all of it without harm to safety."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._suspicions: dict[NodeName, _Suspicion] = {}
+
+    def timeout_ms(self, view: int, primary: NodeName, validators_count: int) -> int:
+        """Return how long this view may take: doubling by view up to the cap.
+
+        The view starts at 0 with every height, so only a commit resets it (R15). Suspects get less, but
+        only in the first round of primaries: later views give everyone full time, for liveness.
+        """
+        if view < validators_count and self.is_suspected(primary):
+            return self._config.suspect_timeout_ms
+        doubled = self._config.timeout_ms << min(view, 32)
+        return min(doubled, self._config.timeout_ms_max)
+
+    def is_suspected(self, name: NodeName) -> bool:
+        """Tell whether this node's next turn is a short one."""
+        suspicion = self._suspicions.get(name)
+        return suspicion is not None and suspicion.turns_left > 0
+
+    def failed(self, name: NodeName) -> None:
+        """Note that a turn ended without a commit: the next 1, 2, 4 … turns are short ones, then one is full again."""
+        suspicion = self._suspicions.get(name)
+        if suspicion is None:
+            self._suspicions[name] = _Suspicion(1, 1)
+        elif suspicion.turns_left > 0:
+            suspicion.turns_left -= 1
+        else:
+            suspicion.turns = suspicion.turns_left = min(2 * suspicion.turns, SUSPECT_TURNS_MAX)
+
+    def succeeded(self, name: NodeName) -> None:
+        """Note that a block of this proposer was committed."""
+        self._suspicions.pop(name, None)
+
+    def keep(self, names: tuple[NodeName, ...]) -> None:
+        """Forget all who are no validators any more."""
+        for name in set(self._suspicions) - set(names):
+            del self._suspicions[name]
+
+    def suspected(self) -> tuple[NodeName, ...]:
+        """Return all suspects, ascending."""
+        return tuple(sorted(name for name in self._suspicions if self.is_suspected(name)))
