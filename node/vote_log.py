@@ -34,7 +34,7 @@ class Incarnation(Record, frozen=True):
 incarnation_codec: RecordCodec[Incarnation] = RecordCodec(Incarnation, bytes_max=128)
 
 
-def open_log(store: Store, keys: Path, vote_key: bytes) -> tuple[bool, list[tuple[bytes, bytes]]]:
+def open_log(store: Store, keys: Path, vote_key: bytes) -> tuple[bool, dict[bytes, bytes]]:
     """Return whether this key may vote with this store, and the engine's records.
 
     Raises:
@@ -49,12 +49,12 @@ def open_log(store: Store, keys: Path, vote_key: bytes) -> tuple[bool, list[tupl
         # The node died between the two writes below, on its first start; it has not voted yet.
         beside = stored
     if stored is None or beside is None or stored.id != beside.id or stored.starts < beside.starts:
-        return False, []
+        return False, {}
     next_start = Incarnation(vote_key, stored.id, stored.starts + 1)
     data = incarnation_codec.encode(next_start)
     store.write([(layout.META_INCARNATION, data)])
     _write_synced(path, data)
-    return True, [(key[1:], value) for key, value in store.scan(layout.VOTE)]
+    return True, {key[1:]: value for key, value in store.scan(layout.VOTE)}
 
 
 def _decode(data: bytes | None, vote_key: bytes) -> Incarnation | None:

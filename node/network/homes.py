@@ -252,7 +252,6 @@ def wipe_data(network: LocalNetwork) -> None:
         _remove(node.data)
         node.data.mkdir(mode=0o700)
         _remove(node.folder / "keys" / INCARNATION_FILE)
-        (node.folder / "keys" / "incarnation").unlink(missing_ok=True)
     for data in sorted((network.folder / "services").glob("*/data")):
         _remove(data)
 

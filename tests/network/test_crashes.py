@@ -1,0 +1,120 @@
+"""What is acknowledged is kept: kill -9 under load, loss of the quorum, and what an audit says afterwards."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+
+from consensus.ledger.transaction import make_call
+from contracts.runtime.execution import Executor
+from contracts.runtime.registry import Registry
+from node.audit import AuditFailure, StoreSource, verify_chain
+from node.network import local
+from node.network.homes import LocalNetwork
+from node.storage import layout
+from node.storage.leveldb import LevelStore
+from services.client.errors import Unreachable
+from tests.network.support import (
+    Load,
+    client_of,
+    missing,
+    open_campaign,
+    order,
+    running_network,
+    same_block,
+    signer,
+)
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+KILLS = 10
+WITHOUT_QUORUM_S = 60
+RECOVERY_S = 24
+
+
+async def more_acknowledged(load: Load, count: int) -> None:
+    """Return once this many more transactions are acknowledged."""
+    goal = len(load.acknowledged) + count
+    async with client_of(load.network) as client:
+        with trio.fail_after(60):
+            while len(load.acknowledged) < goal:
+                await client.pause()
+
+
+async def test_ten_kills_of_random_validators_under_load_lose_nothing_acknowledged(tmp_path: Path) -> None:
+    random = Random(10)
+    async with running_network(tmp_path / "net") as network:
+        await open_campaign(network)
+        load = Load(network, "kills")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(load.run)
+            for _ in range(KILLS):
+                victim = random.choice([node.name for node in network.nodes])
+                await more_acknowledged(load, random.randrange(1, 6))
+                await local.kill(network, victim)
+                await more_acknowledged(load, random.randrange(1, 4))
+                await local.start(network, [victim])
+            nursery.cancel_scope.cancel()
+        await same_block(network, timeout_s=60)
+        for node in network.nodes:
+            assert await missing(network, node.name, load.acknowledged) == []
+        assert len(load.acknowledged) >= 2 * KILLS
+
+
+async def test_without_a_quorum_for_a_minute_nothing_commits_and_soon_after_everything_does(tmp_path: Path) -> None:
+    async with running_network(tmp_path / "net") as network:
+        await open_campaign(network)
+        absent = [node.name for node in network.nodes][:2]
+        present = [node.name for node in network.nodes][2:]
+        await local.stop(network, absent)
+        shop = signer(network, "shop")
+        async with client_of(network, *present) as client:
+            transaction = client.sign(
+                shop,
+                [make_call("rights", "create", order(1, "quorum"))],
+                sequence=0,
+                lane=b"quorum",
+                validity_ms=600_000,
+            )
+            await client.submit(transaction)
+            with pytest.raises(Unreachable) as unknown:
+                await client.wait(transaction, timeout_ms=1_000 * WITHOUT_QUORUM_S)
+            assert unknown.value.code == "outcome_unknown"
+            await local.start(network, absent)
+            (await client.wait(transaction, timeout_ms=1_000 * RECOVERY_S)).check()
+
+
+async def test_the_audit_proves_a_stopped_node_and_names_the_height_of_a_flipped_byte(tmp_path: Path) -> None:
+    async with running_network(tmp_path / "net", validators=1) as network:
+        await open_campaign(network)
+        load = Load(network, "audit")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(load.run)
+            await more_acknowledged(load, 5)
+            nursery.cancel_scope.cancel()
+        await local.stop(network)
+        height = audit(network)
+        assert height >= 6
+        flip(network.nodes[0].data, height=3)
+        with pytest.raises(AuditFailure) as failure:
+            audit(network)
+        assert failure.value.height == 3
+
+
+def audit(network: LocalNetwork) -> int:
+    store = LevelStore.open(network.nodes[0].data)
+    try:
+        return verify_chain(StoreSource(store), network.genesis, Executor(Registry.shipped())).height
+    finally:
+        store.close()
+
+
+def flip(folder: Path, *, height: int) -> None:
+    """Flip one bit of a stored receipt."""
+    store = LevelStore.open(folder)
+    key = layout.at_height(layout.RECEIPTS, height)
+    value = bytearray(store.get(key) or b"")
+    value[len(value) // 2] ^= 1
+    store.write([(key, bytes(value))])
+    store.close()
