@@ -241,7 +241,8 @@ class Network:
         try:
             done = await self._handshaker.shake(transport, Side.DIALLER, expected=peer)
         except PeerError as error:
-            self._note(peer, error.code, error.message)
+            if peer not in self._sessions:
+                self._note(peer, error.code, error.message)
             return False
         return await self._run_session(done, f"{host}:{port}", dialled=True)
 

@@ -24,8 +24,10 @@ POINTS: dict[str, float] = {
     "unexpected_frame": 50.0,
     "malformed": 25.0,
     "too_large": 25.0,
+    "duplicate_session": 0.0,
 }
-"""What an error costs where it differs from ``POINTS_DEFAULT``: bytes that no honest program sends cost more."""
+"""What an error costs where it differs from ``POINTS_DEFAULT``: bytes that no honest program sends cost more,
+two nodes that dial each other at the same time do nothing wrong."""
 
 
 @dataclass(slots=True)
