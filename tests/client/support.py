@@ -11,6 +11,7 @@ from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import NodeName
 from consensus.pbft.events import EngineStatus
 from node.chain import Chain
+from node.clock import Clock
 from node.intake import Intake
 from node.mempool import Mempool
 from node.rpc.node_backend import NodeBackend
@@ -38,7 +39,7 @@ class FixedClock:
 class SoloNode:
     """Commits what its pool holds, a block at a time, unless ``is_deciding`` is false."""
 
-    def __init__(self, folder: Path, consortium: Consortium = CONSORTIUM) -> None:
+    def __init__(self, folder: Path, consortium: Consortium = CONSORTIUM, clock: Clock = FixedClock()) -> None:  # noqa: B008
         self.consortium = consortium
         self.store = LevelStore.open(folder)
         self.chain = Chain(self.store, consortium.genesis, make_executor())
@@ -47,7 +48,6 @@ class SoloNode:
         self.submitted: list[bytes] = []
         self.port = 0
         self._work = trio.Event()
-        clock = FixedClock()
         # The intake hands nothing on here: its network is never used.
         intake = Intake(
             chain=self.chain, mempool=self.mempool, network=cast(Network, None), clock=clock, on_work=self.wake
