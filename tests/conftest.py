@@ -1,6 +1,27 @@
 """For all tests: hypothesis draws the same examples in every run, and a busy machine is no failure."""
 
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("hansa", deadline=None, derandomize=True, database=None)
 settings.load_profile("hansa")
+
+_DATA = Path(os.environ.get("HANSA_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+
+def require(name: str, reason: str) -> None:
+    """Skip the test for want of ``name`` (``data``, ``redis``, …), or fail where ``HANSA_REQUIRE`` lists it."""
+    if name in os.environ.get("HANSA_REQUIRE", "").split(","):
+        pytest.fail(f"HANSA_REQUIRE wants {name}: {reason}")
+    pytest.skip(reason)
+
+
+def data_folder(name: str) -> Path:
+    """Return a folder of the shared data (``HANSA_DATA``, default ``../shared/data``), or leave the test."""
+    folder = _DATA / name
+    if not folder.is_dir():
+        require("data", f"{folder} is missing; HANSA_DATA says where the shared data is")
+    return folder
