@@ -12,7 +12,9 @@ from typing import Any
 from contracts.runtime.meter import Meter
 
 INTEGER_BITS_MAX = 4_096
-INTEGER_DIGITS_MAX = 1_234
+TEXT_BITS_MAX = 2_048
+"""Largest integer that becomes text: 617 digits, below the 640 that no setting of the interpreter forbids."""
+TEXT_DIGITS_MAX = 617
 COMPARE_DEPTH_MAX = 32
 
 _BOUND = 1 << INTEGER_BITS_MAX
@@ -155,16 +157,19 @@ class Operators:
             if len(value) > 31:
                 self._meter.charge(len(value) >> 5)
             return value
-        if isinstance(value, int):
-            self._meter.charge(value.bit_length() >> 6)
-        elif value is not None:
+        if value is None:
+            return "None"
+        if not isinstance(value, int):
             raise TypeError(f"{type(value).__name__} has no text")
-        return str(value)
+        return str(self.number(value))
 
     def number(self, value: Any) -> int:
-        """An integer that is about to be formatted."""
-        self._meter.charge(self._integer(value).bit_length() >> 6)
-        return int(value)
+        """An integer that is about to become text."""
+        bits = self._integer(value).bit_length()
+        if bits > TEXT_BITS_MAX:
+            self._meter.stop()
+        self._meter.charge(bits >> 6)
+        return value  # type: ignore[no-any-return]
 
     def items(self, iterable: Iterable[Any]) -> list[Any]:
         """A new list of what an iterable holds."""
@@ -222,12 +227,13 @@ class Builtins:
     def int_(self, value: Any = 0, base: int = 10) -> int:
         """``int(value)`` of an integer, or of a text in a base."""
         if type(value) is not str:
-            return int(self._operators.number(value))
-        if len(value) > INTEGER_DIGITS_MAX:
+            if not isinstance(value, int):
+                raise TypeError(f"{type(value).__name__} is no integer")
+            return int(value)
+        if len(value) > TEXT_DIGITS_MAX:
             self._meter.stop()
         self._meter.charge(len(value) >> 3)
-        result = int(value, base)
-        return result if -_BOUND < result < _BOUND else self._meter.stop()
+        return int(value, base)
 
     def bytes_(self, source: Any = b"") -> bytes:
         """``bytes(source)``: a copy, so many zero bytes, or bytes from integers."""

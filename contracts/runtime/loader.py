@@ -55,7 +55,7 @@ def load_contract(file_name: str, source: bytes, meter: Meter) -> LoadedContract
     namespace = _namespace(file_name, meter)
     meter.begin(STEPS_PER_CALL_MAX)
     try:
-        exec(compile(tree, file_name, "exec", dont_inherit=True), namespace)
+        exec(compile(tree, file_name, "exec", dont_inherit=True, optimize=0), namespace)
     except (
         ArithmeticError,
         AttributeError,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from consensus.ledger.codec import Value, decode
 from consensus.ledger.genesis import Account, Activation, Genesis, GenesisValidator, Organisation
@@ -38,8 +39,9 @@ def shipped_sources() -> list[tuple[str, bytes]]:
     return [(path.name, path.read_bytes()) for path in sorted(DOMAIN_FOLDER.glob("*.py")) if path.name[0] != "_"]
 
 
+@cache
 def make_registry(*extra: str) -> Registry:
-    """Return a registry of the shipped contracts and of the given sources."""
+    """Return a registry of the shipped contracts and of the given sources; equal ones are shared."""
     return Registry([*shipped_sources(), *((f"extra-{i}.py", text.encode()) for i, text in enumerate(extra))])
 
 

@@ -54,6 +54,8 @@ BOMBS = {
     "an empty replacement": "x = 'a' * 1_000\ny = 'b' * 1_000\nwhile True:\n    y = x.replace('', y)",
     "a number's bytes": "x = 1\nreturn len(x.to_bytes(10**9, 'big'))",
     "a long number's text": "return len(str(10**10_000))",
+    "the text of 618 digits": "return str(10**617)",
+    "the text of 618 digits in a format": "return f'{10**617}'",
     "a long text's number": "return int('9' * 5_000) % 7",
     "equal lists of lists": ("x = []\ny = []\nfor _ in range(40):\n    x = [x, x]\n    y = [y, y]\nreturn x == y"),
     "a list in a list of lists": (
@@ -196,6 +198,7 @@ SNIPPETS = [
     "x = 'abc'\nx += s\nx *= 2\nn = 7\nn //= 2\nn **= 3\nn %= 10\nn |= 8\nn <<= 2\nreturn [x, n]",
     "return [isinstance(a, int), isinstance(s, (str, bytes)), s in ('a', 'b'), a in (1, 2), a is not None]",
     "return 'yes' if a > b else 'no'",
+    "return [str(10**616), len(f'{-(10**616):d}'), int('9' * 617) > a]",
     "return [b'ab' + b'c', b'ab'[0], b'ab'[0:1], b'ab'.hex(), b'a' in b'ab', 97 in b'ab', b'x' * 3]",
 ]
 
