@@ -1,11 +1,16 @@
 """``hansa demo``: the business stories on a network of their own."""
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from cli.options import json_option
 from cli.output import Output, leave
+
+if TYPE_CHECKING:
+    from services.demo.network import Consortium
 
 _keep = click.option("--keep", is_flag=True, help="Leave the network running at the end.")
 _folder = click.option(
@@ -40,9 +45,8 @@ def rights(orders: Path | None, limit: int | None, seed: int, keep: bool, folder
 
     Example: hansa demo rights --orders orders/ --json
     """
-    from services.demo.rights import main
 
-    leave(main(orders=orders, limit=limit, seed=seed, keep=keep, folder=folder, as_json=output.as_json))
+    _play_rights(orders, limit, seed, keep, folder, output)
 
 
 @demo.command("all")
@@ -55,6 +59,17 @@ def everything(seed: int, keep: bool, folder: Path | None, output: Output) -> No
 
     Example: hansa demo all
     """
+
+    _play_rights(None, None, seed, keep, folder, output)
+
+
+def _play_rights(
+    orders: Path | None, limit: int | None, seed: int, keep: bool, folder: Path | None, output: Output
+) -> None:
+    from node.network.trial import trial_network
     from services.demo.rights import main
 
-    leave(main(orders=None, limit=None, seed=seed, keep=keep, folder=folder, as_json=output.as_json))
+    def open_network() -> "AbstractAsyncContextManager[Consortium]":
+        return trial_network(folder, keep=keep)
+
+    leave(main(open_network=open_network, orders=orders, limit=limit, seed=seed, as_json=output.as_json))
