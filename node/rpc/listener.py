@@ -3,7 +3,8 @@
 anycorn's own accept loop ends with the first EMFILE, knows no limit, and shields its writes from
 cancellation, so that one peer who does not read would hold up a stop. This one waits for room, hands
 each connection to anycorn, and closes the sockets under those that do not end in time. The kernel
-drops a peer that takes nothing of what it is sent for ``UNREAD_MS_MAX``.
+drops a peer that is gone, or that takes nothing of what it is sent for ``UNREAD_MS_MAX``; anycorn's
+own WebSocket pings stay off, since each keeps its connection's place for an interval after the end.
 """
 
 import errno
@@ -24,7 +25,11 @@ from consensus.ledger.errors import LocalError
 from node.rpc.metrics import RpcMetrics
 
 BACKLOG = 128
+SEND_BUFFER_BYTES = 256 * 1024
+"""What the kernel may hold for a peer that reads slowly; Linux doubles the number."""
 UNREAD_MS_MAX = 10_000
+KEEP_ALIVE_S = 30
+"""Silence after which the kernel asks whether a peer is still there."""
 STOP_MS_MAX = 2_000
 """Time that connections have to end when the server stops."""
 EXHAUSTED_PAUSE_MS = 100
@@ -45,7 +50,11 @@ def open_socket(host: str, port: int) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS_MAX)  # accepted ones inherit it
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted sockets inherit these
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_S)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_S // 3)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS_MAX)
         listening.bind((host, port))
         listening.listen(BACKLOG)
     except OSError as error:

@@ -30,6 +30,7 @@ BLOCKS_READ_MAX = 1_000
 """How many blocks one ``events_query`` reads before it returns a page, even an empty one."""
 MIN_HEIGHT_WAIT_MS_MAX = 60_000
 
+JsonValue = Annotated[object, msgspec.Meta(extra_json_schema={"description": "any JSON value"})]
 KeyText = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_CHARACTERS_MAX)]
 
 
@@ -111,7 +112,7 @@ class ContractQuery(Params, frozen=True):
 
     contract: NameText
     method: NameText
-    arguments: dict[str, object] = msgspec.field(default_factory=dict)
+    arguments: dict[str, JsonValue] = msgspec.field(default_factory=dict)
     raw: Hex | None = None
 
 

@@ -36,7 +36,7 @@ def hex_untrusted(text: str) -> bytes:
     try:
         if not text.startswith("0x"):
             raise ValueError
-        return bytes.fromhex(text[2:])
+        return binascii.unhexlify(text[2:])  # unlike bytes.fromhex it lets no white space pass
     except ValueError:
         raise PeerError("invalid_params", "bytes are written as 0x and an even number of hex digits") from None
 

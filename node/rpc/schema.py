@@ -19,8 +19,10 @@ API_VERSION = "0.1.0"
 TEXT_CHARACTERS_MAX = 256
 
 Height = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-HashHex = Annotated[str, msgspec.Meta(pattern=f"^0x[0-9a-f]{{{2 * HASH_BYTES}}}$")]
-AddressHex = Annotated[str, msgspec.Meta(pattern=f"^0x[0-9a-f]{{{2 * ADDRESS_BYTES}}}$")]
+HashHex = Annotated[str, msgspec.Meta(max_length=2 + 2 * HASH_BYTES, pattern=f"^0x[0-9a-f]{{{2 * HASH_BYTES}}}$")]
+AddressHex = Annotated[
+    str, msgspec.Meta(max_length=2 + 2 * ADDRESS_BYTES, pattern=f"^0x[0-9a-f]{{{2 * ADDRESS_BYTES}}}$")
+]
 Hex = Annotated[str, msgspec.Meta(pattern="^0x([0-9a-f]{2})*$")]
 NameText = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARACTERS_MAX)]

@@ -6,6 +6,7 @@ another site's page carries that site's ``Origin`` and is refused as well; no CO
 """
 
 import ipaddress
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import cast
@@ -36,7 +37,6 @@ CONNECTIONS_MAX = 512
 BODY_MS_MAX = 10_000
 """Time within which a whole request body must arrive."""
 KEEP_ALIVE_S = 15
-PING_S = 20.0
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _STATIC = {"/": "index.html", "/style.css": "style.css", "/app.js": "app.js"}
@@ -115,7 +115,6 @@ def server_config() -> anycorn.Config:
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.websocket_max_message_size = BODY_BYTES_MAX
     config.websocket_permessage_deflate = False
-    config.websocket_ping_interval = PING_S
     return config
 
 
@@ -210,10 +209,11 @@ async def _read_body_untrusted(request: Request) -> bytes:
     body = bytearray()
     try:
         with trio.fail_after(BODY_MS_MAX / 1000):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > BODY_BYTES_MAX:
-                    raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
+            async with aclosing(request.stream()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > BODY_BYTES_MAX:
+                        raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
     except trio.TooSlowError:
         raise PeerError("timeout", "the body did not arrive in time") from None
     return bytes(body)
