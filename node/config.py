@@ -43,7 +43,7 @@ class ConsensusTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Time after the last activity until the quiet block."""
     heartbeat_ms: Milliseconds = 30_000
     """Time between blocks while idle."""
-    tick_ms: Milliseconds = 50
+    tick_ms: Milliseconds = 25
     """How often the engine is told the time."""
 
 

@@ -57,7 +57,6 @@ from p2p.frames import FrameKind
 from p2p.network import Network
 
 INBOX_EVENTS_MAX = 4_096
-TICK_INTERVAL_MS = 25
 CLOCK_TOLERANCE_MS = 10_000
 BLOCK_CALLS_MAX = 4_000
 EVIDENCE_MAX = 100
@@ -106,6 +105,7 @@ class Driver:
         engine: Engine,
         network: Network,
         clock: Clock,
+        tick_ms: int = 25,
     ) -> None:
         self._name = name
         self.chain = chain
@@ -114,6 +114,7 @@ class Driver:
         self._store = store
         self._network = network
         self._clock = clock
+        self._tick_ms = tick_ms
         self._inbox_in, self._inbox_out = trio.open_memory_channel[Event | _Chunk](INBOX_EVENTS_MAX)
         self._catch_up = sync.CatchUp(network, self._deliver_chunk)
         self._catch_up.advanced(chain.head.header.height)
@@ -184,7 +185,7 @@ class Driver:
         while True:
             await self._inbox_in.send(Tick(self._clock.monotonic_ms()))
             self.work_changed()
-            await trio.sleep(TICK_INTERVAL_MS / 1_000)
+            await trio.sleep(self._tick_ms / 1_000)
 
     # -- what the engine asks for ----------------------------------------------------------------------
 
@@ -205,9 +206,12 @@ class Driver:
             case Broadcast(message):
                 self._network.broadcast(FrameKind.CONSENSUS, encode_message(message))
             case Propose():
-                return [self._propose(effect)]
+                # The engine may still be at a height that catch-up has just finished; ``Advanced`` is on its way.
+                if effect.parent == self.chain.head.hash:
+                    return [self._propose(effect)]
             case Validate(block, first_seen):
-                return [self._validate(block, first_seen=first_seen)]
+                if block.height > self.chain.head.header.height:
+                    return [self._validate(block, first_seen=first_seen)]
             case Decide(block, certificate):
                 return await self._commit(block, certificate)
             case CatchUp(certificate, source):
@@ -266,7 +270,10 @@ class Driver:
             return ()
         candidate = self._certified(block)
         await self._write(self.chain.commit_batch(candidate, certificate))
+        members = self.chain.head.validators
         head = self.chain.adopt(candidate, certificate)
+        if head.validators != members:
+            self._network.recheck()
         self._catch_up.advanced(head.header.height)
         self.mempool.committed(candidate.transactions)
         self.mempool.expire(head.header.time_ms)

@@ -192,6 +192,7 @@ class _Node:
             engine=self._engine(store),
             network=self.network,
             clock=self.clock,
+            tick_ms=config.consensus.tick_ms,
         )
         self.intake = Intake(
             chain=self.chain,
@@ -273,10 +274,10 @@ async def _main(config: NodeConfig) -> None:
 async def _run(node: _Node) -> None:
     config = node.config
     rpc = RpcConfig(host=config.rpc.host, port=config.rpc.port, host_names=frozenset(config.rpc_hosts))
-    stopping = trio.Event()
+    stopping, network_ended = trio.Event(), trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            await nursery.start(node.network.run)
+            await nursery.start(_run_network, node.network, network_ended)
             await nursery.start(node.driver.run)
             nursery.start_soon(node.intake.run)
             async with trio.open_nursery() as serving:
@@ -289,9 +290,16 @@ async def _run(node: _Node) -> None:
                 stopping.set()
                 serving.cancel_scope.deadline = trio.current_time() + STOP_TIMEOUT_S / 2
             node.network.stop()
-            nursery.cancel_scope.deadline = trio.current_time() + STOP_TIMEOUT_S / 2
+            with trio.move_on_after(STOP_TIMEOUT_S / 2):
+                await network_ended.wait()
+            # A write that is under way is waited for; what follows from it would have been lost to kill -9 too.
             nursery.cancel_scope.cancel()
     log.info("stopped", height=node.chain.head.header.height)
+
+
+async def _run_network(network: Network, ended: trio.Event, *, task_status: trio.TaskStatus[int]) -> None:
+    await network.run(task_status=task_status)
+    ended.set()
 
 
 async def _serve(

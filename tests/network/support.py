@@ -124,7 +124,7 @@ async def open_campaign(network: LocalNetwork, quota: int = 1_000_000) -> None:
     """Open the campaign that the load creates rights in."""
     async with client_of(network) as client:
         outcome = await client.call(
-            "rights", "open_campaign", {"campaign": "load", "quota": quota}, signer(network, "shop")
+            signer(network, "shop"), "rights", "open_campaign", {"campaign": "load", "quota": quota}
         )
         outcome.check()
 
