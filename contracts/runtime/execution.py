@@ -436,14 +436,13 @@ class Session:
         meter = self.meter
         if meter.calls >= CALL_DEPTH_MAX:
             meter.stop()
-        mark, events, depth = self.overlay.mark(), len(self.events), meter.depth
+        mark, events = self.overlay.mark(), len(self.events)
         meter.calls += 1
         try:
             return self.run(contract, method, arguments, context._contract, is_query=is_query)
         except Revert:
             self.overlay.rollback(mark)
             del self.events[events:]
-            meter.depth = depth
             raise
         finally:
             meter.calls -= 1

@@ -4,6 +4,8 @@ The walk that checks a value also counts it, so that a value which holds itself,
 times, costs what its encoding costs.
 """
 
+from typing import Any
+
 import msgspec
 
 from consensus.ledger.codec import INTEGER_MAX, INTEGER_MIN, Value
@@ -40,33 +42,40 @@ def decode_metered(meter: Meter, data: bytes) -> Value:
     return value
 
 
-def _steps(value: object, steps_max: int, depth_left: int) -> int:
-    """Return what a value costs to encode; what exceeds ``steps_max`` need not be exact."""
+def _steps(value: Any, steps_max: int, depth_left: int) -> int:
+    """Return what a value costs to encode; what exceeds ``steps_max`` need not be exact.
+
+    Scalars inside lists and maps are handled in place: this walk is most of what a state write costs.
+    """
     kind = type(value)
-    if kind is int:
-        if not INTEGER_MIN <= value <= INTEGER_MAX:  # type: ignore[operator]
-            raise ValueError("integer out of range")
-        return 1
-    if kind is str or kind is bytes:
-        return 1 + (len(value) >> 3)  # type: ignore[arg-type]
-    if kind is bool or value is None:
-        return 1
-    if depth_left == 0:
-        raise ValueError("nested too deep")
     if kind is dict:
-        total = 1
-        for key, item in value.items():  # type: ignore[attr-defined]
+        total = 1 + len(value)
+        for key in value:
             if type(key) is not str:
                 raise TypeError("a map key is no text")
-            total += 1 + (len(key) >> 3) + _steps(item, steps_max - total, depth_left - 1)
-            if total > steps_max:
-                break
-        return total
-    if kind is list or kind is tuple:
+            total += len(key) >> 3
+        parts = value.values()
+    elif kind is list or kind is tuple:
         total = 1
-        for item in value:  # type: ignore[attr-defined]
-            total += _steps(item, steps_max - total, depth_left - 1)
+        parts = value
+    else:
+        return _steps((value,), steps_max, depth_left + 1) - 1
+    if depth_left == 0:
+        raise ValueError("nested too deep")
+    for part in parts:
+        kind = type(part)
+        if kind is int:
+            if not INTEGER_MIN <= part <= INTEGER_MAX:
+                raise ValueError("integer out of range")
+            total += 1
+        elif kind is str or kind is bytes:
+            total += 1 + (len(part) >> 3)
+        elif kind is bool or part is None:
+            total += 1
+        elif kind is dict or kind is list or kind is tuple:
+            total += _steps(part, steps_max - total, depth_left - 1)
             if total > steps_max:
                 break
-        return total
-    raise TypeError(f"{kind.__name__} has no canonical encoding")
+        else:
+            raise TypeError(f"{kind.__name__} has no canonical encoding")
+    return total

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from consensus.ledger.block import receipts_root, writes_root
 from consensus.ledger.codec import encode
+from consensus.ledger.errors import PeerError
 from consensus.ledger.receipt import FAILED, OK, receipt_codec
 from consensus.ledger.transaction import ATOMIC, EACH, Call, make_call
 from contracts.runtime.execution import Execution
@@ -101,8 +102,8 @@ def play(seed: int, blocks: int = 6) -> list[tuple[bytes, bytes, bytes]]:
         for transaction in transactions:
             try:
                 run.apply(transaction)
-            except Exception as error:
-                if getattr(error, "code", "") != "account_suspended":
+            except PeerError as error:
+                if error.code != "account_suspended":
                     raise
             else:
                 admitted.append(transaction)

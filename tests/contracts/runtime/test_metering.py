@@ -160,6 +160,44 @@ def test_recursion_up_to_the_limit_works_wherever_it_begins() -> None:
     assert receipt.status == OK
 
 
+GROWING = {
+    "x = 'a' * SIZE": ["x + x", "x[1:]", "x == 'b' + x", "'b' in x", "x.upper()", "x.encode()", "x.split()", "f'{x}'"],
+    "x = b'a' * SIZE": ["x + x", "x[1:]", "x == b'b' + x", "5 in x", "x.hex()", "context.hash(x)"],
+    "x = [1] * SIZE": [
+        "x + x", "x[1:]", "x == [1]", "5 in x", "x.copy()", "x.count(1)", "x.extend([*x])", "[*x]", "sorted(x)",
+        "sum(x)", "max(x)", "any(x)", "tuple(x)", "list(zip(x))", "enumerate(x)", "reversed(x)", "x.pop(0)",
+        "x in [[1]]", "context.hash(x)", "x.sort()",
+    ],
+    "x = {str(y): y for y in range(SIZE)}": [
+        "{**x}", "dict(x)", "x.copy()", "x == {}", "list(x)", "sorted(x.items())", "5 in x.values()", "{}.update(x)",
+        "dict(**x)", "context.hash(x)", "context.state.put('x', x)",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", GROWING)
+def test_what_takes_longer_costs_more(make: str) -> None:
+    """An operation on a value of 6,000 parts costs at least 40 steps more than the same on one of 60."""
+    sizes = (60, 6_000)
+    bodies = [
+        f"{make.replace('SIZE', str(size))}\n{operation}\nreturn 1"
+        for operation in ("0", *GROWING[make])
+        for size in sizes
+    ]
+    sources = [contract_of(body, name=f"growing-{index}") for index, body in enumerate(bodies)]
+    chain = Chain(make_registry(*sources))
+    steps = [chain.call("alice", f"growing-{index}", "run") for index in range(len(bodies))]
+    assert {receipt.code for receipt in steps} == {""}
+    costs = [steps[index + 1].steps - steps[index].steps for index in range(0, len(steps), 2)]
+    dear = {operation: cost - costs[0] for operation, cost in zip(GROWING[make], costs[1:], strict=True)}
+    assert all(cost >= 40 for cost in dear.values()), dear
+
+
+def test_a_search_for_a_large_value_costs_its_size_for_each_place() -> None:
+    body = "x = [1] * 100\ny = [[*x] for _ in range(100)]\nx[99] = 2\nreturn x in y"
+    assert run(body)[1].steps > 10_000
+
+
 def test_a_transaction_has_a_limit_of_its_own() -> None:
     chain = Chain(make_registry(contract_of("while True:\n    pass")))
     receipts = chain.submit("alice", *[make_call("sample", "run", {})] * 8, mode=EACH)
