@@ -1,0 +1,190 @@
+"""A client that keeps a network busy: accounts, frames in flight, latencies.
+
+The client signs while the clock runs: its work is part of every figure. A frame is one binary WebSocket
+message; the node answers it when all its transactions are final, with their number of failed receipts.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TypeVar
+
+import trio
+
+from consensus.ledger.codec import Value
+from consensus.ledger.errors import HansaError
+from consensus.ledger.ids import ChainId
+from consensus.ledger.keys import PrivateKey
+from consensus.ledger.transaction import EACH, Call, make_call, sign_transaction
+from services.client.connection import Connection
+from services.client.tasks import single_errors
+
+UNIT = "BENCH"
+CAMPAIGN = "bench"
+FUNDS = 10**12
+VALIDITY_MS = 10 * 60_000
+FINAL_MS = 30_000
+RAMP_S = 1.0
+"""How long a row runs before it is measured."""
+REGISTER_MAX = 200
+ISSUE_MAX = 100
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Lane:
+    """A lane of an account and its next number; ``node`` is the connection that its transactions take."""
+
+    key: PrivateKey
+    name: bytes
+    node: int
+    next: int = 0
+
+
+@dataclass(slots=True)
+class Samples:
+    """What was measured: transactions and calls that became final, and each transaction's latency in seconds."""
+
+    seconds: float = 0.0
+    transactions: int = 0
+    calls: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+    def quantile_ms(self, percent: int) -> float:
+        """Return the latency that ``percent`` of a hundred transactions do not exceed."""
+        ordered = sorted(self.latencies)
+        return round(1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One kind of load: ``frames_in_flight`` frames at a time, of ``transactions`` with ``calls`` each."""
+
+    name: str
+    frames_in_flight: int
+    transactions: int
+    calls: int
+    is_rights: bool = False
+
+
+class Load:
+    """Keeps frames in flight and counts what becomes final."""
+
+    def __init__(self, chain_id: ChainId, nodes: Sequence[Connection], *, seed: int) -> None:
+        self._chain_id = chain_id
+        self._nodes = nodes
+        self._random = Random(seed)
+        self._accounts: deque[Lane] = deque()
+        self._addresses: list[bytes] = []
+        self._servers: deque[Lane] = deque()
+        self._orders = 0
+
+    async def set_up(self, issuer: PrivateKey, server: PrivateKey, *, account_count: int, server_lanes: int) -> None:
+        """Register and fund the accounts of the transfers, and open the campaign of the rights."""
+        keys = [PrivateKey.generate() for _ in range(account_count)]
+        self._addresses = [bytes(key.public.address) for key in keys]
+        count = len(self._nodes)
+        self._accounts.extend(Lane(key, b"", index % count) for index, key in enumerate(keys))
+        self._servers.extend(Lane(server, b"bench%d" % index, index % count) for index in range(server_lanes))
+        admin = Lane(issuer, b"bench", 0)
+        new = {f"bench-{index}": key.public.compressed for index, key in enumerate(keys)}
+        names = sorted(new)
+        await self._all(
+            admin,
+            [
+                [make_call("membership", "register_accounts", {"accounts": {name: new[name] for name in part}})]
+                for part in _parts(names, REGISTER_MAX)
+            ],
+        )
+        await self._all(admin, [[make_call("tokens", "define", {"unit": UNIT})]])
+        await self._all(
+            admin,
+            [
+                [make_call("tokens", "issue", {"unit": UNIT, "to": to, "amount": FUNDS}) for to in part]
+                for part in _parts(self._addresses, ISSUE_MAX)
+            ],
+        )
+        await self._all(
+            self._servers[0], [[make_call("rights", "open_campaign", {"campaign": CAMPAIGN, "quota": 10**15})]]
+        )
+
+    async def run(self, row: Row, *, seconds: float) -> Samples:
+        """Measure a row for a time, after a ramp; return when nothing is in flight any more.
+
+        Raises:
+            HansaError: a transaction was refused, failed or not final in time: then no figure is worth anything.
+        """
+        samples = Samples()
+        begin = trio.current_time() + (RAMP_S if row.frames_in_flight > 1 else 0)
+        end = begin + seconds
+
+        async def keep_busy() -> None:
+            while trio.current_time() < end:
+                lanes, raws, calls, latency = await self._one_frame(row)
+                (self._servers if row.is_rights else self._accounts).extend(lanes)
+                if begin <= trio.current_time() < end:
+                    samples.transactions += len(raws)
+                    samples.calls += calls
+                    samples.latencies += [latency] * len(raws)
+
+        lanes = len(self._servers if row.is_rights else self._accounts)
+        with single_errors():
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(row.frames_in_flight, max(1, lanes // row.transactions))):
+                    nursery.start_soon(keep_busy)
+        samples.seconds = seconds
+        return samples
+
+    async def _one_frame(self, row: Row) -> tuple[list[Lane], list[bytes], int, float]:
+        """Sign and send one frame; its lanes are nobody else's until it is final."""
+        began = trio.current_time()
+        pool = self._servers if row.is_rights else self._accounts
+        lanes = [pool.popleft() for _ in range(row.transactions)]
+        raws = [self._sign(lane, self._calls(row)) for lane in lanes]
+        await self._submit(lanes[0].node, raws)
+        return lanes, raws, row.transactions * row.calls, trio.current_time() - began
+
+    def _calls(self, row: Row) -> list[Call]:
+        return [self._create() if row.is_rights else self._transfer() for _ in range(row.calls)]
+
+    def _transfer(self) -> Call:
+        to = self._random.choice(self._addresses)
+        return make_call("tokens", "transfer", {"unit": UNIT, "to": to, "amount": self._random.randint(1, 100)})
+
+    def _create(self) -> Call:
+        self._orders += 1
+        user = f"u{self._random.randrange(10_000)}"
+        order: dict[str, Value] = {"campaign": CAMPAIGN, "order": f"o{self._orders}", "user": user}
+        return make_call("rights", "create", {**order, "amount": 100, "event": "e"})
+
+    def _sign(self, lane: Lane, calls: list[Call]) -> bytes:
+        valid_until_ms = time.time_ns() // 1_000_000 + VALIDITY_MS
+        lane.next += 1
+        return sign_transaction(
+            lane.key,
+            self._chain_id,
+            calls,
+            sequence=lane.next - 1,
+            valid_until_ms=valid_until_ms,
+            lane=lane.name,
+            mode=EACH,
+        ).raw
+
+    async def _submit(self, node: int, raws: list[bytes]) -> None:
+        for answer in await self._nodes[node].submit_frame(raws, wait_ms=FINAL_MS):
+            if answer.code or not answer.height or answer.failed_count:
+                code = answer.code or ("receipt_failed" if answer.failed_count else "outcome_unknown")
+                raise HansaError(code, f"transaction {answer.transaction_id.hex()}: {answer.failed_count} calls failed")
+
+    async def _all(self, lane: Lane, calls: Sequence[list[Call]]) -> None:
+        """Make transactions of one lane and wait until they are final."""
+        for part in _parts([self._sign(lane, item) for item in calls], 10):
+            await self._submit(lane.node, list(part))
+
+
+def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
