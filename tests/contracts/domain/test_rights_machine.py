@@ -17,8 +17,6 @@ SERVERS = {"shop": ["sale", "fair"], "shop-2": ["own"]}
 QUOTA = 120
 CAP = 60
 USERS = ["u1", "u2"]
-ORDERS = ["o1", "o2", "o3", "o4"]
-EVENTS = ["e1", "e2", "e3", "e4", "e5", "e6"]
 FIGURES = ["available", "clawedBack", "created", "debt", "redeemed", "reserved", "revoked"]
 
 
@@ -95,91 +93,111 @@ class RightsMachine(RuleBasedStateMachine):
         self.done[key] = (arguments, self.rights.call(server, method, **arguments))
         return True
 
-    servers = st.sampled_from(sorted(SERVERS))
-    campaigns = st.sampled_from(["sale", "fair", "own"])
-    users = st.sampled_from(USERS)
-    orders = st.sampled_from(ORDERS)
-    events = st.sampled_from(EVENTS)
-    amounts = st.integers(1, 70)
-    some = st.none() | amounts
+    campaigns = st.sampled_from([("shop", "sale"), ("shop", "sale"), ("shop", "fair"), ("shop-2", "own")])
+    users = st.sampled_from(["u1", "u1", "u2"])
+    amounts = st.sampled_from([1, 7, 30, CAP - 1, CAP, CAP + 1])
+    some = st.none() | st.integers(1, 30)
+
+    @property
+    def event(self) -> str:
+        """An event that was not there before; those that were come back in ``repeat`` and ``conflict``."""
+        return f"e{len(self.done)}"
 
     def used(self, campaign: str) -> int:
         return sum(order.share - sum(order.revoked) for order in self.orders.values() if order.campaign == campaign)
 
-    @rule(server=servers, campaign=campaigns, order=orders, user=users, amount=amounts, event=events)
-    def create(self, server: str, campaign: str, order: str, user: str, amount: int, event: str) -> None:
-        code = ""
-        if (server, order) in self.orders:
-            code = "order_state"
-        elif campaign not in SERVERS[server]:
-            code = "not_allowed"
-        elif amount > CAP:
-            code = "share_too_large"
-        elif self.used(campaign) + amount > QUOTA:
-            code = "quota_exceeded"
-        arguments = {"campaign": campaign, "order": order, "user": user, "amount": amount, "event": event}
+    @rule(place=campaigns, user=users, amount=amounts)
+    def create(self, place: tuple[str, str], user: str, amount: int) -> None:
+        server, campaign = place
+        code = "quota_exceeded" if self.used(campaign) + amount > QUOTA else ""
+        code = "share_too_large" if amount > CAP else code
+        order = f"o{len(self.orders)}"
+        arguments = {"campaign": campaign, "order": order, "user": user, "amount": amount, "event": self.event}
         if self.act(code, server, "create", order, arguments):
             self.orders[server, order] = Order(campaign, user, amount)
 
-    def order_code(self, server: str, order: str, amount: int | None, left: int) -> str:
-        if (server, order) not in self.orders:
-            return "unknown_order"
+    def draw_order(self, data: st.DataObject) -> tuple[str, str, Order]:
+        key = data.draw(st.sampled_from(sorted(self.orders)))
+        return *key, self.orders[key]
+
+    @staticmethod
+    def order_code(amount: int | None, left: int) -> str:
         if left == 0:
             return "order_state"
         return "amount_exceeds_order" if amount is not None and amount > left else ""
 
-    @rule(server=servers, order=orders, event=events, amount=some)
-    def complete(self, server: str, order: str, event: str, amount: int | None) -> None:
-        record = self.orders.get((server, order), Order("", "", 0))
-        code = self.order_code(server, order, amount, record.reserved)
-        arguments = {"order": order, "event": event, "amount": amount}
-        if self.act(code, server, "complete", order, arguments):
-            moved = amount or record.reserved
+    @precondition(lambda self: self.orders)
+    @rule(data=st.data(), amount=some)
+    def complete(self, data: st.DataObject, amount: int | None) -> None:
+        self.complete_order(*self.draw_order(data), amount)
+
+    def complete_order(self, server: str, order: str, record: Order, amount: int | None) -> None:
+        moved = amount or record.reserved
+        arguments = {"order": order, "event": self.event, "amount": amount}
+        if self.act(self.order_code(amount, record.reserved), server, "complete", order, arguments):
             record.granted.append(moved)
             self.wallets[server, record.user].movements.append(("granted", moved))
 
-    @rule(server=servers, order=orders, event=events, amount=some)
-    def cancel(self, server: str, order: str, event: str, amount: int | None) -> None:
-        record = self.orders.get((server, order), Order("", "", 0))
-        code = self.order_code(server, order, amount, record.reserved + record.refundable)
-        arguments = {"order": order, "event": event, "amount": amount}
-        if self.act(code, server, "cancel", order, arguments):
-            moved = amount or record.reserved + record.refundable
-            revoked = min(moved, record.reserved)
+    @precondition(lambda self: self.orders)
+    @rule(data=st.data(), amount=some)
+    def cancel(self, data: st.DataObject, amount: int | None) -> None:
+        server, order, record = self.draw_order(data)
+        left = record.reserved + record.refundable
+        moved, revoked = amount or left, min(amount or left, record.reserved)
+        arguments = {"order": order, "event": self.event, "amount": amount}
+        if self.act(self.order_code(amount, left), server, "cancel", order, arguments):
             record.revoked.append(revoked)
             self.ask_back(server, record, moved - revoked)
 
-    @rule(server=servers, order=orders, event=events, amount=some)
-    def refund(self, server: str, order: str, event: str, amount: int | None) -> None:
-        record = self.orders.get((server, order), Order("", "", 0))
-        code = self.order_code(server, order, amount, record.refundable)
-        arguments = {"order": order, "event": event, "amount": amount}
-        if self.act(code, server, "refund", order, arguments):
-            self.ask_back(server, record, amount or record.refundable)
+    @precondition(lambda self: self.orders)
+    @rule(data=st.data(), amount=some)
+    def refund(self, data: st.DataObject, amount: int | None) -> None:
+        self.refund_order(*self.draw_order(data), amount)
+
+    def refund_order(self, server: str, order: str, record: Order, amount: int | None) -> None:
+        moved = amount or record.refundable
+        arguments = {"order": order, "event": self.event, "amount": amount}
+        if self.act(self.order_code(amount, record.refundable), server, "refund", order, arguments):
+            self.ask_back(server, record, moved)
 
     def ask_back(self, server: str, record: Order, amount: int) -> None:
         record.refunded.append(amount)
         self.wallets[server, record.user].movements.append(("asked back", amount))
 
-    @rule(server=servers, user=users, amount=amounts, redemption=orders, event=events)
-    def redeem(self, server: str, user: str, amount: int, redemption: str, event: str) -> None:
-        wallet = self.wallets[server, user]
-        code = "" if wallet.figures()["available"] >= amount else "insufficient_rights"
-        if (server, redemption) in self.redemptions:
-            code = "redemption_exists"
-        arguments = {"user": user, "amount": amount, "redemption": redemption, "event": event}
+    @precondition(lambda self: self.orders)
+    @rule(data=st.data(), surplus=st.sampled_from([0, 0, 0, -5, 1]))
+    def redeem(self, data: st.DataObject, surplus: int) -> None:
+        self.redeem_user(*self.draw_order(data), surplus)
+
+    @precondition(lambda self: self.orders)
+    @rule(data=st.data())
+    def spend_and_be_asked_back(self, data: st.DataObject) -> None:
+        """The way into debt, which single steps rarely find."""
+        server, order, record = self.draw_order(data)
+        self.complete_order(server, order, record, None)
+        self.redeem_user(server, order, record, 0)
+        self.refund_order(server, order, record, None)
+
+    def redeem_user(self, server: str, _order: str, record: Order, surplus: int) -> None:
+        wallet = self.wallets[server, record.user]
+        available = wallet.figures()["available"]
+        amount = max(available + surplus, 1)
+        redemption = f"r{len(self.redemptions)}"
+        code = "" if available >= amount else "insufficient_rights"
+        arguments = {"user": record.user, "amount": amount, "redemption": redemption, "event": self.event}
         if self.act(code, server, "redeem", redemption, arguments):
-            self.redemptions[server, redemption] = (user, amount, [])
+            self.redemptions[server, redemption] = (record.user, amount, [])
             wallet.movements.append(("redeemed", amount))
 
-    @rule(server=servers, redemption=orders, event=events, amount=some)
-    def reverse(self, server: str, redemption: str, event: str, amount: int | None) -> None:
-        user, total, reversals = self.redemptions.get((server, redemption), ("", 0, []))
+    @precondition(lambda self: self.redemptions)
+    @rule(data=st.data(), amount=some)
+    def reverse(self, data: st.DataObject, amount: int | None) -> None:
+        server, redemption = key = data.draw(st.sampled_from(sorted(self.redemptions)))
+        user, total, reversals = self.redemptions[key]
         left = total - sum(reversals)
         code = "amount_exceeds_redemption" if amount is not None and amount > left else ""
         code = code if left else "redemption_state"
-        code = code if total else "unknown_redemption"
-        arguments = {"redemption": redemption, "event": event, "amount": amount}
+        arguments = {"redemption": redemption, "event": self.event, "amount": amount}
         if self.act(code, server, "reverse_redemption", redemption, arguments):
             reversals.append(amount or left)
             self.wallets[server, user].movements.append(("returned", amount or left))
@@ -189,6 +207,25 @@ class RightsMachine(RuleBasedStateMachine):
     def repeat(self, data: st.DataObject) -> None:
         server, name, method, _ = key = data.draw(st.sampled_from(sorted(self.done)))
         self.act("", server, method, name, self.done[key][0])
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data(), amount=amounts)
+    def conflict(self, data: st.DataObject, amount: int) -> None:
+        server, name, method, _ = key = data.draw(st.sampled_from(sorted(self.done)))
+        self.act("", server, method, name, {**self.done[key][0], "amount": amount})
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data())
+    def same_event_of_another_type(self, data: st.DataObject) -> None:
+        """A completion under a name that the same order's creation had."""
+        server, name, method, event = data.draw(st.sampled_from(sorted(self.done)))
+        record = self.orders.get((server, name))
+        if method == "create" and record is not None and (server, name, "complete", event) not in self.done:
+            code = "" if record.reserved else "order_state"
+            if self.act(code, server, "complete", name, {"order": name, "event": event, "amount": None}):
+                moved = record.reserved
+                record.granted.append(moved)
+                self.wallets[server, record.user].movements.append(("granted", moved))
 
     @invariant()
     def users_are_as_the_model_says(self) -> None:
@@ -236,4 +273,4 @@ def conserved(figures: dict[str, int]) -> bool:
 
 
 TestRightsMachine = RightsMachine.TestCase
-TestRightsMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None, derandomize=True)
+TestRightsMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None, derandomize=True)
