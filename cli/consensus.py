@@ -4,8 +4,9 @@ from typing import Any
 
 import rich_click as click
 
+from cli import views
 from cli.options import json_option, network_option
-from cli.output import EXIT_REFUSED, Output, leave, panel, table
+from cli.output import EXIT_REFUSED, Output, leave, panel
 from cli.place import Place
 
 Answer = dict[str, Any]
@@ -26,29 +27,7 @@ def status(place: Place, output: Output) -> None:
     """
     data = place.ask(lambda client: client.request("consensus_status", {}, Answer))
 
-    def draw(console: Any) -> None:
-        fields = {
-            "height": data["height"],
-            "view": data["view"],
-            "primary": data["primary"],
-            "phase": data["phase"],
-            "quorum": f"{data['quorum']} of {data['validatorCount']}",
-        }
-        panel(console, "Consensus", fields)
-        rows = [
-            (
-                name,
-                *(
-                    (None,) * 5
-                    if part is None
-                    else (part[key] for key in ("height", "view", "prepared", "committed", "silentMs"))
-                ),
-            )
-            for name, part in data["replicas"].items()
-        ]
-        table(console, ["validator", ">height", ">view", "prepared", "committed", ">silent ms"], rows)
-
-    output.show(data, draw)
+    output.show(data, lambda console: views.consensus(console, data))
 
 
 @consensus.command("doctor")

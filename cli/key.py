@@ -4,8 +4,9 @@ from pathlib import Path
 
 import rich_click as click
 
+from cli import views
 from cli.options import json_option, keys_option, passphrase_option
-from cli.output import Output, panel, table
+from cli.output import Output, table
 from cli.place import Place, network_folder, new_passphrase
 
 _network = click.option(
@@ -45,7 +46,7 @@ def new(name: str, folder: Path | None, keys: Path | None, passphrase_file: Path
         "publicKey": "0x" + signer.key.public.compressed.hex(),
         "file": str(store.folder / f"{name}.pem"),
     }
-    output.show(data, lambda console: panel(console, "New key", data))
+    output.show(data, lambda console: views.fields(console, "New key", data))
 
 
 @key.command("list")
@@ -87,4 +88,4 @@ def show(name: str, folder: Path | None, keys: Path | None, passphrase_file: Pat
         "address": "0x" + signer.address.hex(),
         "publicKey": "0x" + signer.key.public.compressed.hex(),
     }
-    output.show(data, lambda console: panel(console, name, data))
+    output.show(data, lambda console: views.fields(console, name, data))

@@ -114,13 +114,17 @@ def down(folder: Path | None, option: Path | None, output: Output) -> None:
     import trio
 
     from node.network.homes import load_network
-    from node.network.local import stop
+    from node.network.local import node_process, stop
 
     made = load_network(folder or network_folder(option))
+    running = [node.name for node in made.nodes if node_process(node).pid() is not None]
     ended = trio.run(stop, made)
-    data = {"ok": True, "folder": str(made.folder), "orderly": ended}
-    fields = {name: "ended in order" if orderly else "killed" for name, orderly in ended.items()}
-    output.show(data, lambda console: panel(console, f"{made.genesis.name} is down", fields))
+    outcome = {
+        node.name: "was not running" if node.name not in running else "ended" if ended[node.name] else "killed"
+        for node in made.nodes
+    }
+    data = {"ok": True, "folder": str(made.folder), "nodes": outcome}
+    output.show(data, lambda console: panel(console, f"{made.genesis.name} is down", outcome))
 
 
 @network.command("reset")

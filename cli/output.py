@@ -131,5 +131,7 @@ def _text(value: object) -> str:
             return "yes" if value else "no"
         case int():
             return str(value)
+        case list() if value and all(isinstance(item, str) for item in value):
+            return ", ".join(value)
         case _:
             return json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,7 @@ import rich_click as click
 
 from cli import views
 from cli.options import json_option, network_option
-from cli.output import Output, panel
+from cli.output import Output
 from cli.place import Place, read_genesis
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def get(kind: str, what: str, call_index: int, out: Path | None, place: Place, o
         return
     out.write_text(json.dumps(document, indent=2) + "\n")
     data = {"file": str(out), **describe_verified(verified)}
-    output.show(data, lambda console: panel(console, "Proof", data))
+    output.show(data, lambda console: views.fields(console, "Proof", data))
 
 
 @proof.command("verify")
@@ -67,5 +67,4 @@ def verify(file: Path, genesis: Path, output: Output) -> None:
 
     verified: Verified = verify_proof_untrusted(decode_proof_untrusted(file.read_bytes()), read_genesis(genesis))
     data = {"ok": True, **describe_verified(verified)}
-    fields = {**describe_verified(verified), "time": views.clock(verified.time_ms)}
-    output.show(data, lambda console: panel(console, "The proof holds", fields))
+    output.show(data, lambda console: views.fields(console, "The proof holds", data))

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
+from cli import views
 from cli.options import json_option, network_option
-from cli.output import Output, panel
+from cli.output import Output
 from cli.place import Place
 
 if TYPE_CHECKING:
@@ -29,5 +30,4 @@ def query(contract: str, method: str, arguments: tuple[str, ...], place: Place, 
         return value_json(await query_typed(client, contract, method, arguments))
 
     value = place.ask(ask)
-    fields = value if isinstance(value, dict) else {"value": value}
-    output.show({"value": value}, lambda console: panel(console, f"{contract}.{method}", fields))
+    output.show({"value": value}, lambda console: views.value(console, f"{contract}.{method}", value))

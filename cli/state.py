@@ -2,8 +2,9 @@
 
 import rich_click as click
 
+from cli import views
 from cli.options import json_option, network_option
-from cli.output import Output, panel
+from cli.output import Output
 from cli.place import Place
 
 
@@ -24,4 +25,4 @@ def get(key: str, place: Place, output: Output) -> None:
     from services.client.calls import read_state
 
     data = place.ask(lambda client: read_state(client, key))
-    output.show(data, lambda console: panel(console, key, data))
+    output.show(data, lambda console: views.fields(console, key, data))

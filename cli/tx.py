@@ -7,7 +7,7 @@ import rich_click as click
 
 from cli import views
 from cli.options import json_option, network_option, signer_options
-from cli.output import EXIT_REFUSED, Output, leave, panel
+from cli.output import EXIT_REFUSED, Output, leave
 from cli.place import Place
 
 if TYPE_CHECKING:
@@ -90,4 +90,4 @@ def explain(transaction_id: str, place: Place, output: Output) -> None:
     Example: hansa tx explain 0x5f0c…
     """
     data = place.ask(lambda client: client.request("tx_explain", {"id": transaction_id}, dict[str, object]))
-    output.show(data, lambda console: panel(console, "Transaction", data))
+    output.show(data, lambda console: views.fields(console, "Transaction", data))

@@ -1,5 +1,7 @@
 """How answers of the chain look in a terminal. Every function draws what it is given and decides nothing."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -32,8 +34,8 @@ def outcome(console: "Console", data: Answer) -> None:
         "transaction": data["id"],
         "block": f"{data['height']}  {short(data['blockHash'], 16)}",
         "time": clock(data["timeMs"]),
-        "signed by": ", ".join(data["signers"]) if data["signers"] else "not asked for",
-        "sender": f"{data['sender']}  lane {data['lane'] or '–'} number {data['sequence']}",
+        "signed by": ", ".join(data["signers"]),
+        "sender": f"{data['sender']}  {_lane(data['lane'])}, number {data['sequence']}",
     }
     for receipt in data["receipts"]:
         label = "receipt" if len(data["receipts"]) == 1 else f"call {receipt['callIndex']}"
@@ -46,7 +48,7 @@ def outcome(console: "Console", data: Answer) -> None:
             pairs = "  ".join(f"{name}={value}" for name, value in event["data"].items())
             fields[f"event {number}"] = f"{event['contract']}.{event['name']}  {pairs}"
     ok = bool(data["ok"])
-    panel(console, "Final" if ok else "Refused", fields, good=ok)
+    panel(console, "Final" if ok else "Final, and failed", fields, good=ok)
 
 
 def blocks(console: "Console", rows: Sequence[Answer]) -> None:
@@ -87,27 +89,70 @@ def block(console: "Console", data: Answer) -> None:
         console.print(f"  {transaction_id}", highlight=False)
 
 
-def fields(console: "Console", title: str, data: Answer) -> None:
-    """Draw an answer as names and values in the order given."""
-    panel(console, title, data)
+def fields(console: "Console", title: str, data: Answer, *, good: bool = True) -> None:
+    """Draw an answer's fields in their order, ``camelCase`` as words and times as UTC."""
+    shown = {name: value for name, value in data.items() if name not in ("ok", "timeMs")}
+    drawn = {"time": clock(data["timeMs"])} if "timeMs" in data else {}
+    drawn |= {_words(name): value for name, value in shown.items()}
+    panel(console, title, drawn, good=good)
+
+
+def value(console: "Console", title: str, data: object) -> None:
+    """Draw a contract's value: a list of records as a table, a record as a panel."""
+    if isinstance(data, list) and data and all(isinstance(row, dict) and row.keys() == data[0].keys() for row in data):
+        rows = [[item if isinstance(item, str | bool) else json.dumps(item) for item in row.values()] for row in data]
+        table(console, list(data[0]), rows, title=title)
+    else:
+        panel(console, title, data if isinstance(data, dict) else {"value": data})
+
+
+def consensus(console: "Console", data: Answer) -> None:
+    """Draw the height under way and each validator's part in it."""
+    summary = {
+        "height": data["height"],
+        "view": f"{data['view']}  primary {data['primary']}",
+        "phase": data["phase"],
+        "quorum": f"{data['quorum']} of {len(data['validators'])}",
+        "timeout": f"{data['timeoutMs']} ms",
+    }
+    if data["suspected"]:
+        summary["suspected"] = data["suspected"]
+    panel(console, "Consensus", summary)
+    rows = []
+    for name in data["validators"]:
+        peer = data["peers"].get(name, {})
+        prepared, committed = name in data["prepares"], name in data["commits"]
+        silent_ms = peer.get("silentMs")
+        rows.append((name, peer.get("height"), peer.get("view"), prepared, committed, silent_ms))
+    table(console, ["validator", ">height", ">view", "prepared", "committed", ">silent ms"], rows)
 
 
 def contract(console: "Console", data: Answer) -> None:
     """Draw a contract's methods with their arguments."""
+    from rich.padding import Padding
     from rich.text import Text
 
     console.print(Text(f"{data['name']} version {data['version']}", style="bold"))
-    if data.get("doc"):
-        console.print(Text(str(data["doc"])))
+    console.print(Padding(Text(_plain(data["doc"])), (0, 0, 0, 2)))
     for method in data["methods"]:
-        arguments = ", ".join(
-            f"{item['name']}: {item['type']}" + ("" if item["required"] else " (optional)")
-            for item in method["arguments"]
-        )
-        line = Text()
-        line.append(f"\n{method['kind']} ", style="dim")
-        line.append(method["name"], style="bold")
-        line.append(f"({arguments})")
-        console.print(line)
-        if method.get("doc"):
-            console.print(Text("  " + str(method["doc"]).replace("\n", "\n  ")))
+        arguments = [f"{item['name']}{'' if item['required'] else '?'}: {item['type']}" for item in method["arguments"]]
+        line = Text("\n").append(f"{method['kind']} ", style="dim").append(method["name"], style="bold")
+        console.print(line.append(f"({', '.join(arguments)}) → {method['returns']}"))
+        console.print(Padding(Text(_plain(method["doc"])), (0, 0, 0, 4)))
+
+
+def _plain(doc: str) -> str:
+    """Return a docstring with its lines joined to paragraphs and without marks."""
+    paragraphs = [" ".join(part.split()) for part in doc.replace("``", "").split("\n\n")]
+    return "\n".join(paragraphs)
+
+
+def _words(name: str) -> str:
+    return re.sub("([A-Z])", lambda match: " " + match[1].lower(), name)
+
+
+def _lane(lane: str) -> str:
+    if lane == "0x":
+        return "unnamed lane"
+    name = bytes.fromhex(lane[2:])
+    return f"lane {name.decode()}" if name.isascii() and name.decode().isprintable() else f"lane {short(lane)}"

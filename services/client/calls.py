@@ -76,7 +76,12 @@ async def account_address(client: Client, name: str) -> bytes:
     Raises:
         LocalError: ``unknown_account``.
     """
-    found = await client.state(f"membership/name/{name}", is_newest=True)
+    try:
+        found = await client.state(f"membership/name/{name}", is_newest=True)
+    except Refused as error:
+        if error.code != "genesis_unsigned":
+            raise
+        raise LocalError("unknown_account", f"no account is named {name}, and no block follows genesis yet") from None
     if found.value is None:
         raise LocalError("unknown_account", f"no account is named {name}")
     if not isinstance(found.value, bytes) or len(found.value) != ADDRESS_BYTES:
