@@ -63,6 +63,30 @@ class Explanation:
     waited_ms: int = 0
 
 
+class FinalReads(Protocol):
+    """Committed blocks and where to find what in them. Nothing above the head is ever returned."""
+
+    def committed(self, height: int) -> Committed | None:
+        """Return a block with certificate and receipts, or None above the head and for pruned heights."""
+        ...
+
+    def height_of(self, block_hash: bytes) -> int | None:
+        """Return the height of the committed block with this hash."""
+        ...
+
+    def locate(self, transaction_id: bytes) -> Location | None:
+        """Return where a committed transaction stands."""
+        ...
+
+    def history(self, address: Address, *, before: tuple[int, int] | None, limit: int) -> list[HistoryEntry]:
+        """Return transactions that an account sent, newest first, below the place (height, index)."""
+        ...
+
+    def heights_with_event(self, contract: str, name: str, *, first_height: int) -> Iterator[int]:
+        """Yield in ascending order the heights from ``first_height`` on that hold such an event."""
+        ...
+
+
 class Backend(Protocol):
     """A node as the RPC sees it. Reads are of committed data, quick, and never block on consensus."""
 
@@ -86,28 +110,13 @@ class Backend(Protocol):
         """Whether the node has opened its data and takes part."""
         ...
 
+    @property
+    def final(self) -> FinalReads:
+        """Reads of committed blocks."""
+        ...
+
     def head(self) -> Head:
         """Return the newest committed block's header, with the validators of the next."""
-        ...
-
-    def committed(self, height: int) -> Committed | None:
-        """Return a block with certificate and receipts, or None above the head and for pruned heights."""
-        ...
-
-    def height_of(self, block_hash: bytes) -> int | None:
-        """Return the height of the committed block with this hash."""
-        ...
-
-    def locate(self, transaction_id: bytes) -> Location | None:
-        """Return where a committed transaction stands."""
-        ...
-
-    def history(self, address: Address, *, before: tuple[int, int] | None, limit: int) -> list[HistoryEntry]:
-        """Return transactions that an account sent, newest first, below the place (height, index)."""
-        ...
-
-    def heights_with_event(self, contract: str, name: str, *, first_height: int) -> Iterator[int]:
-        """Yield in ascending order the heights from ``first_height`` on that hold such an event."""
         ...
 
     async def wait_above(self, height: int) -> None:

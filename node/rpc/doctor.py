@@ -32,7 +32,7 @@ def diagnose(status: EngineStatus, node: NodeName, connected: frozenset[NodeName
         findings.append(Finding("warning", "validators_away", message))
     if status.primary in away:
         findings.append(Finding("warning", "primary_away", f"the primary {status.primary} is away"))
-    findings += _progress(status) + _views(status) + _behind(status)
+    findings += _progress(status) + _views(status, away) + _behind(status, away)
     if status.evidence is not None:
         evidence = status.evidence
         message = f"{evidence.signer} is proven guilty of {evidence.kind} at height {evidence.height}"
@@ -67,11 +67,11 @@ def _progress(status: EngineStatus) -> list[Finding]:
     return []
 
 
-def _views(status: EngineStatus) -> list[Finding]:
+def _views(status: EngineStatus, away: tuple[NodeName, ...]) -> list[Finding]:
     others = {
         name: peer.view
         for name, peer in sorted(status.peers.items())
-        if peer.height == status.height and peer.view != status.view
+        if peer.height == status.height and peer.view != status.view and name not in away
     }
     if not others:
         return []
@@ -80,12 +80,12 @@ def _views(status: EngineStatus) -> list[Finding]:
     return [Finding("warning", "different_views", message)]
 
 
-def _behind(status: EngineStatus) -> list[Finding]:
+def _behind(status: EngineStatus, away: tuple[NodeName, ...]) -> list[Finding]:
     ahead = [peer.height for peer in status.peers.values() if peer.height > status.height + 1]
     findings = [
         Finding("warning", "behind", f"{name} works on height {peer.height}, we on {status.height}")
         for name, peer in sorted(status.peers.items())
-        if peer.height + 1 < status.height
+        if peer.height + 1 < status.height and name not in away
     ]
     if ahead:
         message = f"we work on height {status.height}, others on {max(ahead)}"

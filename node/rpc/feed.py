@@ -114,7 +114,7 @@ class Feed:
         view = self._recent.get(height)
         if view is not None:
             return view
-        committed = self._backend.committed(height)
+        committed = self._backend.final.committed(height)
         if committed is None:
             return None
         view = CommittedView(committed)
@@ -135,7 +135,7 @@ class Feed:
         Raises:
             PeerError: ``too_many_waiting``.
         """
-        missing = {item for item in transaction_ids if self._backend.locate(item) is None}
+        missing = {item for item in transaction_ids if self._backend.final.locate(item) is None}
         if not missing:
             await trio.lowlevel.checkpoint()
             return

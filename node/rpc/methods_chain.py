@@ -72,7 +72,7 @@ async def get_block(context: Context, params: GetBlock) -> Json:
     """
     height = params.height
     if params.hash is not None:
-        height = context.backend.height_of(hex_untrusted(params.hash))
+        height = context.backend.final.height_of(hex_untrusted(params.hash))
         if height is None:
             raise PeerError("not_found", "no committed block has this hash")
     view = context.view(context.backend.head().header.height if height is None else height)
@@ -198,7 +198,7 @@ async def get_history(context: Context, params: GetHistory) -> Json:
     """Transactions that an account sent, newest first; ``cursor`` leads to the next page, null at the end."""
     address = _address(context, params.account)
     before = None if params.cursor is None else cursor_of(params.cursor)
-    entries = context.backend.history(address, before=before, limit=params.limit)
+    entries = context.backend.final.history(address, before=before, limit=params.limit)
     items: list[Json] = []
     for entry in entries:
         view = context.view(entry.height)
@@ -240,7 +240,7 @@ def _block(view: CommittedView, *, with_raw: bool) -> dict[str, Json]:
 
 
 def _locate(context: Context, transaction_id: str) -> Location:
-    location = context.backend.locate(hex_untrusted(transaction_id))
+    location = context.backend.final.locate(hex_untrusted(transaction_id))
     if location is None:
         raise PeerError("not_found", "no final transaction has this id; tx_explain says more")
     return location

@@ -179,7 +179,7 @@ def _page(items: list[Json], place: tuple[int, int], *, is_done: bool) -> Json:
 
 def _heights(context: Context, selection: Selection, first: int, last: int) -> Iterator[int]:
     if selection.contract and selection.name:
-        found = context.backend.heights_with_event(selection.contract, selection.name, first_height=first)
+        found = context.backend.final.heights_with_event(selection.contract, selection.name, first_height=first)
         for height in found:
             if height > last:
                 return

@@ -111,7 +111,7 @@ async def explain(context: Context, params: Explain) -> Json:
 
 
 def _outcome(context: Context, transaction_id: bytes, *, with_receipts: bool) -> dict[str, Json]:
-    location = context.backend.locate(transaction_id)
+    location = context.backend.final.locate(transaction_id)
     if location is not None:
         final = final_json(context.view(location.height), location, with_receipts=with_receipts)
         return {**final, "stage": "final"}

@@ -29,6 +29,48 @@ SUBMIT_SLICE = 64
 REFUSALS_REMEMBERED_MAX = 4_096
 
 
+class NodeReads:
+    """Reads of a chain's store, none of which sees a block that is still being written."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    def committed(self, height: int) -> Committed | None:
+        """Return a block with certificate and receipts."""
+        reader = self._chain.reader
+        block = reader.block(height) if height <= self._chain.head.header.height else None
+        receipts = None if block is None else reader.receipts(height)
+        if block is None or receipts is None:
+            return None
+        ids: list[Hash] = []
+        place = 0
+        for count in receipts.counts:
+            ids.append(Hash(receipts.receipts[place].transaction_id))
+            place += count
+        return Committed(
+            block, reader.certificate(height), tuple(ids), tuple(receipts.counts), tuple(receipts.receipts)
+        )
+
+    def height_of(self, block_hash: bytes) -> int | None:
+        """Return the height of a committed block."""
+        height = self._chain.reader.height_of(block_hash)
+        return None if height is None or height > self._chain.head.header.height else height
+
+    def locate(self, transaction_id: bytes) -> Location | None:
+        """Return where a committed transaction stands; one whose block is being written is not yet."""
+        location = self._chain.reader.locate(transaction_id)
+        return None if location is None or location.height > self._chain.head.header.height else location
+
+    def history(self, address: Address, *, before: tuple[int, int] | None, limit: int) -> list[HistoryEntry]:
+        """Return an account's transactions, newest first."""
+        newest = (self._chain.head.header.height + 1, 0)
+        return self._chain.reader.history(address, before=min(before or newest, newest), limit=limit)
+
+    def heights_with_event(self, contract: str, name: str, *, first_height: int) -> Iterator[int]:
+        """Yield the heights that hold such an event."""
+        return self._chain.reader.heights_with_event(contract, name, first_height=first_height)
+
+
 class NodeBackend:
     """Fills ``node.rpc.backend.Backend``. Tell it of every commit and of every view that is entered.
 
@@ -61,6 +103,7 @@ class NodeBackend:
         self._engine_status = engine_status
         self._peers = peers
         self._is_ready = is_ready
+        self.final = NodeReads(chain)
         self._proofs = ProofMaker(chain)
         self._committed = trio.Event()
         self._consensus_changes = 0
@@ -108,41 +151,6 @@ class NodeBackend:
     def head(self) -> Head:
         """Return the newest committed block's header."""
         return self._chain.head
-
-    def committed(self, height: int) -> Committed | None:
-        """Return a block with certificate and receipts."""
-        reader = self._chain.reader
-        block = reader.block(height) if height <= self._chain.head.header.height else None
-        receipts = None if block is None else reader.receipts(height)
-        if block is None or receipts is None:
-            return None
-        ids: list[Hash] = []
-        place = 0
-        for count in receipts.counts:
-            ids.append(Hash(receipts.receipts[place].transaction_id))
-            place += count
-        return Committed(
-            block, reader.certificate(height), tuple(ids), tuple(receipts.counts), tuple(receipts.receipts)
-        )
-
-    def height_of(self, block_hash: bytes) -> int | None:
-        """Return the height of a committed block."""
-        height = self._chain.reader.height_of(block_hash)
-        return None if height is None or height > self._chain.head.header.height else height
-
-    def locate(self, transaction_id: bytes) -> Location | None:
-        """Return where a committed transaction stands; one whose block is being written is not yet."""
-        location = self._chain.reader.locate(transaction_id)
-        return None if location is None or location.height > self._chain.head.header.height else location
-
-    def history(self, address: Address, *, before: tuple[int, int] | None, limit: int) -> list[HistoryEntry]:
-        """Return an account's transactions, newest first."""
-        newest = (self._chain.head.header.height + 1, 0)
-        return self._chain.reader.history(address, before=min(before or newest, newest), limit=limit)
-
-    def heights_with_event(self, contract: str, name: str, *, first_height: int) -> Iterator[int]:
-        """Yield the heights that hold such an event."""
-        return self._chain.reader.heights_with_event(contract, name, first_height=first_height)
 
     async def wait_above(self, height: int) -> None:
         """Return once the head is above this height."""

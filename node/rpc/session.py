@@ -152,7 +152,7 @@ class Session:
         await self._outbox.put(_frame_encoder.encode([frame.id, outcomes]))
 
     def _outcome(self, answer: Submission) -> tuple[bytes, str, int, int]:
-        location = None if answer.code else self._context.backend.locate(answer.transaction_id)
+        location = None if answer.code else self._context.backend.final.locate(answer.transaction_id)
         if location is None:
             return answer.transaction_id, answer.code, 0, 0
         receipts = receipts_at(self._context.view(location.height), location)
