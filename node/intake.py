@@ -26,6 +26,8 @@ from p2p.network import Network
 
 BATCH_TRANSACTIONS_MAX = 1_000
 BATCH_BYTES_MAX = 1024 * 1024
+GATHER_MS = 3
+"""Pause between two frames of transactions."""
 REPEAT_AFTER_MS = 1_000
 REPEATED_MAX = 256
 
@@ -131,6 +133,8 @@ class Intake:
                 self._has_outgoing = trio.Event()
                 outgoing, self._outgoing = self._outgoing, []
                 self._hand_on(outgoing)
+                # A lone transaction has left at once; of many, those that follow now go together.
+                await trio.sleep(GATHER_MS / 1_000)
 
     async def _repeat(self) -> None:
         """Hand on again what still waits here after a while, oldest first."""
