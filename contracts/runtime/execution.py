@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from consensus.ledger.codec import Value, decode, encode
 from consensus.ledger.errors import HansaError, InvariantError, LocalError, PeerError, Revert, StorageError
 from consensus.ledger.genesis import Genesis
@@ -72,6 +74,7 @@ _BROKEN = (
     TypeError,
     ValueError,
     HansaError,
+    msgspec.MsgspecError,
 )
 """What a contract's own mistakes raise: a deterministic failure of its call alone."""
 
@@ -176,6 +179,8 @@ class Executor:
             return decode(session.run(contract, method, data, "", is_query=True))
         except OutOfSteps as error:
             raise Revert(error.code, error.message) from None
+        except Revert as error:
+            raise Revert(_checked_code(error), error.message) from None
 
     def genesis_writes(self, genesis: Genesis) -> dict[bytes, bytes | None]:
         """Return the state of block 0: activations, and what ``membership`` makes of the document.
@@ -343,7 +348,7 @@ class BlockRun:
             if self._overlay.get(VALIDATORS_KEY) is not validators:
                 _check_validators(self._overlay.get(VALIDATORS_KEY))
         except Revert as error:
-            code = error.code if _CODE.fullmatch(error.code) else "contract_error"
+            code = _checked_code(error)
         except OutOfSteps as error:
             code = error.code
         return code, value, meter.used
@@ -387,7 +392,7 @@ class Session:
         """Record an event."""
         if type(name) is not str or not 1 <= len(name) <= 64:
             raise ValueError("an event's name has 1 to 64 characters")
-        self.count_output(len(name) + len(data))
+        self.count_output(len(name.encode()) + len(data))
         self.events.append(Event(contract, name, data))
 
     def count_output(self, count: int) -> None:
@@ -469,6 +474,12 @@ def _validators(data: bytes) -> ValidatorSet:
     if not isinstance(value, bytes):
         raise PeerError("malformed", "the validators are no bytes value")
     return decode_validators_untrusted(value)
+
+
+def _checked_code(error: Revert) -> str:
+    """Return a contract's own code if it may stand in a receipt."""
+    is_code = isinstance(error.code, str) and _CODE.fullmatch(error.code)
+    return error.code if is_code else "contract_error"
 
 
 def _check_validators(data: bytes | None) -> None:

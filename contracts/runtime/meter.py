@@ -13,7 +13,7 @@ from consensus.ledger.errors import HansaError
 
 STEPS_PER_CALL_MAX = 200_000
 STEPS_PER_TRANSACTION_MAX = 1_000_000
-STEPS_PER_QUERY_MAX = 2_000_000
+STEPS_PER_QUERY_MAX = 500_000
 STEPS_GENESIS_MAX = 500_000_000
 STEPS_PER_BLOCK_MAX = 8_000_000
 """A transaction may begin while its block has used fewer steps than this."""

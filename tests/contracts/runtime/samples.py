@@ -72,6 +72,14 @@ class Probe(Contract):
             return chr(0xD800)
         if kind == "code":
             raise Revert("Not A Code")
+        if kind == "code type":
+            raise Revert(["x"])
+        if kind == "long code":
+            raise Revert("x" * 65)
+        if kind == "event surrogate":
+            context.emit(chr(0xD800))
+        if kind == "call":
+            context.call([], "x")
         if kind == "event":
             context.emit("")
         if kind == "keys":

@@ -84,7 +84,7 @@ def test_what_a_contract_sees(chain: Chain) -> None:
 
 BROKEN = [
     "key", "zero", "type", "attribute", "name", "value", "index", "big", "object", "cycle", "surrogate", "code",
-    "event", "keys", "changed",
+    "event", "keys", "changed", "code type", "long code", "event surrogate", "call",
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_a_contracts_mistake_is_a_failed_receipt_without_interpreter_text(chain:
     receipt = chain.call("alice", "probe", "break_down", kind=kind)
     assert (receipt.status, receipt.code, receipt.values, receipt.events) == (FAILED, "contract_error", [], [])
     assert chain.query("probe", "read", key="broken") is None
-    assert kind == "code" or chain.logs[-1][:2] == ("probe", "break_down")
+    assert "code" in kind or chain.logs[-1][:2] == ("probe", "break_down")
 
 
 def test_limits_of_the_interpreter_stop_the_node(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_queries(chain: Chain) -> None:
     alice: list[Value] = [chain.address("alice"), "alice", "bank-a"]
     assert chain.query("probe", "name_of", name="alice") == alice
     assert chain.query("probe", "name_of", name="nobody") is None
-    codes = {
+    codes: dict[str, tuple[str, str, dict[str, Any]]] = {
         "unknown_contract": ("nothing", "read", {}),
         "unknown_method": ("probe", "add", {"key": "n"}),
         "bad_arguments": ("probe", "read", {"key": 1}),
