@@ -30,7 +30,9 @@ from services.client.errors import Refused, Unreachable
 from services.client.tasks import single_errors
 
 CONNECT_TIMEOUT_MS = 3_000
-REQUEST_TIMEOUT_MS = 30_000
+REQUEST_TIMEOUT_MS = 5_000
+"""How long one node is waited for; with several nodes, how long a frozen one holds a client up."""
+SUBMIT_TIMEOUT_MS = 15_000
 REQUESTS_IN_FLIGHT_MAX = 4_096
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024
 NOTIFICATIONS_WAITING_MAX = 4_096
@@ -138,7 +140,7 @@ class Connection:
         return _result(answer, kind, f"{self.url} {method}")
 
     async def submit_frame(
-        self, transactions: Sequence[bytes], *, wait_ms: int = 0, timeout_ms: int = REQUEST_TIMEOUT_MS
+        self, transactions: Sequence[bytes], *, wait_ms: int = 0, timeout_ms: int = SUBMIT_TIMEOUT_MS
     ) -> list[FrameAnswer]:
         """Send transactions as one binary frame ``[id, [raw, …], wait_ms]`` and return the answers in order.
 

@@ -1,0 +1,226 @@
+"""Reading from a consortium: several nodes, one chain, nothing believed that can be checked.
+
+A request goes to the node that answered last; when that one cannot be reached, to the next. That is safe
+for everything: reads have no effect, and the same signed bytes submitted twice are one transaction.
+Outcomes, state values and blocks come with a certificate and a path that lead to the pinned genesis
+document, and are checked here: a node whose proof fails raises
+:class:`~consensus.ledger.errors.PeerError`. Only :meth:`Reader.query` and :meth:`Reader.lane` believe the
+node they ask.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from consensus.ledger.codec import Value, decode_untrusted, encode
+from consensus.ledger.errors import HansaError, PeerError
+from consensus.ledger.genesis import Genesis
+from consensus.ledger.proof import (
+    BlockClaim,
+    Proof,
+    ReceiptClaim,
+    StateClaim,
+    TransactionClaim,
+    Verified,
+    proof_from_json_untrusted,
+    verify_proof_untrusted,
+)
+from consensus.ledger.receipt import Receipt
+from consensus.ledger.transaction import EACH, Transaction
+from services.client.answers import (
+    AccountAnswer,
+    LaneState,
+    ProofAnswer,
+    QueryAnswer,
+    StateAnswer,
+    Subscribed,
+    bytes_of,
+    hex_of,
+)
+from services.client.connection import REQUEST_TIMEOUT_MS, Connection, Parameters
+from services.client.errors import Unreachable
+from services.client.link import Link
+from services.client.outcome import Outcome, StateValue
+
+ATTEMPT_PAUSE_MS = 50
+BLOCK_PAUSE_MS = 20_000
+"""How long a new block is waited for at the most."""
+
+T = TypeVar("T")
+
+
+class Reader:
+    """The reading half of :class:`~services.client.client.Client`."""
+
+    def __init__(self, genesis: Genesis, links: Sequence[Link]) -> None:
+        self.genesis = genesis
+        self.chain_id = genesis.chain_id()
+        self.node_count = len(links)
+        self._links = list(links)
+        self._preferred = 0
+
+    async def request(
+        self, method: str, params: Parameters, kind: type[T], *, timeout_ms: int = REQUEST_TIMEOUT_MS
+    ) -> T:
+        """Ask the first node that can be reached.
+
+        Raises:
+            Refused: the node's error answer.
+            Unreachable: no node answers.
+            PeerError: ``bad_answer``; ``wrong_chain`` when every node reached serves another chain.
+        """
+        return await self.anywhere(lambda connection: connection.request(method, params, kind, timeout_ms=timeout_ms))
+
+    async def anywhere(self, use: Callable[[Connection], Awaitable[T]]) -> T:
+        """Use the preferred node's connection, else the next one's, until one works."""
+        first_error: HansaError | None = None
+        for step in range(len(self._links)):
+            index = (self._preferred + step) % len(self._links)
+            try:
+                result = await use(await self._links[index].connection())
+            except Unreachable as error:
+                first_error = first_error or error
+            except PeerError as error:
+                if error.code != "wrong_chain":
+                    raise
+                first_error = error
+            else:
+                self._preferred = index
+                return result
+        raise first_error or Unreachable("no node is known")
+
+    def leave_node(self) -> None:
+        """Prefer the next node from now on."""
+        self._preferred = (self._preferred + 1) % len(self._links)
+
+    # -- proven ----------------------------------------------------------------------------------------
+
+    async def outcome(self, transaction_id: bytes) -> Outcome:
+        """Return a final transaction with its proven receipts.
+
+        Raises:
+            Refused: ``not_found``.
+            PeerError: a node's proof does not hold.
+        """
+        params: Parameters = {"id": hex_of(transaction_id), "prove": True}
+        answer = await self.request("chain_getTransaction", params, ProofAnswer)
+        verified = self.verify(proof_from_json_untrusted(answer.proof))
+        if not isinstance(verified.claim, TransactionClaim) or verified.claim.transaction.id != transaction_id:
+            raise PeerError("bad_proof", "the proof speaks of another transaction")
+        return await self.prove_outcome(verified.claim.transaction)
+
+    async def prove_outcome(self, transaction: Transaction) -> Outcome:
+        """Return the outcome of a transaction that is known to be final; errors as for :meth:`outcome`."""
+        count = len(transaction.body.calls) if transaction.body.mode == EACH else 1
+        receipts: list[Receipt] = []
+        for call_index in range(count):
+            params: Parameters = {"id": hex_of(transaction.id), "prove": True, "callIndex": call_index}
+            answer = await self.request("chain_getReceipt", params, ProofAnswer)
+            verified = self.verify(proof_from_json_untrusted(answer.proof))
+            claim = verified.claim
+            if not isinstance(claim, ReceiptClaim) or claim.receipt.transaction_id != transaction.id:
+                raise PeerError("bad_proof", "the proof speaks of another transaction's receipt")
+            if claim.receipt.call_index != call_index:
+                raise PeerError("bad_proof", "the proof speaks of another call's receipt")
+            receipts.append(claim.receipt)
+        return Outcome(transaction, tuple(receipts), verified)
+
+    async def state(self, key: str, *, height_min: int = 0, is_newest: bool = False) -> StateValue:
+        """Return the proven value at a state key, ``CONTRACT/KEY``, as of the newest sealed block.
+
+        ``height_min`` waits until a block that high is sealed, ``is_newest`` until the present one is.
+
+        Raises:
+            Refused: ``height_not_reached``.
+            PeerError: the node's proof does not hold.
+        """
+        params: Parameters = {"key": key, "prove": True, "minHeight": height_min}
+        answer = await self.request("state_get", params, StateAnswer)
+        verified = self.verify(proof_from_json_untrusted(answer.proof))
+        claim, sealed_height = verified.claim, verified.header.sealed_height
+        if not isinstance(claim, StateClaim) or claim.key != key.encode():
+            raise PeerError("bad_proof", "the proof speaks of another key")
+        if sealed_height < height_min:
+            raise PeerError("bad_proof", f"the proof speaks of block {sealed_height}, not of {height_min} or later")
+        if is_newest and sealed_height < answer.height:
+            return await self.state(key, height_min=answer.height)
+        return StateValue(None if claim.value is None else decode_untrusted(claim.value), sealed_height, verified)
+
+    async def prove(self, method: str, params: Parameters) -> tuple[dict[str, object], Verified]:
+        """Ask a method with ``prove`` and return the proof file's object with what it proves.
+
+        Raises:
+            PeerError: the proof does not hold.
+        """
+        answer = await self.request(method, {**params, "prove": True}, ProofAnswer)
+        return answer.proof, self.verify(proof_from_json_untrusted(answer.proof))
+
+    async def prove_block(self, height: int) -> Verified:
+        """Return the proven header at a height.
+
+        Raises:
+            PeerError: the node's proof does not hold.
+        """
+        verified = (await self.prove("chain_getBlock", {"height": height}))[1]
+        if not isinstance(verified.claim, BlockClaim) or verified.height != height:
+            raise PeerError("bad_proof", "the proof speaks of another block")
+        return verified
+
+    def verify(self, proof: Proof) -> Verified:
+        """Check a proof against the pinned genesis document.
+
+        Raises:
+            PeerError: ``wrong_chain``, ``bad_certificate`` or ``bad_proof``.
+        """
+        return verify_proof_untrusted(proof, self.genesis)
+
+    # -- believed --------------------------------------------------------------------------------------
+
+    async def query(self, contract: str, method: str, arguments: dict[str, Value] | None = None) -> Value:
+        """Ask a contract's query on one node, which is believed.
+
+        Raises:
+            Refused: with the contract's code, ``unknown_contract``, ``unknown_method``, ``bad_arguments``.
+        """
+        params: Parameters = {"contract": contract, "method": method, "raw": hex_of(encode(arguments or {}))}
+        answer = await self.request("contract_query", params, QueryAnswer)
+        return decode_untrusted(bytes_of(answer.raw))
+
+    async def lane(self, address: bytes, lane: bytes) -> LaneState:
+        """Return what one node says of an account's lane.
+
+        Raises:
+            Refused: ``unknown_account``.
+        """
+        params: Parameters = {"account": hex_of(address), "lanes": [hex_of(lane)]}
+        answer = await self.request("chain_getAccount", params, AccountAnswer)
+        if len(answer.lanes) != 1:
+            raise PeerError("bad_answer", "chain_getAccount answers another number of lanes")
+        return answer.lanes[0]
+
+    async def lane_next(self, address: bytes, lane: bytes) -> int:
+        """Return the number that an account's lane expects next; errors as for :meth:`lane`."""
+        return (await self.lane(address, lane)).next
+
+    async def wait_block_after(self, cursor: str) -> None:
+        """Return when there is a block after an event cursor, a while has passed, or the node is gone."""
+        try:
+            await self.anywhere(partial(_hear_block, cursor=cursor))
+        except Unreachable:
+            await self.pause()
+
+    async def pause(self) -> None:
+        """Wait a little before something is tried again."""
+        await trio.sleep(ATTEMPT_PAUSE_MS / 1000)
+
+
+async def _hear_block(connection: Connection, cursor: str) -> None:
+    """Return once there is a block after the cursor, or after a while."""
+    async with connection.notifications() as heard:
+        subscription = await connection.request("subscribe", {"topic": "blocks", "cursor": cursor}, Subscribed)
+        with trio.move_on_after(BLOCK_PAUSE_MS / 1000):
+            async for _ in heard:
+                break
+        await connection.request("unsubscribe", {"subscription": subscription.subscription}, object)
