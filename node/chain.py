@@ -331,4 +331,3 @@ def _index_records(candidate: Candidate) -> list[Write]:
     kinds = {(event.contract, event.name) for receipt in execution.receipts for event in receipt.events}
     batch.extend((layout.event_key(contract, name, height), b"") for contract, name in sorted(kinds))
     return batch
-

@@ -55,7 +55,7 @@ class ProofMaker:
         """
         value = self._chain.state.sealed.get(key)
         path = state_tree.prove(self._chain.tree, key)
-        return self._certified(self._chain.head.height, StateClaim(key, value, path))
+        return self._certified(self._chain.head.header.height, StateClaim(key, value, path))
 
     def _certified(self, height: int, claim: Claim) -> Proof:
         if height == 0:
@@ -63,7 +63,7 @@ class ProofMaker:
         reader = self._chain.reader
         block, certificate = reader.block(height), reader.certificate(height)
         if block is None or certificate is None:
-            raise LocalError("not_found", f"no block {height}; the head is {self._chain.head.height}")
+            raise LocalError("not_found", f"no block {height}; the head is {self._chain.head.header.height}")
         changes = tuple(self._set_change(first - 1) for first in self._change_heights() if 1 < first <= height)
         return Proof(self._chain.chain_id, changes, block.header, certificate, claim)
 
