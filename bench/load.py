@@ -47,11 +47,15 @@ class Lane:
 
 @dataclass(slots=True)
 class Samples:
-    """What was measured: transactions and calls that became final, and each transaction's latency in seconds."""
+    """What was measured: transactions and calls that became final, and each transaction's latency in seconds.
+
+    ``calls_in_all`` counts those of the ramp and of the end too.
+    """
 
     seconds: float = 0.0
     transactions: int = 0
     calls: int = 0
+    calls_in_all: int = 0
     latencies: list[float] = field(default_factory=list)
 
     def quantile_ms(self, percent: int) -> float:
@@ -126,6 +130,7 @@ class Load:
             while trio.current_time() < end:
                 lanes, raws, calls, latency = await self._one_frame(row)
                 (self._servers if row.is_rights else self._accounts).extend(lanes)
+                samples.calls_in_all += calls
                 if begin <= trio.current_time() < end:
                     samples.transactions += len(raws)
                     samples.calls += calls
