@@ -32,7 +32,7 @@ ACCOUNTS_PER_CALL_MAX = 200
 AccountName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z")]
 PublicKeyBytes = Annotated[bytes, msgspec.Meta(min_length=33, max_length=33)]
 Roles = Annotated[list[Name], msgspec.Meta(max_length=16)]
-NewAccounts = Annotated[dict[AccountName, PublicKeyBytes], msgspec.Meta(min_length=1, max_length=200)]
+NewAccounts = Annotated[dict[AccountName, PublicKeyBytes], msgspec.Meta(min_length=1, max_length=ACCOUNTS_PER_CALL_MAX)]
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 

@@ -11,7 +11,8 @@ claws back (追回) what was granted, ``refund`` claws back alone. A claw-back t
 available; the shortfall becomes the user's debt, paid out of what is granted or returned to it later.
 
 **Idempotency**: an event is known by (server, order or redemption, type, event). Once more with equal
-arguments it returns the first result and changes nothing; with others it reverts with ``event_conflict``.
+arguments it returns the first result and changes nothing; with others it reverts with ``event_conflict``. An
+order or a redemption takes at most 64 events (``too_many_events``).
 
 **Invariants**, to the unit; nothing is ever negative:
 
@@ -194,7 +195,8 @@ class Rights(Contract):
         amounts = record["amounts"]
         total = _amount_within(context, amount, amounts["reserved"] + amounts["granted"] - amounts["refunded"])
         revoked = min(total, amounts["reserved"])
-        return _take_back(context, "cancel", order, record, event, amount, revoked=revoked, refunded=total - revoked)
+        asked: list[Any] = ["cancel", event, amount]
+        return _take_back(context, order, record, asked, revoked=revoked, refunded=total - revoked)
 
     @method
     def complete(self, context: Context, order: Id, event: Name, amount: Amount | None = None) -> Result:
@@ -212,13 +214,8 @@ class Rights(Contract):
         user = _user(context, record["user"])
         changes = _returned(user, granted)
         changes["reserved"] = -granted
-        _change_order(
-            context,
-            order,
-            record,
-            ["complete", event, amount, user["count"]],
-            {"reserved": -granted, "granted": granted},
-        )
+        moved = {"reserved": -granted, "granted": granted}
+        _change_order(context, order, record, ["complete", event, amount, user["count"]], moved)
         return _enter(context, "complete", record["user"], user, order, event, changes)
 
     @method
@@ -234,7 +231,7 @@ class Rights(Contract):
         if first is not None:
             return first
         total = _amount_within(context, amount, record["amounts"]["granted"] - record["amounts"]["refunded"])
-        return _take_back(context, "refund", order, record, event, amount, revoked=0, refunded=total)
+        return _take_back(context, order, record, ["refund", event, amount], revoked=0, refunded=total)
 
     @method
     def redeem(self, context: Context, user: Id, amount: Amount, redemption: Id, event: Name) -> Result:
@@ -330,15 +327,7 @@ class Rights(Contract):
         record: OrderRecord | None = context.state.get(key) if key else None
         if record is None:
             raise Revert("unknown_order")
-        return {
-            **record["amounts"],
-            "order": order,
-            "state": order_state(record["amounts"]),
-            "campaign": record["campaign"],
-            "user": record["user"],
-            "rule": record["rule"],
-            "events": [*record["events"]],
-        }
+        return _flat(record, {"order": order, "state": order_state(record["amounts"])})
 
     @query
     def redemption(self, context: Context, redemption: Id, server: AccountAddress | None = None) -> dict[str, Value]:
@@ -427,17 +416,15 @@ def _quota_left(campaign: CampaignRecord) -> int:
     return campaign["quota"] - campaign["amounts"]["created"] + campaign["amounts"]["revoked"]
 
 
+def _flat(record: CampaignRecord | OrderRecord, more: dict[str, Value]) -> dict[str, Any]:
+    """Return a record's fields, its figures and some more as one map."""
+    flat: dict[str, Any] = {**record, **record["amounts"], **more}
+    del flat["amounts"]
+    return flat
+
+
 def _campaign_map(campaign: str, record: CampaignRecord) -> dict[str, Value]:
-    return {
-        **record["amounts"],
-        "campaign": campaign,
-        "server": record["server"],
-        "rule": record["rule"],
-        "orderMax": record["orderMax"],
-        "shareBasisPoints": record["shareBasisPoints"],
-        "quota": record["quota"],
-        "left": _quota_left(record),
-    }
+    return _flat(record, {"campaign": campaign, "left": _quota_left(record)})
 
 
 def _put_rule(
@@ -563,29 +550,16 @@ def _returned(user: UserRecord, amount: int) -> Amounts:
 
 
 def _take_back(
-    context: Context,
-    kind: str,
-    order: str,
-    record: OrderRecord,
-    event: str,
-    asked: int | None,
-    *,
-    revoked: int,
-    refunded: int,
+    context: Context, order: str, record: OrderRecord, event: list[Any], *, revoked: int, refunded: int
 ) -> Result:
-    """Revoke what is reserved and claw back what was granted; the shortfall becomes debt."""
+    """Revoke what is reserved and claw back what was granted, the shortfall as debt; event = [type, event, amount]."""
     user = _user(context, record["user"])
     taken = min(refunded, user["amounts"]["available"])
-    changes = {
-        "reserved": -revoked,
-        "revoked": revoked,
-        "available": -taken,
-        "clawedBack": taken,
-        "debt": refunded - taken,
-    }
+    changes = {"reserved": -revoked, "revoked": revoked, "available": -taken, "clawedBack": taken}
+    changes["debt"] = refunded - taken
     moved = {"reserved": -revoked, "revoked": revoked, "refunded": refunded}
-    _change_order(context, order, record, [kind, event, asked, user["count"]], moved)
-    return _enter(context, kind, record["user"], user, order, event, changes)
+    _change_order(context, order, record, [*event, user["count"]], moved)
+    return _enter(context, event[0], record["user"], user, order, event[1], changes)
 
 
 def _change_order(context: Context, order: str, record: OrderRecord, event: list[Value], changes: Amounts) -> None:
