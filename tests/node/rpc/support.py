@@ -152,6 +152,7 @@ class Server:
     node: TestNode
     port: int
     stopping: trio.Event
+    stopped: trio.Event
 
     @property
     def url(self) -> str:
@@ -190,15 +191,16 @@ class Server:
 @asynccontextmanager
 async def serving(node: TestNode, config: RpcConfig | None = None) -> AsyncIterator[Server]:
     """Run the server for the time of the block; nothing may take longer than 20 s."""
-    stopping = trio.Event()
+    stopping, stopped = trio.Event(), trio.Event()
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
 
             async def serve(task_status: trio.TaskStatus[int]) -> None:
                 await serve_rpc(node.backend, config or RpcConfig(), stopping=stopping, task_status=task_status)
+                stopped.set()
 
             port = await nursery.start(serve)
-            yield Server(node, port, stopping)
+            yield Server(node, port, stopping, stopped)
             stopping.set()
 
 

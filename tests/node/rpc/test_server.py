@@ -181,14 +181,20 @@ async def test_r76_concurrent_calls_while_blocks_are_made(node: TestNode, server
 
 
 async def test_a_full_house_makes_new_callers_wait_not_old_ones(node: TestNode) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    answers: list[bytes] = []
+
+    async def ask(server: Server) -> None:
+        answers.append(await raw_exchange(server, request))
+
     async with serving(node, RpcConfig(connections_max=2)) as server, websocket(server) as first:
-        async with websocket(server) as second:
+        async with trio.open_nursery() as nursery, websocket(server) as second:
+            nursery.start_soon(ask, server)
             assert (await second.call("chain_status"))["id"] == 1
-            third = await trio.open_tcp_stream("127.0.0.1", server.port)
-            await third.send_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             assert (await first.call("chain_status"))["id"] == 1
-        async with third:  # the second has left
-            assert (await third.receive_some()).startswith(b"HTTP/1.1 200")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert answers == []
+        assert answers[0].startswith(b"HTTP/1.1 200")  # the second has left
 
 
 async def test_stopping_closes_websockets_and_outwaits_nobody(
@@ -199,7 +205,7 @@ async def test_stopping_closes_websockets_and_outwaits_nobody(
     node.commit([node.money()])
     mute = await trio.open_tcp_stream("127.0.0.1", server.port)
     async with mute, websocket(server) as reader, websocket(server, receive_bytes=4_096) as sleeper:
-        for number in range(40):
+        for number in range(600):
             await sleeper.send("rpc.discover", number)
         await reader.send("tx_wait", ids=["0x" + "00" * 32], timeoutMs=60_000)
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -207,6 +213,8 @@ async def test_stopping_closes_websockets_and_outwaits_nobody(
         assert await reader.next() is None
         assert reader.close_code == 1001
         assert await mute.receive_some() == b""
+        with trio.fail_after(5):
+            await server.stopped.wait()  # while the sleeper's socket is still open
 
 
 async def test_a_broken_store_stops_the_node(node: TestNode) -> None:

@@ -223,7 +223,8 @@ async def test_many_wait_for_one_block(node: TestNode, server: Server) -> None:
             await client.send("tx_wait", number, ids="0x" + transfer.id.hex(), timeoutMs=10_000, receipts=False)
         await trio.testing.wait_all_tasks_blocked(0.05)
         node.commit(transfers)
-        answers = [await client.next() for _ in transfers]
+        with trio.fail_after(5):
+            answers = [await client.next() for _ in transfers]
     assert sorted(answer["id"] for answer in answers) == list(range(50))
     assert all(answer["result"]["final"] for answer in answers)
 
