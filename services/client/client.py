@@ -46,8 +46,11 @@ ATTEMPTS_MAX = 8
 
 _randomness = SystemRandom()
 
-_TEMPORARY = {"pool_full", "sender_full"}
-_LANE_TAKEN = {"lane_used", "lane_gap", "lane_number_taken", "lane_consumed"}
+# Another transaction with this number waits, or the pool is full: whether ours will be included is open. To sign
+# anew now could make both take effect.
+_UNDECIDED = {"lane_number_taken", "pool_full", "sender_full"}
+# Another transaction with this number is final, so ours never can be: to sign anew is safe.
+_LANE_TAKEN = {"lane_used", "lane_consumed"}
 
 
 class Client(Reader):
@@ -118,7 +121,7 @@ class Client(Reader):
         return answers
 
     def lanes(self, signer: Signer, *, count: int = 1, prefix: bytes = b"") -> Lanes:
-        """Return the lanes under a prefix of this account, shared by all who ask for the same ones.
+        """Return the lanes under a prefix of this account; who asks first for a prefix decides how many.
 
         Raises:
             LocalError: ``bad_lane``.
@@ -213,9 +216,11 @@ class Client(Reader):
     async def submit_and_wait(self, transaction: Transaction, *, timeout_ms: int = VALIDITY_MS) -> Outcome:
         """Submit a signed transaction and wait for its proven receipts; errors as for :meth:`wait`."""
         answer = await self.submit(transaction)
-        if not answer.is_accepted:
+        if answer.is_accepted:
+            return await self.wait(transaction, timeout_ms=timeout_ms)
+        if answer.code not in _UNDECIDED:
             raise Refused(answer.code, answer.message)
-        return await self.wait(transaction, timeout_ms=timeout_ms)
+        return await self._wait(transaction, timeout_ms=timeout_ms, step_ms=ATTEMPT_PAUSE_MS)
 
     async def wait(self, transaction: Transaction, *, timeout_ms: int = VALIDITY_MS) -> Outcome:
         """Wait until a submitted transaction is final and return its proven receipts.
@@ -223,27 +228,36 @@ class Client(Reader):
         While the outcome is unknown, the identical bytes go to another node, which cannot do harm.
 
         Raises:
-            Refused: it can no longer be included (``expired``, ``lane_used``, …).
+            Refused: it can no longer be included: ``lane_used`` or ``lane_consumed`` when its number has
+                gone to another one, which is final; other codes when all nodes in turn refuse it.
             Unreachable: ``outcome_unknown`` after ``timeout_ms``.
             PeerError: a node's proof does not hold.
         """
+        return await self._wait(transaction, timeout_ms=timeout_ms, step_ms=FIRST_WAIT_STEP_MS)
+
+    async def _wait(self, transaction: Transaction, *, timeout_ms: int, step_ms: int) -> Outcome:
         deadline = trio.current_time() + timeout_ms / 1000
-        refusals, step_ms = 0, FIRST_WAIT_STEP_MS
+        refusals = 0
         while (left_ms := int(1000 * (deadline - trio.current_time()))) > 0:
             try:
                 if (await self._wait_step([transaction.id], min(left_ms, step_ms)))[0].final:
                     return await self.prove_outcome(transaction)
                 self.leave_node()
                 answer = await self.submit(transaction)
-            except Unreachable:
+            except (Unreachable, Refused) as error:
+                if isinstance(error, Refused) and error.code != "not_found":  # a node behind the first one
+                    raise
+                refusals = 0
                 self.leave_node()
-                await trio.sleep(ATTEMPT_PAUSE_MS / 1000)
+                await self.pause()
                 continue
             step_ms = min(2 * step_ms, WAIT_STEP_MS)
-            if not answer.is_accepted and answer.code not in _TEMPORARY:
-                refusals, step_ms = refusals + 1, ATTEMPT_PAUSE_MS
-                if refusals > self.node_count:  # it may have become final in between: all were asked once more
-                    raise Refused(answer.code, answer.message)
+            if answer.is_accepted or answer.code in _UNDECIDED:
+                refusals = 0
+                continue
+            refusals, step_ms = refusals + 1, ATTEMPT_PAUSE_MS
+            if answer.code in _LANE_TAKEN or refusals > self.node_count:
+                raise Refused(answer.code, answer.message)
         raise Unreachable(
             f"transaction {hex_of(transaction.id)} was not final after {timeout_ms} ms", code="outcome_unknown"
         )

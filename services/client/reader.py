@@ -43,6 +43,7 @@ from services.client.connection import REQUEST_TIMEOUT_MS, Connection, Parameter
 from services.client.errors import Unreachable
 from services.client.link import Link
 from services.client.outcome import Outcome, StateValue
+from services.client.tasks import single_errors
 
 ATTEMPT_PAUSE_MS = 50
 BLOCK_PAUSE_MS = 20_000
@@ -104,9 +105,7 @@ class Reader:
             Refused: ``not_found``.
             PeerError: a node's proof does not hold.
         """
-        params: Parameters = {"id": hex_of(transaction_id), "prove": True}
-        answer = await self.request("chain_getTransaction", params, ProofAnswer)
-        verified = self.verify(proof_from_json_untrusted(answer.proof))
+        _, verified = await self.prove("chain_getTransaction", {"id": hex_of(transaction_id)})
         if not isinstance(verified.claim, TransactionClaim) or verified.claim.transaction.id != transaction_id:
             raise PeerError("bad_proof", "the proof speaks of another transaction")
         return await self.prove_outcome(verified.claim.transaction)
@@ -114,23 +113,33 @@ class Reader:
     async def prove_outcome(self, transaction: Transaction) -> Outcome:
         """Return the outcome of a transaction that is known to be final; errors as for :meth:`outcome`."""
         count = len(transaction.body.calls) if transaction.body.mode == EACH else 1
-        receipts: list[Receipt] = []
-        for call_index in range(count):
-            params: Parameters = {"id": hex_of(transaction.id), "prove": True, "callIndex": call_index}
-            answer = await self.request("chain_getReceipt", params, ProofAnswer)
-            verified = self.verify(proof_from_json_untrusted(answer.proof))
-            claim = verified.claim
-            if not isinstance(claim, ReceiptClaim) or claim.receipt.transaction_id != transaction.id:
-                raise PeerError("bad_proof", "the proof speaks of another transaction's receipt")
-            if claim.receipt.call_index != call_index:
-                raise PeerError("bad_proof", "the proof speaks of another call's receipt")
-            receipts.append(claim.receipt)
-        return Outcome(transaction, tuple(receipts), verified)
+        proven: dict[int, tuple[Receipt, Verified]] = {}
+
+        async def prove(call_index: int) -> None:
+            proven[call_index] = await self._prove_receipt(transaction.id, call_index)
+
+        with single_errors():
+            async with trio.open_nursery() as nursery:
+                for call_index in range(count):
+                    nursery.start_soon(prove, call_index)
+        receipts = tuple(proven[call_index][0] for call_index in range(count))
+        return Outcome(transaction, receipts, proven[0][1])
+
+    async def _prove_receipt(self, transaction_id: bytes, call_index: int) -> tuple[Receipt, Verified]:
+        params: Parameters = {"id": hex_of(transaction_id), "callIndex": call_index}
+        _, verified = await self.prove("chain_getReceipt", params)
+        claim = verified.claim
+        if not isinstance(claim, ReceiptClaim) or claim.receipt.transaction_id != transaction_id:
+            raise PeerError("bad_proof", "the proof speaks of another transaction's receipt")
+        if claim.receipt.call_index != call_index:
+            raise PeerError("bad_proof", "the proof speaks of another call's receipt")
+        return claim.receipt, verified
 
     async def state(self, key: str, *, height_min: int = 0, is_newest: bool = False) -> StateValue:
         """Return the proven value at a state key, ``CONTRACT/KEY``, as of the newest sealed block.
 
-        ``height_min`` waits until a block that high is sealed, ``is_newest`` until the present one is.
+        ``height_min`` waits until a block that high is sealed, ``is_newest`` until the node's present one
+        is. A node can hold back newer blocks, but not make a value up.
 
         Raises:
             Refused: ``height_not_reached``.

@@ -102,6 +102,21 @@ async def test_two_programs_with_one_lane_both_succeed(tmp_path: Path) -> None:
         assert (await one.lane_next(address("user-b"), b"")) == 10
 
 
+async def test_a_call_is_not_signed_anew_while_its_number_is_open(tmp_path: Path) -> None:
+    """Another transaction with the same number waits at the second node, ours at the first that is cut off."""
+    first, second = SoloNode(tmp_path / "first"), SoloNode(tmp_path / "second")
+    async with running(first, second), client_of(first, second) as client, client_of(second) as rival:
+        first.is_deciding = second.is_deciding = False
+        other = rival.sign(signer("bank-a"), [make_call("tokens", "define", DEFINE)], sequence=0)
+        await rival.submit(other)
+        with pytest.raises(Unreachable) as caught:
+            await client.call(signer("bank-a"), "tokens", "define", DEFINE, timeout_ms=2_500)
+        assert caught.value.code == "outcome_unknown"
+        signed = set(first.submitted + second.submitted) - {other.raw}
+        assert len(signed) == 1
+        assert signed <= set(second.submitted)
+
+
 async def test_bulk_submission_waits_for_all(tmp_path: Path) -> None:
     node = SoloNode(tmp_path / "a")
     async with running(node), client_of(node) as client:
