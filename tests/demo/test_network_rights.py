@@ -1,0 +1,122 @@
+"""The rights demo on real processes: it holds, it can be left, and it leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from node.network.homes import load_network
+from node.network.local import node_process
+from node.network.process import ProcessState
+from tests.conftest import data_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+
+def start(arguments: list[str], temporary: Path) -> "subprocess.Popen[str]":
+    """Start ``hansa`` with temporary folders below ``temporary``."""
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *arguments],
+        cwd=temporary,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(arguments: list[str], temporary: Path) -> tuple[int, dict[str, object]]:
+    with start(arguments, temporary) as process:
+        out, err = process.communicate(timeout=180)
+    assert len(out.splitlines()) == 1, err
+    document = json.loads(out)
+    assert isinstance(document, dict)
+    return process.returncode, document
+
+
+def processes_below(folder: Path) -> list[int]:
+    """Return the pids whose command line names something in this folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_a_synthetic_day_holds_and_nothing_is_left(tmp_path: Path) -> None:
+    code, document = run(["demo", "rights", "--limit", "60", "--seed", "5", "--json"], tmp_path)
+    assert document["ok"] is True, document
+    assert code == 0
+    invariants = document["invariants"]
+    assert isinstance(invariants, dict)
+    assert all(invariants.values())
+    assert document["orders_played"] == 60
+    assert processes_below(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_nine_days_hold_within_90_seconds(tmp_path: Path) -> None:
+    orders = data_folder("orders")
+    began = time.monotonic()
+    code, document = run(["demo", "rights", "--orders", str(orders), "--json"], tmp_path)
+    assert document["ok"] is True, document
+    assert code == 0
+    assert (document["lines"], document["orders_played"]) == (25_281, 848)
+    rights = document["rights"]
+    assert isinstance(rights, dict)
+    assert rights["created"] == 34_552_828
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_ends_its_processes(number: signal.Signals, tmp_path: Path) -> None:
+    with start(["demo", "rights", "--json"], tmp_path) as process:
+        wait_until(lambda: len(processes_below(tmp_path)) >= 4)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert processes_below(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keep_leaves_the_network_up_and_the_demo_can_run_on_it_again(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    arguments = ["demo", "rights", "--limit", "30", "--network", str(folder), "--json"]
+    try:
+        assert run([*arguments, "--keep"], tmp_path)[0] == 0
+        network = load_network(folder)
+        assert [node_process(home).state() for home in network.nodes] == [ProcessState.RUNNING] * 4
+        code, document = run(arguments, tmp_path)
+        assert code == 0, document
+    finally:
+        with start(["network", "down", str(folder)], tmp_path) as process:
+            process.communicate(timeout=60)
+    assert processes_below(folder) == []
+
+
+def test_bad_orders_are_a_usage_error(tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_text("InvoiceNo\n")
+    code, document = run(["demo", "rights", "--orders", str(path), "--json"], tmp_path)
+    assert code == 2
+    error = document["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "bad_orders"
