@@ -265,6 +265,8 @@ class LyingBackend(NodeBackend):
                 return replace(proof, certificate=self._certificate_short_of_one(proof))
             case "other receipt":
                 return super().prove_receipt(Location(1, 0, 0, 1), 0)
+            case "other call":
+                return super().prove_receipt(location, 0)
         return proof
 
     def prove_state(self, key: bytes) -> Proof:
@@ -307,6 +309,17 @@ async def test_a_node_that_lies_about_a_receipt_is_caught(tmp_path: Path, lie: s
         with pytest.raises(PeerError) as caught:
             await client.call(signer("user-b"), "tokens", "transfer", to_shop(1))
         assert caught.value.code == code
+
+
+async def test_a_node_that_shows_one_calls_receipt_for_another_is_caught(tmp_path: Path) -> None:
+    node = LyingNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        node.backend.lie = "other call"  # type: ignore[attr-defined]
+        calls = [make_call("tokens", "transfer", to_shop(amount)) for amount in (1, 5_000)]
+        with pytest.raises(PeerError) as caught:
+            await client.call_many(signer("user-b"), calls, mode=EACH)
+        assert caught.value.code == "bad_proof"
 
 
 @pytest.mark.parametrize("lie", ["value", "absence", "other key"])
