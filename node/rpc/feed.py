@@ -7,16 +7,20 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import trio
 
 from consensus.ledger.errors import PeerError, StorageError
-from consensus.ledger.transaction import Transaction, decode_transaction_untrusted
+from consensus.ledger.receipt import OK
+from consensus.ledger.transaction import decode_transaction_untrusted
 from node.rpc.backend import Backend, Committed
 from node.rpc.protocol import Json
-from node.rpc.render import block_json, event_json, hex_of, transactions_json
+from node.rpc.render import block_json, event_json, hex_of, transaction_json
 
 RECENT_BLOCKS_MAX = 256
+OLD_BLOCKS_MAX = 16
+"""Blocks further back that stay in memory, those read last."""
 WAITING_MAX = 100_000
 """How many transaction ids may be waited for at a time, over all callers."""
 
@@ -33,26 +37,33 @@ class CommittedView:
         return self.committed.block.height
 
     @cached_property
-    def transactions(self) -> tuple[Transaction, ...]:
-        """The decoded transactions.
-
-        Raises:
-            StorageError: ``corrupted``; a committed block holds nothing that does not decode.
-        """
-        try:
-            return tuple(decode_transaction_untrusted(raw) for raw in self.committed.block.transactions)
-        except PeerError as error:
-            raise StorageError("corrupted", f"block {self.height} holds a broken transaction: {error}") from None
-
-    @cached_property
     def block(self) -> dict[str, Json]:
         """The block as JSON."""
         return block_json(self.committed)
 
     @cached_property
-    def transaction_items(self) -> list[Json]:
-        """The transactions as JSON, each with ``height`` and ``index``."""
-        return transactions_json(self.committed, self.transactions)
+    def transaction_items(self) -> list[dict[str, Json]]:
+        """All transactions as JSON."""
+        return [self.transaction_item(index) for index in range(len(self.committed.transaction_ids))]
+
+    def transaction_item(self, index: int) -> dict[str, Json]:
+        """Return one transaction as JSON, with its place and the number of its failed receipts.
+
+        Raises:
+            StorageError: ``corrupted``; a committed block holds nothing that does not decode.
+        """
+        try:
+            transaction = decode_transaction_untrusted(self.committed.block.transactions[index])
+        except PeerError as error:
+            raise StorageError("corrupted", f"block {self.height} holds a broken transaction: {error}") from None
+        place = self._receipt_places[index]
+        receipts = self.committed.receipts[place : place + self.committed.receipt_counts[index]]
+        failed = sum(receipt.status != OK for receipt in receipts)
+        return {**transaction_json(transaction), "height": self.height, "index": index, "failedCount": failed}
+
+    @cached_property
+    def _receipt_places(self) -> list[int]:
+        return [0, *accumulate(self.committed.receipt_counts)]
 
     @cached_property
     def event_items(self) -> list[dict[str, Json]]:
@@ -88,7 +99,8 @@ class Feed:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._recent: OrderedDict[int, CommittedView] = OrderedDict()
+        self._recent: dict[int, CommittedView] = {}
+        self._old: OrderedDict[int, CommittedView] = OrderedDict()
         self._tickets: dict[bytes, list[_Ticket]] = {}
         self._advanced = trio.Event()
         self.height = backend.head().header.height
@@ -111,7 +123,7 @@ class Feed:
 
     def view(self, height: int) -> CommittedView | None:
         """Return a committed block, from memory when it is recent; None above the head or when pruned."""
-        view = self._recent.get(height)
+        view = self._recent.get(height) or self._old.get(height)
         if view is not None:
             return view
         committed = self._backend.final.committed(height)
@@ -122,6 +134,10 @@ class Feed:
             self._recent[height] = view
             if len(self._recent) > RECENT_BLOCKS_MAX:
                 del self._recent[min(self._recent)]
+        else:
+            self._old[height] = view
+            if len(self._old) > OLD_BLOCKS_MAX:
+                self._old.popitem(last=False)
         return view
 
     async def wait_above(self, height: int) -> None:

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 import msgspec
+import trio
 
 from consensus.ledger.block import Block
 from consensus.ledger.errors import PeerError
@@ -78,7 +79,7 @@ async def get_block(context: Context, params: GetBlock) -> Json:
     view = context.view(context.backend.head().header.height if height is None else height)
     result = _block(view, with_raw=params.raw)
     if params.transactions:
-        result["transactions"] = view.transaction_items
+        result["transactions"] = [*view.transaction_items]
     if params.prove:
         result["proof"] = proof_json(context.backend.prove_block(view.height))
     return result
@@ -126,13 +127,11 @@ async def get_transaction(context: Context, params: GetTransaction) -> Json:
     """A final transaction with its place, receipts and raw bytes."""
     location = _locate(context, params.id)
     view = context.view(location.height)
-    transaction = view.transactions[location.index]
-    item = view.transaction_items[location.index]
-    result: dict[str, Json] = dict(item) if isinstance(item, dict) else {}
+    result = view.transaction_item(location.index)
     result |= {
         "blockHash": hex_of(view.committed.block.hash),
         "timeMs": view.committed.block.header.time_ms,
-        "raw": hex_of(transaction.raw),
+        "raw": hex_of(view.committed.block.transactions[location.index]),
         "receipts": [receipt_json(receipt) for receipt in receipts_at(view, location)],
     }
     if params.prove:
@@ -201,8 +200,8 @@ async def get_history(context: Context, params: GetHistory) -> Json:
     entries = context.backend.final.history(address, before=before, limit=params.limit)
     items: list[Json] = []
     for entry in entries:
-        view = context.view(entry.height)
-        items.append(view.transaction_items[entry.index])
+        items.append(context.view(entry.height).transaction_item(entry.index))
+        await trio.lowlevel.checkpoint()  # each may have read a whole block
     last = entries[-1] if len(entries) == params.limit else None
     return {"items": items, "cursor": None if last is None else cursor_text(last.height, last.index)}
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
+import trio
 
 from consensus.ledger.errors import PeerError
 from consensus.ledger.transaction import decode_transaction_untrusted
@@ -16,6 +17,8 @@ from node.rpc.schema import HashHex, Params
 
 SUBMIT_MAX = 2_000
 WAIT_MS_MAX = 60_000
+SLICE = 32
+"""Outcomes looked up at a stretch, before consensus gets its turn again."""
 
 RawText = str
 
@@ -75,7 +78,11 @@ async def wait(context: Context, params: Wait) -> Json:
     texts = [params.ids] if isinstance(params.ids, str) else params.ids
     ids = [hex_untrusted(text) for text in texts]
     await context.feed.wait_final(ids, timeout_ms=params.timeout_ms)
-    results: list[Json] = [_outcome(context, item, with_receipts=params.receipts) for item in ids]
+    results: list[Json] = []
+    for index, item in enumerate(ids):
+        results.append(_outcome(context, item, with_receipts=params.receipts))
+        if index % SLICE == SLICE - 1:
+            await trio.lowlevel.checkpoint()
     return results[0] if isinstance(params.ids, str) else results
 
 

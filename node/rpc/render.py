@@ -6,7 +6,7 @@ any of them may be an amount and none says so; ``raw`` beside a value is its can
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 from consensus.ledger.block import Header
@@ -248,24 +248,6 @@ def cursor_of(text: str) -> tuple[int, int]:
     """Return the place of a cursor, whose shape the parameters' schema has checked."""
     height, _, index = text.partition(":")
     return int(height), int(index)
-
-
-def transactions_json(committed: Committed, transactions: Sequence[Transaction]) -> list[Json]:
-    """Return each transaction of a block with its place and the number of failed receipts."""
-    items: list[Json] = []
-    place = 0
-    for index, (transaction, count) in enumerate(zip(transactions, committed.receipt_counts, strict=True)):
-        failed = sum(receipt.status != OK for receipt in committed.receipts[place : place + count])
-        place += count
-        items.append(
-            {
-                **transaction_json(transaction),
-                "height": committed.block.height,
-                "index": index,
-                "failedCount": failed,
-            }
-        )
-    return items
 
 
 def _decimal_untrusted(text: str) -> int:

@@ -31,6 +31,9 @@ from node.rpc.subscriptions import Subscription, first_place
 
 OUTBOX_BYTES_MAX = 4 * 1024 * 1024
 IN_FLIGHT_MAX = 4_096
+"""Requests of one session that may be under way."""
+IN_FLIGHT_BYTES_MAX = 8 * 1024 * 1024
+"""Size of their messages together."""
 SUBSCRIPTIONS_MAX = 32
 
 
@@ -74,6 +77,29 @@ class Outbox:
         self._changed = trio.Event()
 
 
+class Room:
+    """What a session may have under way; ``enter`` waits for room, so that its peer is read no further."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._size = 0
+        self._changed = trio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Take a place for a message of this size; one that alone exceeds the bound enters an empty room."""
+        while self._count and (self._count >= IN_FLIGHT_MAX or self._size + size > IN_FLIGHT_BYTES_MAX):
+            await self._changed.wait()
+        self._count += 1
+        self._size += size
+
+    def leave(self, size: int) -> None:
+        """Give the place back."""
+        self._count -= 1
+        self._size -= size
+        self._changed.set()
+        self._changed = trio.Event()
+
+
 class Session:
     """A WebSocket's life, from accept to close."""
 
@@ -83,7 +109,7 @@ class Session:
         self._context: Context = dispatcher.context_for(self)
         self._outbox = Outbox()
         self._spawn = nursery.start_soon
-        self._room = trio.Semaphore(IN_FLIGHT_MAX)
+        self._room = Room()
         self._subscriptions: dict[int, trio.CancelScope] = {}
         self._next_subscription = 1
 
@@ -93,11 +119,12 @@ class Session:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            await self._room.acquire()
             text, data = message.get("text"), message.get("bytes")
             if data is not None:
+                await self._room.enter(len(data))
                 self._spawn(self._answer_frame, data)
             elif text is not None:
+                await self._room.enter(len(text))
                 self._spawn(self._answer_text, text)
 
     async def write(self) -> None:
@@ -122,7 +149,7 @@ class Session:
         else:
             await self._reply(await self._answer_entries(body.entries, is_batch=body.is_batch))
         finally:
-            self._room.release()
+            self._room.leave(len(text))
 
     async def _answer_entries(self, entries: tuple[Request | Faulty, ...], *, is_batch: bool) -> bytes:
         if is_batch:
@@ -140,7 +167,7 @@ class Session:
             except PeerError as error:
                 await self._reply(error_bytes(frame.id, error))
         finally:
-            self._room.release()
+            self._room.leave(len(data))
 
     async def _submit(self, frame: _Frame) -> None:
         self._dispatcher.metrics.transactions.inc(len(frame.transactions))

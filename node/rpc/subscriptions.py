@@ -82,11 +82,7 @@ class Subscription:
                 return [{**view.block, "index": 0}]
             case "transactions":
                 wanted = self.selection
-                return [
-                    item
-                    for item in view.transaction_items
-                    if isinstance(item, dict) and wanted.sender in ("", item["sender"])
-                ]
+                return [item for item in view.transaction_items if wanted.sender in ("", item["sender"])]
             case _:
                 return [item for item in view.event_items if self.selection.takes_event(item)]
 

@@ -215,6 +215,18 @@ async def test_the_outbox_is_bounded_in_bytes(autojump_clock: trio.testing.MockC
     assert len(await box.take()) == 2 * OUTBOX_BYTES_MAX
 
 
+async def test_requests_under_way_are_bounded_in_bytes(node: TestNode, server: Server) -> None:
+    """While as much as is allowed waits, nothing more is read; what was sent is answered in the end."""
+    padding = ["0x" + "00" * 32] * 2_000
+    async with websocket(server) as client:
+        for number in range(70):  # 140 kB each
+            await client.send("tx_wait", number, ids=padding, timeoutMs=400, receipts=False)
+        await client.send("chain_status", 1_000)
+        answers = [(await client.next())["id"] for _ in range(71)]
+    assert set(answers) == {*range(70), 1_000}
+    assert answers[0] != 1_000
+
+
 async def test_many_wait_for_one_block(node: TestNode, server: Server) -> None:
     node.commit([node.money()])
     transfers = [node.transfer(number) for number in range(50)]
