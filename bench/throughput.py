@@ -70,12 +70,12 @@ def main(
         accounts: among how many accounts units are transferred.
 
     Raises:
-        LocalError: ``unknown_row``.
+        LocalError: ``bad_arguments``.
         HansaError: a transaction was refused or failed: there are no figures then.
     """
     names = [row.name for row in ROWS]
     if unknown := [name for name in rows if name not in names]:
-        raise LocalError("unknown_row", f"{unknown[0]} is none of {', '.join(names)}")
+        raise LocalError("bad_arguments", f"{unknown[0]} is none of {', '.join(names)}")
     chosen = [row for row in ROWS if not rows or row.name in rows]
     report = trio.run(_measure, chosen, seconds, validators, accounts)
     if as_json:

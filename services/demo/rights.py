@@ -131,7 +131,7 @@ async def _perform(plan: Plan, open_network: OpenNetwork, chain_opener: OpenChai
             started = time.monotonic()
             names = list(consortium.urls)
             if len(names) < 4:
-                raise LocalError("too_few_validators", "one of at least 4 validators may fail at a time")
+                raise LocalError("bad_validators", "one of at least 4 validators may fail at a time")
             async with chain_opener(consortium.genesis, consortium.urls, names[:1]) as chain:
                 performance = Performance(plan, consortium, chain, watch)
                 await performance.play()

@@ -22,7 +22,7 @@ def test_a_verification_takes_microseconds() -> None:
 def test_an_unknown_row_is_refused() -> None:
     with pytest.raises(LocalError) as caught:
         main(rows=["double"])
-    assert caught.value.code == "unknown_row"
+    assert caught.value.code == "bad_arguments"
 
 
 @pytest.mark.network

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 
-def start(arguments: list[str], temporary: Path) -> "subprocess.Popen[str]":
-    """Start ``hansa`` with temporary folders below ``temporary``."""
-    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+def start(arguments: list[str], temporary: Path, errors: int = subprocess.PIPE) -> "subprocess.Popen[str]":
+    """Start ``hansa`` with temporary folders below ``temporary``, standard error on a pipe or a terminal."""
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "COLUMNS": "120", "TERM": "xterm"}
     return subprocess.Popen(
         [sys.executable, "-m", "cli.main", *arguments],
         cwd=temporary,
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
 
@@ -54,11 +53,13 @@ def processes_below(folder: Path) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+def read_until(terminal: int, text: bytes) -> None:
+    """Read what a program shows on its terminal until a text appears."""
+    shown = b""
+    while text not in shown:
+        part = os.read(terminal, 4_096)
+        assert part, shown
+        shown += part
 
 
 def test_a_synthetic_day_holds_and_nothing_is_left(tmp_path: Path) -> None:
@@ -88,11 +89,16 @@ def test_the_nine_days_hold_within_90_seconds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_ends_its_processes(number: signal.Signals, tmp_path: Path) -> None:
-    with start(["demo", "rights", "--json"], tmp_path) as process:
-        wait_until(lambda: len(processes_below(tmp_path)) >= 4)
+    ours, theirs = os.openpty()
+    with start(["demo", "rights"], tmp_path, errors=theirs) as process:
+        os.close(theirs)
+        read_until(ours, b"was killed (SIGKILL)")
+        assert len(processes_below(tmp_path)) >= 3
         process.send_signal(number)
-        process.communicate(timeout=60)
-    assert process.returncode != 0
+        out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 130
+    assert out == ""
     assert processes_below(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
