@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from services.demo.invariants import Facts
+from services.demo.chain import Seal
+from services.demo.invariants import Accident, Facts
 from services.demo.orders import LineClass, format_pounds
 from services.demo.rights_machine import Kind, Schedule
 
@@ -25,6 +27,9 @@ _CLASS_TITLES = {
     LineClass.CANCEL_NONE: "cancellations that match nothing",
     LineClass.CANCEL_NO_CUSTOMER: "cancellations without customer",
 }
+
+
+_RIGHTS_TITLES = {"clawedBack": "clawed back", "debt": "owed"}
 
 
 class Watch:
@@ -57,14 +62,54 @@ def open_watch(*, is_quiet: bool) -> Iterator[Watch]:
         yield Watch(progress)
 
 
-def card_figures(facts: Facts, schedule: Schedule, *, source: str, seed: int) -> dict[str, object]:
-    """Return the card's figures by name, ready for JSON; amounts are integers in pence, a right is one penny."""
-    book = facts.book
-    rights = {name: value - facts.before.as_map()[name] for name, value in facts.after.as_map().items()}
-    seals = [node.seal for node in facts.nodes.values()]
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the card says. Times in seconds; ``place`` says what became of the network."""
+
+    facts: Facts
+    schedule: Schedule
+    source: str
+    seed: int
+    proven_count: int
+    start_s: float
+    play_s: float
+    place: str
+
+    @property
+    def call_count(self) -> int:
+        """How many calls were sent."""
+        return sum(len(sent.batch.events) for sent in self.facts.sent)
+
+    @property
+    def rights(self) -> dict[str, int]:
+        """By how much each of the contract's figures grew."""
+        before = self.facts.before.as_map()
+        return {name: value - before[name] for name, value in self.facts.after.as_map().items()}
+
+    @property
+    def later_view_count(self) -> int:
+        """How many blocks another primary than the first one brought about."""
+        return sum(1 for block in self.facts.blocks if block.view > 0)
+
+    @property
+    def events(self) -> dict[str, int]:
+        """How many events of each kind there are, and how many come twice."""
+        return {kind.value: self.schedule.count(kind) for kind in Kind} | {"repeated": self.schedule.repeat_count}
+
+    @property
+    def seal(self) -> Seal:
+        """The first node's newest sealed state."""
+        return next(iter(self.facts.nodes.values())).seal
+
+
+def report_json(report: Report, invariants: Mapping[str, bool]) -> dict[str, object]:
+    """Return the object that ``--json`` prints; amounts are integers in pence, and a right is one penny."""
+    facts, book = report.facts, report.facts.book
     return {
-        "source": source,
-        "seed": seed,
+        "ok": all(invariants.values()),
+        "invariants": dict(invariants),
+        "source": report.source,
+        "seed": report.seed,
         "lines": book.line_count,
         "duplicate_lines": book.duplicate_count,
         "invoices": book.invoice_count,
@@ -74,33 +119,36 @@ def card_figures(facts: Facts, schedule: Schedule, *, source: str, seed: int) ->
             for kind, tally in book.classes.items()
         },
         "cancel_invoices": dict(book.cancel_invoices),
-        "orders_played": schedule.count(Kind.CREATE),
-        "events": {kind.value: schedule.count(kind) for kind in Kind} | {"repeated": schedule.repeat_count},
+        "orders_played": report.schedule.count(Kind.CREATE),
+        "events": report.events,
         "users": len(facts.expected),
-        "rights": rights,
+        "rights": report.rights,
         "quota": facts.quota,
         "transactions": len(facts.sent),
-        "calls": sum(len(sent.batch.events) for sent in facts.sent),
+        "calls": report.call_count,
         "blocks": len(facts.blocks),
-        "later_view_blocks": sum(1 for block in facts.blocks if block.view > 0),
-        "killed": _accident(facts.killed.node, facts.killed.from_height, facts.killed.to_height),
-        "frozen": _accident(facts.frozen.node, facts.frozen.from_height, facts.frozen.to_height),
+        "later_view_blocks": report.later_view_count,
+        "killed": _accident_json(facts.killed),
+        "frozen": _accident_json(facts.frozen),
         "height": max(node.height for node in facts.nodes.values()),
-        "sealed_height": seals[0].height,
-        "state_root": "0x" + seals[0].root.hex(),
+        "sealed_height": report.seal.height,
+        "state_root": "0x" + report.seal.root.hex(),
         "nodes": list(facts.nodes),
+        "proven_receipts": report.proven_count,
+        "start_seconds": round(report.start_s, 1),
+        "play_seconds": round(report.play_s, 1),
+        "network": report.place,
     }
 
 
-def draw_card(figures: Mapping[str, object], invariants: Mapping[str, bool]) -> None:
+def draw_card(report: Report, invariants: Mapping[str, bool]) -> None:
     """Print the card."""
     console = Console(file=sys.stdout, highlight=False)
-    console.print(_lines_table(figures))
-    fields = _fields(figures)
+    console.print(_lines_table(report))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in fields.items():
+    for name, value in _fields(report).items():
         grid.add_row(name, Text(value))
     for name, holds in invariants.items():
         mark = Text("holds", "green") if holds else Text("BROKEN", "bold red")
@@ -110,52 +158,39 @@ def draw_card(figures: Mapping[str, object], invariants: Mapping[str, bool]) -> 
     console.print(Panel(grid, title=f"[bold]{title}[/]", border_style="green" if ok else "red", box=box.ROUNDED))
 
 
-def _lines_table(figures: Mapping[str, object]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"Orders: {figures['source']}", title_justify="left", pad_edge=False)
+def _lines_table(report: Report) -> Table:
+    book = report.facts.book
+    table = Table(box=box.SIMPLE_HEAD, title=f"Orders: {report.source}", title_justify="left", pad_edge=False)
     table.add_column("lines by class")
     for column in ("invoices", "lines", "amount"):
         table.add_column(column, justify="right")
-    classes = figures["classes"]
     for kind, title in _CLASS_TITLES.items():
-        tally = classes[kind.value] if isinstance(classes, dict) else {}
-        if tally["lines"]:
-            table.add_row(title, str(tally["invoices"]), f"{tally['lines']:,}", format_pounds(tally["amount_pence"]))
-    total = figures["amount_pence"]
+        tally = book.classes[kind]
+        if tally.lines:
+            table.add_row(title, f"{tally.invoices:,}", f"{tally.lines:,}", format_pounds(tally.amount_pence))
     table.add_section()
-    table.add_row(
-        "all lines",
-        str(figures["invoices"]),
-        f"{figures['lines']:,}",
-        format_pounds(total if isinstance(total, int) else 0),
-    )
+    # An invoice whose lines fall into two classes stands in both rows and is counted once here.
+    table.add_row("all lines", f"{book.invoice_count:,}", f"{book.line_count:,}", format_pounds(book.amount_pence))
     return table
 
 
-def _fields(figures: Mapping[str, object]) -> dict[str, str]:
-    events, rights = figures["events"], figures["rights"]
-    killed, frozen = figures["killed"], figures["frozen"]
-    if not (isinstance(events, dict) and isinstance(rights, dict)):
-        return {}
-    if not (isinstance(killed, dict) and isinstance(frozen, dict)):
-        return {}
+def _fields(report: Report) -> dict[str, str]:
+    facts, killed, frozen = report.facts, report.facts.killed, report.facts.frozen
+    rights = {_RIGHTS_TITLES.get(name, name): value for name, value in report.rights.items()}
     return {
-        "events": ", ".join(f"{count} {name}" for name, count in events.items()),
+        "events": ", ".join(f"{count:,} {name}" for name, count in report.events.items()),
         "rights": ", ".join(f"{value:,} {name}" for name, value in rights.items()),
-        "users": f"{figures['users']} under pseudonyms",
-        "work": f"{figures['calls']} calls in {figures['transactions']} transactions, {figures['blocks']} blocks, "
-        f"{figures['play_seconds']} s after {figures['start_seconds']} s of start",
-        "killed": f"{killed['node']} at height {killed['from_height']}, back at {killed['to_height']}",
-        "frozen": f"{frozen['node']}, primary at height {frozen['from_height']}, woken at {frozen['to_height']}; "
-        f"{figures['later_view_blocks']} blocks by another primary",
-        "proofs": f"{figures['proven_receipts']} receipts checked down from genesis",
-        "state": f"{figures['state_root']} sealed at {figures['sealed_height']} by all {len(_list(figures['nodes']))}",
-        "network": str(figures["network"]),
+        "users": f"{len(facts.expected)} under pseudonyms",
+        "work": f"{report.call_count:,} calls in {len(facts.sent)} transactions, {len(facts.blocks)} blocks, "
+        f"{report.play_s:.1f} s after {report.start_s:.1f} s of start",
+        "killed": f"{killed.node} at height {killed.from_height}, back at {killed.to_height}",
+        "frozen": f"{frozen.node}, primary after height {frozen.from_height}, woken at {frozen.to_height}; "
+        f"{report.later_view_count} blocks by another primary",
+        "proofs": f"{report.proven_count} receipts checked down from genesis",
+        "state": f"0x{report.seal.root.hex()} sealed at {report.seal.height} by all {len(facts.nodes)}",
+        "network": report.place,
     }
 
 
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
-
-
-def _accident(node: str, from_height: int, to_height: int) -> dict[str, object]:
-    return {"node": node, "from_height": from_height, "to_height": to_height}
+def _accident_json(accident: Accident) -> dict[str, object]:
+    return {"node": accident.node, "from_height": accident.from_height, "to_height": accident.to_height}

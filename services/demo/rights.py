@@ -30,7 +30,7 @@ from consensus.ledger.transaction import Transaction, make_call
 from services.client.errors import Unreachable
 from services.client.keystore import Signer
 from services.client.tasks import single_errors
-from services.demo.card import Watch, card_figures, draw_card, open_watch
+from services.demo.card import Report, Watch, draw_card, open_watch, report_json
 from services.demo.chain import Chain, Seal, open_chain
 from services.demo.invariants import Accident, Facts, NodeFacts, Sent, judge
 from services.demo.network import Consortium, OpenNetwork
@@ -138,21 +138,22 @@ async def _perform(plan: Plan, open_network: OpenNetwork, chain_opener: OpenChai
                 played = time.monotonic()
                 facts = await performance.gather()
                 proven = await performance.prove()
-            place = consortium.place
+            report = Report(
+                facts=facts,
+                schedule=plan.schedule,
+                source=plan.source,
+                seed=plan.seed,
+                proven_count=proven,
+                start_s=started - began,
+                play_s=played - started,
+                place=consortium.place,
+            )
     invariants = judge(facts)
-    figures = card_figures(facts, plan.schedule, source=plan.source, seed=plan.seed)
-    figures |= {
-        "proven_receipts": proven,
-        "start_seconds": round(started - began, 1),
-        "play_seconds": round(played - started, 1),
-        "network": place,
-    }
-    ok = all(invariants.values())
     if as_json:
-        click.echo(json.dumps({"ok": ok, "invariants": invariants, **figures}))
+        click.echo(json.dumps(report_json(report, invariants)))
     else:
-        draw_card(figures, invariants)
-    return 0 if ok else 1
+        draw_card(report, invariants)
+    return 0 if all(invariants.values()) else 1
 
 
 class Performance:
