@@ -11,8 +11,9 @@ from typing import Any
 import rich_click as click
 from click.exceptions import Exit
 
-from cli.output import report_error
-from consensus.ledger.errors import HansaError
+from cli.output import EXIT_INTERRUPTED, report_error
+from consensus.ledger.errors import HansaError, LocalError
+from services.client.tasks import single_errors
 
 # group or command → (where it is, what `hansa --help` says about it)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -62,22 +63,44 @@ class LazyGroup(click.RichGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours becomes one line and an exit code."""
         try:
-            return super().invoke(ctx)
+            with single_errors():
+                return super().invoke(ctx)
         except HansaError as error:
             ctx.exit(report_error(error))
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
-            ctx.exit(130)
-        except (Exit, click.ClickException, click.Abort, OSError):
+            ctx.exit(EXIT_INTERRUPTED)
+        except (Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
         except Exception as error:  # the border of the program: people get a line, HANSA_DEBUG=1 a traceback
             if os.environ.get("HANSA_DEBUG"):
                 raise
-            ctx.exit(report_error(HansaError("internal", f"{type(error).__name__}: {error} (HANSA_DEBUG=1 says more)")))
+            ctx.exit(report_error(_described(error)))
+
+
+def _described(error: Exception) -> HansaError:
+    """Return what is said of an error that is not ours: the disk's refusals plainly, anything else as a bug."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return LocalError("file_error", f"{error.filename}: {error.strerror}")
+    return HansaError("internal", f"{type(error).__name__}: {error} (HANSA_DEBUG=1 says more)")
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"hansa {version('hansa')}")
+    except PackageNotFoundError:
+        click.echo("hansa, not installed: run from its source")
+    ctx.exit()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hansa", prog_name="hansa")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
 def cli() -> None:
     """Hansa: a permissioned blockchain for consortiums.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 # what the machine or the network refuses, though the command was right
 _REFUSALS = {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import COMMANDS
+from services.client.keystore import KeyStore
 from tests.cli.support import answer, fault, hansa
 
 HELP_CPU_S_MAX = 0.3
@@ -145,3 +146,28 @@ def test_a_broken_genesis_file_is_named(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     proof.write_text("{}")
     assert fault(hansa("proof", "verify", str(proof), "--genesis", str(broken)), 1) == "malformed"
+
+
+def test_the_version_and_the_completion_script_are_printed() -> None:
+    assert hansa("--version").stdout.startswith("hansa")
+    script = hansa(_HANSA_COMPLETE="bash_source").stdout
+    assert "_hansa_completion" in script
+    words = {"_HANSA_COMPLETE": "bash_complete", "COMP_WORDS": "hansa net", "COMP_CWORD": "1"}
+    assert hansa(**words).stdout.split() == ["plain,network"]
+    words = {"_HANSA_COMPLETE": "bash_complete", "COMP_WORDS": "hansa network re", "COMP_CWORD": "2"}
+    assert hansa(**words).stdout.split() == ["plain,reset"]
+
+
+def test_a_bug_is_one_line_and_a_traceback_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: KeyStore) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(KeyStore, "entries", broken)
+    assert fault(hansa("key", "list", "--keys", "."), 1) == "internal"
+    assert isinstance(hansa("key", "list", "--keys", ".", HANSA_DEBUG="1").exception, RuntimeError)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    keys = str(tmp_path / "file" / "keys")
+    assert fault(hansa("key", "new", "shop", "--keys", keys, HANSA_PASSPHRASE="p"), 2) == "file_error"
