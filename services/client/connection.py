@@ -381,8 +381,7 @@ def _result(incoming: _Incoming, kind: type[T], what: str) -> T:
 
 
 def _refusal(error: _ErrorObject) -> Refused:
-    names = {-32700: "malformed", -32600: "bad_request", -32601: "unknown_rpc_method", -32602: "bad_parameters"}
-    code = error.data.code if error.data is not None and error.data.code else names.get(error.code, "node_error")
+    code = error.data.code if error.data is not None and error.data.code else "node_error"
     return Refused(code, error.message)
 
 
