@@ -52,6 +52,8 @@ LANE_COUNT = 8
 CALLS_MAX = 20
 FRAME_TRANSACTIONS = 4
 FINAL_TIMEOUT_MS = 60_000
+TURNS_MAX = 12
+"""How many blocks are made for the sake of a turn where the schedule has no more events."""
 AGREE_ATTEMPTS = 100
 AGREE_PAUSE_S = 0.1
 PROVEN_TRANSACTIONS = 3
@@ -192,6 +194,8 @@ class Performance:
         await self._play_frozen(math.ceil(total / 40))
         self._watch.say("all validators are back; the rest of the day")
         await self._send_and_wait(len(self._batches))
+        while self._killed and await self._chain.height_at(self._stable) < self._killed.to_height + TURNS_MAX:
+            await self._pass_turn()  # a short day ends before the returned validator's turn to propose
         campaign = await self._ask("campaign", {"campaign": self._campaign})
         left = _integers(campaign)["quota"] - _integers(campaign)["created"] + _integers(campaign)["revoked"]
         probe: dict[str, Value] = {"campaign": self._campaign, "order": f"{self._plan.run}-probe", "user": "probe"}
@@ -218,14 +222,15 @@ class Performance:
         """Freeze whoever is the primary, go on until another has taken its place, and wake it."""
         spared = (self._stable, self._names[-1])  # whom the demo talks to, and who had its accident
         while (primary := await self._chain.primary_at(self._stable)).primary in spared:
-            await self._send_and_wait(1)
+            await self._pass_turn()
         self._consortium.freeze(primary.primary)
         height = await self._chain.height_at(self._stable)
         self._watch.say(f"{primary.primary}, the primary, was frozen (SIGSTOP); the others replace it")
         try:
-            replaced = False
-            while self._batches and not replaced:
-                await self._send_and_wait(step)
+            replaced, turns = False, 0
+            while not replaced and (self._batches or turns < TURNS_MAX):
+                turns += 1
+                await (self._send_and_wait(step) if self._batches else self._pass_turn())
                 now = await self._chain.height_at(self._stable)
                 blocks = await self._chain.blocks_at(self._stable, first=height + 1, last=now)
                 replaced = any(block.view > 0 for block in blocks)
@@ -315,6 +320,10 @@ class Performance:
             raise PeerError(codes[0], f"the network refuses {method}")
         await self._chain.wait_final([transaction.id], timeout_ms=FINAL_TIMEOUT_MS)
         return transaction.id
+
+    async def _pass_turn(self) -> None:
+        """Make a block without an event of the schedule: a new version of the campaign's rule, the same as before."""
+        await self._one_call("change_rule", {"campaign": self._campaign})
 
     async def _number(self, lane: bytes) -> int:
         if lane not in self._next:

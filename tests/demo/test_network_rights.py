@@ -105,7 +105,7 @@ def test_an_interrupted_demo_ends_its_processes(number: signal.Signals, tmp_path
 
 def test_keep_leaves_the_network_up_and_the_demo_can_run_on_it_again(tmp_path: Path) -> None:
     folder = tmp_path / "net"
-    arguments = ["demo", "rights", "--limit", "30", "--network", str(folder), "--json"]
+    arguments = ["demo", "rights", "--limit", "1", "--network", str(folder), "--json"]
     try:
         assert run([*arguments, "--keep"], tmp_path)[0] == 0
         network = load_network(folder)

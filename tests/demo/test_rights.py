@@ -89,9 +89,10 @@ def test_the_card_says_what_is_broken(capsys: pytest.CaptureFixture[str]) -> Non
     assert shown.err == ""
 
 
-def test_a_few_orders_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
-    code, document = run_demo(Replicas(), capsys, limit=20)
-    assert document["orders_played"] == 20
+@pytest.mark.parametrize("limit", [1, 2, 20])
+def test_a_few_orders_are_enough(limit: int, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = run_demo(Replicas(), capsys, limit=limit)
+    assert document["orders_played"] == limit
     assert document["ok"] is True, document["invariants"]
     assert code == 0
 
