@@ -1,0 +1,223 @@
+"""What must hold whatever happens. Checkers see what correct nodes send, write and commit, and nothing inside them.
+
+The exception is the memory bound, which walks the engine's containers.
+"""
+
+from dataclasses import dataclass, field
+
+from consensus.ledger.errors import HansaError
+from consensus.ledger.ids import NodeName
+from consensus.ledger.validators import Certificate, ValidatorSet
+from consensus.pbft.certificates import check_commit_certificate_untrusted
+from consensus.pbft.engine import Engine
+from consensus.pbft.events import Evidence, Penalise
+from consensus.pbft.messages import Commit, Message, NewView, Prepare, PrePrepare, ViewChange
+from consensus.pbft.roster import Roster
+from consensus.pbft.signing import Verifier
+from consensus.pbft.vote_log import VoteLog
+from node.chain import Candidate
+from node.storage import layout
+from tests.sim.disk import Disk
+
+CONTAINER_ITEMS_BASE = 64
+CONTAINER_ITEMS_PER_VALIDATOR = 8
+
+
+class Violation(Exception):
+    """A guarantee does not hold. ``rule`` names which."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(f"{rule}: {message}")
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Something that a node signed and may say once only: for (kind, height, view) one content."""
+
+    kind: str
+    height: int
+    view: int
+    content: object
+
+
+def statement_of(message: Message, sender: NodeName, primary: NodeName | None) -> Statement | None:
+    """Return what its sender says in a message in its own name, None when it only passes something on."""
+    match message:
+        case PrePrepare() if primary == sender:
+            return Statement("proposal", message.height, message.view, message.block.header.hash())
+        case Prepare() if message.signer == sender:
+            return Statement("prepare", message.height, message.view, message.block_hash)
+        case Commit() if message.signer == sender:
+            return Statement("commit", message.height, message.view, message.block_hash)
+        case ViewChange() if message.vote.signer == sender:
+            vote = message.vote
+            claim = None if vote.claim is None else (vote.claim.view, vote.claim.block_hash)
+            return Statement("view-change", vote.height, vote.view, claim)
+        case NewView() if primary == sender:
+            return Statement("new-view", message.height, message.view, message.signature)
+        case _:
+            return None
+
+
+@dataclass(slots=True)
+class _Said:
+    """What one node said at one height."""
+
+    contents: dict[tuple[str, int], object] = field(default_factory=dict)
+    view_left: int = 0
+    """Everything below was left by a view change."""
+    committed_view: int = -1
+
+
+class Checkers:
+    """All rules over one schedule. ``correct`` names the nodes that follow the protocol."""
+
+    def __init__(self, validators: ValidatorSet, verifier: Verifier, correct: list[NodeName]) -> None:
+        self._validators = validators
+        self._roster = Roster(validators, verifier)
+        self.correct = correct
+        self._keys = {NodeName(item.name): item.vote_key for item in validators.validators}
+        self._said: dict[tuple[NodeName, int], _Said] = {}
+        self.blocks: dict[int, bytes] = {}
+        """Height → the one hash."""
+        self.transactions: dict[bytes, int] = {}
+        """Id → the one height."""
+        self.acknowledged: dict[NodeName, int] = dict.fromkeys(correct, 0)
+        """Node → the height up to which it told anyone that blocks are final."""
+        self.evidence = 0
+
+    # -- what is said ----------------------------------------------------------------------------------
+
+    def sent(self, sender: NodeName, message: Message, disk: Disk) -> None:
+        """Check a message at the moment when a correct node sends it."""
+        view = message.view if isinstance(message, PrePrepare | NewView) else None
+        primary = None if view is None else self._validators.primary(message.height, view)  # type: ignore[union-attr]
+        statement = statement_of(message, sender, primary)
+        if statement is None:
+            return
+        said = self._said.setdefault((sender, statement.height), _Said())
+        key = (statement.kind, statement.view)
+        if key in said.contents:
+            if said.contents[key] != statement.content:
+                raise Violation("double_vote", f"{sender} says two things as {statement}, first {said.contents[key]!r}")
+            return
+        said.contents[key] = statement.content
+        self._check_order(sender, said, statement)
+        self._check_durable(sender, statement, disk)
+
+    def _check_order(self, sender: NodeName, said: _Said, statement: Statement) -> None:
+        """A view left is left for good, and a view change names the newest commit."""
+        if statement.view < said.view_left:
+            raise Violation("vote_in_left_view", f"{sender} had left view {said.view_left - 1}: {statement}")
+        if statement.kind == "commit":
+            said.committed_view = max(said.committed_view, statement.view)
+        elif statement.kind == "view-change":
+            said.view_left = statement.view
+            claimed = statement.content[0] if isinstance(statement.content, tuple) else -1
+            if claimed < said.committed_view:
+                raise Violation("lost_claim", f"{sender} committed in view {said.committed_view}: {statement}")
+
+    def _check_durable(self, sender: NodeName, statement: Statement, disk: Disk) -> None:
+        """What is said must be in the vote log already, or its height be final."""
+        if disk.get(layout.at_height(layout.BLOCK, statement.height)) is not None:
+            return
+        records = {key[1:]: value for key, value in disk.scan(layout.VOTE)}
+        try:
+            votes = VoteLog(self._keys[sender]).restore(records, statement.height)
+        except HansaError as error:
+            raise Violation("vote_log", f"{sender}: {error}") from None
+        match statement.kind:
+            case "proposal" | "prepare":
+                kept = votes.accepted is not None and (votes.accepted.view, votes.accepted.block.header.hash()) == (
+                    statement.view,
+                    statement.content,
+                )
+            case "commit":
+                kept = votes.prepared is not None and (votes.prepared.view, votes.prepared.block_hash) == (
+                    statement.view,
+                    statement.content,
+                )
+            case "view-change":
+                kept = votes.view_change is not None and votes.view_change.vote.view == statement.view
+            case _:
+                kept = votes.new_view is not None and votes.new_view.signature == statement.content
+        if not kept:
+            raise Violation("not_durable", f"{sender} sends before it is written: {statement}")
+
+    # -- what becomes final ----------------------------------------------------------------------------
+
+    def committed(self, name: NodeName, candidate: Candidate, certificate: Certificate) -> None:
+        """Check a block that a correct node calls final."""
+        block = candidate.block
+        known = self.blocks.setdefault(block.height, block.hash)
+        if known != block.hash:
+            raise Violation("agreement", f"{name} commits another block {block.height} than others")
+        if (certificate.height, certificate.block_hash) != (block.height, block.hash):
+            raise Violation("certificate", f"{name} commits block {block.height} with the certificate of another")
+        try:
+            check_commit_certificate_untrusted(certificate, self._roster)
+        except HansaError as error:
+            raise Violation("certificate", f"{name} commits block {block.height}: {error}") from None
+        for transaction in candidate.transactions:
+            if self.transactions.setdefault(transaction.id, block.height) != block.height:
+                raise Violation("executed_once", f"{transaction.id.hex()} stands in two blocks")
+        if len({transaction.id for transaction in candidate.transactions}) != len(candidate.transactions):
+            raise Violation("executed_once", f"block {block.height} holds a transaction twice")
+        if block.height != self.acknowledged[name] + 1:
+            raise Violation("order", f"{name} commits block {block.height} after {self.acknowledged[name]}")
+        self.acknowledged[name] = block.height
+
+    def restarted(self, name: NodeName, disk: Disk) -> None:
+        """Check that a node finds on its disk whatever it acknowledged; it may find one block more."""
+        head = int.from_bytes(disk.get(layout.META_HEAD) or b"", "big")
+        if not self.acknowledged[name] <= head <= self.acknowledged[name] + 1:
+            raise Violation("acknowledged_lost", f"{name} had {self.acknowledged[name]} blocks and finds {head}")
+        self.acknowledged[name] = head
+        self.check_disk(name, disk)
+
+    def check_disk(self, name: NodeName, disk: Disk) -> None:
+        """Check that the blocks on a disk are the final ones; one of them may not be known here yet."""
+        for key, height in disk.scan(layout.BLOCK_INDEX):
+            number = int.from_bytes(height, "big")
+            if number and self.blocks.setdefault(number, key[1:]) != key[1:]:
+                raise Violation("agreement", f"{name} holds another block {number} than others")
+
+    # -- what is reported ------------------------------------------------------------------------------
+
+    def observed(self, name: NodeName, effect: Evidence | Penalise) -> None:
+        """No correct node is ever blamed by a correct one."""
+        if isinstance(effect, Evidence):
+            self.evidence += 1
+        blamed = effect.signer if isinstance(effect, Evidence) else effect.peer
+        if blamed in self.correct:
+            raise Violation("framed", f"{name} blames {blamed}: {effect}")
+
+    def check_memory(self, name: NodeName, engine: Engine) -> None:
+        """Check that nothing in an engine grows with views or messages (R16)."""
+        items_max = CONTAINER_ITEMS_BASE + CONTAINER_ITEMS_PER_VALIDATOR * self._roster.size
+        for path, count in container_sizes(engine, "engine"):
+            if count > items_max:
+                raise Violation("memory", f"{name} holds {count} items in {path}")
+
+
+_OURS = ("consensus.pbft.",)
+_OTHERS = frozenset({"config", "_config", "_verifier", "head", "roster", "_roster", "block"})
+
+
+def container_sizes(root: object, name: str, depth: int = 8) -> list[tuple[str, int]]:
+    """Return path and size of every map, list, set and queue that objects of the engine hold."""
+    found: list[tuple[str, int]] = []
+    if isinstance(root, dict | list | set | tuple) or type(root).__name__ == "deque":
+        found.append((name, len(root)))  # type: ignore[arg-type]
+        children = list(root.values()) if isinstance(root, dict) else list(root)  # type: ignore[call-overload]
+        for index, child in enumerate(children[:64]):
+            found += container_sizes(child, f"{name}[{index}]", depth - 1)
+        return found
+    if depth == 0 or not type(root).__module__.startswith(_OURS) or isinstance(root, Message):
+        return found
+    slots = getattr(type(root), "__slots__", ()) or vars(root)
+    for slot in slots:
+        if slot not in _OTHERS:
+            found += container_sizes(getattr(root, slot), f"{name}.{slot}", depth - 1)
+    return found

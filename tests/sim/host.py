@@ -1,0 +1,361 @@
+"""One machine: its disk, its clocks, whether it lives, and what runs on it."""
+
+from collections import deque
+from collections.abc import Sequence
+from random import Random
+from typing import Protocol
+
+from consensus.ledger.errors import PeerError
+from consensus.ledger.genesis import Genesis
+from consensus.ledger.ids import NodeName
+from consensus.ledger.validators import Certificate, ValidatorSet
+from consensus.pbft.config import Config
+from consensus.pbft.events import Evidence, Penalise, Received, ViewEntered
+from consensus.pbft.messages import (
+    Decided,
+    Message,
+    NewView,
+    PrePrepare,
+    Status,
+    ViewChange,
+    decode_message_untrusted,
+    encode_message,
+)
+from consensus.pbft.signing import Signer, Verifier
+from contracts.runtime.execution import Executor
+from node.chain import Candidate, Chain
+from node.driver import INBOX_EVENTS_MAX
+from node.program import NOT_VOTING
+from node.storage.store import Write
+from node.sync import response_codec, serve_request_untrusted
+from p2p.frames import FrameKind
+from tests.sim.byzantine import Parcel, Strategy
+from tests.sim.checkers import Checkers, Violation, statement_of
+from tests.sim.disk import Disk
+from tests.sim.network import Fabric
+from tests.sim.plan import Plan
+from tests.sim.process import Item, Process, Task
+from tests.sim.scheduler import Scheduler, Trace
+
+TWINS = 2
+
+
+class Crash(Exception):
+    """The machine dies here."""
+
+
+class World(Protocol):
+    """What hosts share."""
+
+    plan: Plan
+    scheduler: Scheduler
+    fabric: Fabric
+    trace: Trace
+    checkers: Checkers
+    genesis: Genesis
+    validators: ValidatorSet
+    executor: Executor
+    verifier: Verifier
+    epoch_ms: int
+
+
+class Host:
+    """A correct node, or a liar when it has strategies; twins are two hosts of one name."""
+
+    def __init__(
+        self, world: World, name: NodeName, signer: Signer, content: dict[bytes, bytes], twin: int = 0
+    ) -> None:
+        self.name = name
+        self.twin = twin
+        self.signer = signer
+        self.validators = world.validators
+        self.strategies: list[Strategy] = []
+        self.is_correct = name in world.checkers.correct
+        self.audience: frozenset[NodeName] | None = None
+        """Whom a twin hears and speaks to; None is everyone."""
+        self.world = world
+        self.random = Random(f"{world.plan.seed}/{name}/{twin}")
+        self.skew_ms = self.random.randint(-world.plan.skew_ms_max, world.plan.skew_ms_max) + 7 * twin
+        self.rate = 1_000 + self.random.randint(-world.plan.drift_permille, world.plan.drift_permille)
+        self.disk = Disk(content)
+        self.process: Process | None = None
+        self.inbox: deque[Item] = deque()
+        self.crash_countdown: int | None = None
+        """Effect boundaries until the machine dies."""
+        self.is_wiped = False
+        self._is_frozen = False
+        self._origin_ms = 0
+        self._life = 0
+        self._task: Task | None = None
+        self._is_writing = False
+        self._last_sent: tuple[Message, bytes, str] | None = None
+        self.boot()
+        world.scheduler.after(self.random.randint(0, world.plan.tick_ms), self._tick)
+
+    # -- life and death --------------------------------------------------------------------------------
+
+    @property
+    def chain(self) -> Chain | None:
+        """The running chain."""
+        return None if self.process is None else self.process.chain
+
+    @property
+    def now_ms(self) -> int:
+        """Simulated time."""
+        return self.world.scheduler.now_ms
+
+    def boot(self) -> None:
+        """Start the program on what the disk holds; nothing when it runs."""
+        if self.process is not None:
+            return
+        world = self.world
+        self._origin_ms = self.random.randint(0, 1 << 40)
+        config = Config(name=NOT_VOTING if self.is_wiped else self.name, signer=self.signer, verifier=world.verifier)
+        if self.is_correct:
+            world.checkers.restarted(self.name, self.disk)
+        self.process = Process(
+            name=self.name,
+            disk=self.disk,
+            genesis=world.genesis,
+            executor=world.executor,
+            config=config,
+            around=self,
+        )
+        self._note(f"starts at height {self.process.chain.head.header.height} view {self.process.engine.view}")
+
+    def crash(self) -> None:
+        """Lose everything but the disk, and the write under way if it is not durable."""
+        if self.process is not None:
+            self._note("crashes")
+            self._life += 1
+            self.process = self._task = self.crash_countdown = None
+            self._is_writing = False
+            self.inbox.clear()
+            self.world.scheduler.after(self.random.randint(1, self.world.plan.downtime_ms_max), self.boot)
+
+    def wipe(self, content: dict[bytes, bytes]) -> None:
+        """Lose the disk too; without its log the key never votes again."""
+        self.crash()
+        self.disk = Disk(content)
+        self.is_wiped = True
+
+    def freeze(self) -> None:
+        """Stop working; what comes in waits."""
+        self._is_frozen = True
+        self._note("freezes")
+
+    def thaw(self) -> None:
+        """Go on."""
+        if self._is_frozen:
+            self._note("thaws")
+            self._is_frozen = False
+            self._pump()
+
+    def heal(self) -> None:
+        """End everything that is wrong with the machine."""
+        self.crash_countdown = None
+        self.skew_ms = 7 * self.twin
+        self.boot()
+        self.thaw()
+
+    # -- work ------------------------------------------------------------------------------------------
+
+    def deliver(self, sender: NodeName, kind: FrameKind, payload: bytes) -> None:
+        """Take a frame from the network."""
+        process = self.process
+        if process is None or len(self.inbox) >= INBOX_EVENTS_MAX:
+            return
+        match kind:
+            case FrameKind.CONSENSUS:
+                message = decode_message_untrusted(payload)
+                for strategy in self.strategies:
+                    self._dispatch(strategy.incoming(sender, message))
+                self.inbox.append(Received(sender, message))
+            case FrameKind.TRANSACTIONS:
+                process.receive_transactions(payload)
+                self.inbox.extend(process.work_changed())
+            case FrameKind.SYNC_REQUEST:
+                self._answer(sender, payload)
+            case FrameKind.SYNC_RESPONSE:
+                chunk = process.sync.answered(sender, payload)
+                if chunk is not None:
+                    self.inbox.append(chunk)
+        self._pump()
+
+    def submit(self, raw: bytes) -> None:
+        """Take a transaction from a client."""
+        if self.process is not None and not self._is_frozen:
+            self.process.submit(raw)
+            self.inbox.extend(self.process.work_changed())
+            self._pump()
+
+    def _tick(self) -> None:
+        self.world.scheduler.after(self.world.plan.tick_ms, self._tick)
+        if self.process is None or self._is_frozen:
+            return
+        for strategy in self.strategies:
+            self._dispatch(strategy.tick())
+        self.inbox.extend(self.process.tick())
+        self._pump()
+
+    def _pump(self) -> None:
+        """Work through the inbox until a write takes time or nothing is left."""
+        try:
+            while self.process is not None and not self._is_frozen and not self._is_writing:
+                if self._task is None:
+                    if not self.inbox:
+                        return
+                    self._task = self.process.handle(self.inbox.popleft())
+                batch = next(self._task, None)
+                if batch is None:
+                    self._task = None
+                else:
+                    self._write(batch)
+        except Crash:
+            self.crash()
+        except (Violation, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if self.is_correct:
+                raise Violation("exception", f"{self.name}: {type(error).__name__}: {error}") from error
+            self.crash()
+
+    def _write(self, batch: Sequence[Write]) -> None:
+        self.boundary()
+        slowness_ms = self.world.plan.disk_ms_max
+        if slowness_ms == 0:
+            self.disk.write(batch)
+            self.boundary()
+            return
+        self._is_writing = True
+        life = self._life
+        self.world.scheduler.after(self.random.randint(0, slowness_ms), lambda: self._durable(life, batch))
+
+    def _durable(self, life: int, batch: Sequence[Write]) -> None:
+        if life != self._life:
+            return
+        self.disk.write(batch)
+        try:
+            self.boundary()
+        except Crash:
+            self.crash()
+        else:
+            self.world.scheduler.after(self.random.randint(0, 1), lambda: self._written(life))
+
+    def _written(self, life: int) -> None:
+        if life == self._life:
+            self._is_writing = False
+            self._pump()
+
+    def _answer(self, sender: NodeName, payload: bytes) -> None:
+        try:
+            answer = serve_request_untrusted(payload, self.disk)
+        except PeerError:
+            return
+        if self.strategies:
+            response = response_codec.decode_untrusted(answer)
+            for strategy in self.strategies:
+                twisted = strategy.answer(response)
+                if twisted is None:
+                    return
+                response = twisted
+            answer = response_codec.encode(response)
+        self.send_frame(sender, FrameKind.SYNC_RESPONSE, answer)
+
+    # -- what the process sees -------------------------------------------------------------------------
+
+    def wall_ms(self) -> int:
+        """Return what this machine takes for UTC."""
+        return self.world.epoch_ms + self.now_ms + self.skew_ms
+
+    def monotonic_ms(self) -> int:
+        """Return this machine's running time."""
+        return self._origin_ms + self.now_ms * self.rate // 1_000
+
+    def peers(self) -> Sequence[NodeName]:
+        """Return all other nodes."""
+        return [name for name in self.validators.names if name != self.name]
+
+    def send_message(self, to: NodeName, message: Message) -> None:
+        """Send a consensus message, as it is or as the liar wants it."""
+        if self._last_sent is None or self._last_sent[0] is not message:
+            self._check_sent(message)
+        if not self.strategies:
+            self._send(Parcel(to, message))
+            return
+        parcels = [Parcel(to, message)]
+        for strategy in self.strategies:
+            parcels = [twisted for parcel in parcels for twisted in strategy.outgoing(parcel)]
+        self._dispatch(parcels)
+
+    def _check_sent(self, message: Message) -> None:
+        if self.is_correct:
+            self.world.checkers.sent(self.name, message, self.disk)
+        elif self.is_wiped and statement_of(message, self.name, self.name) is not None:
+            raise Violation("voted_without_log", f"{self.name} sends {summary(message)} after its disk was wiped")
+
+    def _dispatch(self, parcels: list[Parcel]) -> None:
+        for parcel in parcels:
+            self._send(parcel)
+
+    def _send(self, parcel: Parcel) -> None:
+        message = parcel.message
+        if self._last_sent is None or self._last_sent[0] is not message:
+            self._last_sent = (message, encode_message(message), summary(message))
+        _, payload, text = self._last_sent
+        if self.audience is None or parcel.to in self.audience:
+            self._note(f"-> {parcel.to} {text}")
+            self.world.fabric.send(self.name, parcel.to, FrameKind.CONSENSUS, payload, parcel.delay_ms)
+
+    def send_frame(self, to: NodeName, kind: FrameKind, payload: bytes) -> None:
+        """Send anything else."""
+        if self.audience is None or to in self.audience:
+            self._note(f"-> {to} {kind.name} {len(payload)} bytes")
+            self.world.fabric.send(self.name, to, kind, payload)
+
+    def boundary(self) -> None:
+        """Die here when it is time."""
+        if self.crash_countdown is not None:
+            self.crash_countdown -= 1
+            if self.crash_countdown <= 0:
+                raise Crash
+
+    def observe(self, effect: Evidence | Penalise | ViewEntered) -> None:
+        """Take note of what the engine reports."""
+        if isinstance(effect, ViewEntered):
+            self._note(f"enters {effect.height}/{effect.view}{'' if effect.opened else ' (gathering)'}")
+            return
+        self._note(f"{type(effect).__name__} {effect.code if isinstance(effect, Penalise) else effect.kind}")
+        if self.is_correct:
+            self.world.checkers.observed(self.name, effect)
+
+    def committed(self, candidate: Candidate, certificate: Certificate) -> None:
+        """Take note of a block that is durable."""
+        block = candidate.block
+        self._note(f"commits {block.height} {block.hash.hex()[:8]} with {len(block.transactions)} transactions")
+        if self.is_correct:
+            self.world.checkers.committed(self.name, candidate, certificate)
+
+    def _note(self, what: str) -> None:
+        self.world.trace.note(self.now_ms, f"{self.name}{'*' * self.twin}", what)
+
+
+def summary(message: Message) -> str:
+    """Return what a message says in a few words."""
+    kind = type(message).__name__
+    match message:
+        case PrePrepare():
+            return f"{kind} {message.height}/{message.view} {message.block.header.hash().hex()[:8]}"
+        case ViewChange(vote=vote):
+            claim = "" if vote.claim is None else f" claims {vote.claim.view} {vote.claim.block_hash.hex()[:8]}"
+            return f"{kind} {vote.height}/{vote.view}{claim}"
+        case NewView():
+            required = "" if message.certificate is None else f" {message.certificate.block_hash.hex()[:8]}"
+            return f"{kind} {message.height}/{message.view}{required}"
+        case Decided(certificate=certificate):
+            return f"{kind} {certificate.height}/{certificate.view}"
+        case Status():
+            return f"{kind} {message.height}/{message.view} {message.has_proposal}"
+        case _:
+            view = getattr(message, "view", "-")
+            return f"{kind} {message.height}/{view} {getattr(message, 'block_hash', b'').hex()[:8]}"

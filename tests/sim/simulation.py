@@ -1,0 +1,308 @@
+"""One schedule from a seed: a safety phase with faults, then a liveness phase where they heal and liars stay."""
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+from consensus.ledger.errors import HansaError
+from consensus.ledger.ids import NodeName
+from consensus.ledger.keys import PrivateKey
+from consensus.ledger.transaction import Transaction
+from consensus.pbft.signing import KeySigner, KeyVerifier, Signer, Verifier
+from contracts.runtime.execution import Executor
+from node.chain import Chain
+from node.storage import layout
+from p2p.frames import FrameKind
+from tests.node.support import GENESIS_TIME_MS, Consortium, make_consortium, make_executor
+from tests.sim.byzantine import STRATEGIES
+from tests.sim.checkers import Checkers, Violation
+from tests.sim.clients import UNIT, Clients, latest_validity_ms
+from tests.sim.disk import Disk
+from tests.sim.host import TWINS, Host
+from tests.sim.network import Fabric
+from tests.sim.plan import Plan, draw_plan
+from tests.sim.scheduler import Action, Scheduler, Trace
+from tests.sim.signing import CheapSigner, CheapVerifier
+
+PROBES = 2
+LIVENESS_MS = 120_000
+"""Within which a probe must be final on all correct nodes once the faults have healed."""
+RETRY_MS = 1_500
+EFFECTS_UNTIL_CRASH_MAX = 60
+MEMORY_CHECK_MS = 1_000
+TWIN_AUDIENCE_MS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a schedule. ``rule`` is empty when everything held."""
+
+    seed: int
+    rule: str
+    message: str
+    trace: str
+    blocks: int
+    views: int
+    transactions: int
+    frames: int
+    evidence: int
+    probe_ms: tuple[int, ...]
+    plan: str
+
+
+@cache
+def _executor() -> Executor:
+    return make_executor()
+
+
+@cache
+def _consortium(validators: int) -> tuple[Consortium, dict[bytes, bytes]]:
+    """Return a consortium and what every node's disk holds after its first start."""
+    consortium = make_consortium(validators)
+    disk = Disk()
+    Chain(disk, consortium.genesis, _executor())
+    return consortium, disk.content
+
+
+class Simulation:
+    """All hosts of one schedule and what happens to them."""
+
+    def __init__(self, plan: Plan, *, verbose: bool = False) -> None:
+        self.plan = plan
+        self.scheduler = Scheduler()
+        self.trace = Trace(verbose=verbose)
+        self.fabric = Fabric(plan, self.scheduler, self._deliver)
+        self.consortium, self._content = _consortium(plan.validators)
+        self.genesis = self.consortium.genesis
+        self.validators = self.genesis.validator_set()
+        self.executor = _executor()
+        self.epoch_ms = GENESIS_TIME_MS + 60_000
+        self.random = Random(f"{plan.seed}/faults")
+        self.verifier, signers = _signing(self.consortium, real=plan.real_keys)
+        lying = {self.validators.names[index]: kinds for index, kinds in plan.liars}
+        self.checkers = Checkers(
+            self.validators, self.verifier, [name for name in self.validators.names if name not in lying]
+        )
+        self.hosts: dict[NodeName, list[Host]] = {}
+        for name in self.validators.names:
+            kinds = lying.get(name, ())
+            count = TWINS if "twins" in kinds else 1
+            hosts = [Host(self, name, signers[name], self._content, twin) for twin in range(count)]
+            for host in hosts:
+                host.strategies = [STRATEGIES[kind](host, host.random) for kind in kinds]
+            self.hosts[name] = hosts
+        self._clients = Clients(self.consortium, plan.seed, latest_validity_ms(self.epoch_ms))
+        self._pending: dict[bytes, Transaction] = {}
+        self._healed = False
+        self.probe_ms: list[int] = []
+
+    @property
+    def all_hosts(self) -> list[Host]:
+        """Every machine, twins and all."""
+        return [host for hosts in self.hosts.values() for host in hosts]
+
+    def _deliver(self, sender: NodeName, to: NodeName, kind: FrameKind, payload: bytes) -> None:
+        for host in self.hosts[to]:
+            if host.audience is None or sender in host.audience:
+                host.deliver(sender, kind, payload)
+
+    # -- the story -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run both phases.
+
+        Raises:
+            Violation: something that must hold does not.
+        """
+        self._schedule_clients()
+        self._schedule_faults()
+        self._repeat(MEMORY_CHECK_MS, self._check_memory)
+        self._repeat(RETRY_MS, self._retry)
+        self.scheduler.run(self.plan.safety_ms)
+        self._heal()
+        for number in range(PROBES):
+            self._probe(number)
+        self._check_end()
+
+    def _repeat(self, every_ms: int, action: Action) -> None:
+        def again() -> None:
+            action()
+            self.scheduler.after(every_ms, again)
+
+        self.scheduler.after(every_ms, again)
+
+    def _schedule_clients(self) -> None:
+        plan, random = self.plan, self.random
+        for transaction in self._clients.opening():
+            self._submit_at(random.randint(0, 500), transaction)
+        for _ in range(plan.transactions):
+            at_ms = random.randint(0, plan.safety_ms)
+            for transaction in self._clients.transfer(conflicting=random.randrange(1_000) < plan.conflict_permille):
+                self._submit_at(at_ms, transaction)
+
+    def _submit_at(self, at_ms: int, transaction: Transaction) -> None:
+        def submit() -> None:
+            self._pending[transaction.id] = transaction
+            self._give(transaction, self.random.randint(1, 2))
+
+        self.scheduler.after(at_ms, submit)
+
+    def _give(self, transaction: Transaction, count: int) -> None:
+        hosts = self.all_hosts
+        for host in self.random.sample(hosts, min(count, len(hosts))):
+            host.submit(transaction.raw)
+
+    def _retry(self) -> None:
+        for transaction_id in [item for item in self._pending if item in self.checkers.transactions]:
+            del self._pending[transaction_id]
+        for transaction in self._pending.values():
+            self._give(transaction, 1)
+
+    def _schedule_faults(self) -> None:
+        plan = self.plan
+        if plan.partition_every_ms:
+            self._now_and_then(plan.partition_every_ms, self._part)
+        if plan.crash_every_ms:
+            self._now_and_then(plan.crash_every_ms, self._crash_someone)
+        if plan.freeze_every_ms:
+            self._now_and_then(plan.freeze_every_ms, self._freeze_someone)
+        for host in self.all_hosts:
+            if any(kind.__class__.__name__ == "Wiped" for kind in host.strategies):
+                self.scheduler.after(self.random.randint(1, plan.safety_ms), lambda host=host: host.wipe(self._content))
+        if any(len(hosts) == TWINS for hosts in self.hosts.values()):
+            self._part_twins()
+            self._repeat(TWIN_AUDIENCE_MS, self._part_twins)
+
+    def _now_and_then(self, every_ms: int, action: Action) -> None:
+        def again() -> None:
+            if not self._healed:
+                action()
+                self.scheduler.after(self.random.randint(1, 2 * every_ms), again)
+
+        self.scheduler.after(self.random.randint(1, 2 * every_ms), again)
+
+    def _part(self) -> None:
+        self.trace.note(self.scheduler.now_ms, "network", self.fabric.part(list(self.validators.names)))
+
+    def _crash_someone(self) -> None:
+        host = self.random.choice(self.all_hosts)
+        if self.random.randrange(1_000) < self.plan.crash_at_effect_permille:
+            host.crash_countdown = self.random.randint(1, EFFECTS_UNTIL_CRASH_MAX)
+        else:
+            host.crash()
+
+    def _freeze_someone(self) -> None:
+        host = self.random.choice(self.all_hosts)
+        host.freeze()
+        self.scheduler.after(self.random.randint(1, self.plan.freeze_ms_max), host.thaw)
+
+    def _part_twins(self) -> None:
+        """Draw for each peer of twins whether it meets one of them, the other, or both."""
+        for name, hosts in self.hosts.items():
+            if len(hosts) == TWINS:
+                sides = {peer: self.random.choice((0, 1, TWINS)) for peer in self.validators.names if peer != name}
+                for host in hosts:
+                    host.audience = frozenset(peer for peer, side in sides.items() if side in (host.twin, TWINS))
+
+    def _heal(self) -> None:
+        self._healed = True
+        self.trace.note(self.scheduler.now_ms, "network", "heals")
+        self.fabric.heal()
+        for host in self.all_hosts:
+            host.heal()
+
+    def _probe(self, number: int) -> None:
+        """Wait until a new transaction, and with it all before, is final on every correct node."""
+        checkers = self.checkers
+        correct = [host for host in self.all_hosts if host.is_correct]
+        newest_ms = max(host.chain.head.header.time_ms for host in correct if host.chain is not None)
+        probe = self._clients.probe(max(newest_ms, correct[0].wall_ms()) + 10 * 60_000)
+        began_ms = self.scheduler.now_ms
+        self._pending[probe.id] = probe
+        self._give(probe, 1)
+
+        def is_final() -> bool:
+            height = checkers.transactions.get(probe.id)
+            return height is not None and all(done >= height for done in checkers.acknowledged.values())
+
+        if not self.scheduler.run(began_ms + LIVENESS_MS, is_final):
+            heights = ", ".join(f"{host.name} {_position(host)}" for host in correct)
+            raise Violation("liveness", f"probe {number} is not final everywhere after {LIVENESS_MS} ms: {heights}")
+        self.probe_ms.append(self.scheduler.now_ms - began_ms)
+
+    # -- checks ----------------------------------------------------------------------------------------
+
+    def _check_memory(self) -> None:
+        for host in self.all_hosts:
+            if host.is_correct and host.process is not None:
+                self.checkers.check_memory(host.name, host.process.engine)
+
+    def _check_end(self) -> None:
+        """Same blocks, same sealed state, money conserved."""
+        sealed: dict[int, dict[bytes, bytes]] = {}
+        for host in self.all_hosts:
+            chain = host.chain
+            if not host.is_correct or chain is None:
+                continue
+            self.checkers.check_disk(host.name, host.disk)
+            state = dict(host.disk.scan(layout.STATE))
+            if sealed.setdefault(chain.head.header.sealed_height, state) != state:
+                raise Violation("state", f"{host.name} holds another state at {chain.head.header.sealed_height}")
+            self._check_money(chain)
+
+    def _check_money(self, chain: Chain) -> None:
+        context = chain.next_block("", chain.head.header.time_ms + 1)
+        try:
+            unit = self.executor.query(chain.state, context, "tokens", "unit", {"unit": UNIT})
+            balances = self.executor.query(chain.state, context, "tokens", "balances", {"unit": UNIT})
+        except HansaError:
+            return  # The unit was never defined.
+        held = sum(item["available"] + item["reserved"] for item in balances)  # type: ignore[union-attr,index,call-overload,operator,misc]
+        if unit["supply"] != held:  # type: ignore[index,call-overload]
+            raise Violation("money", f"{held} is held of a supply of {unit['supply']}")  # type: ignore[index,call-overload]
+
+    def result(self, rule: str, message: str) -> Result:
+        """Return what came of it."""
+        return Result(
+            seed=self.plan.seed,
+            rule=rule,
+            message=message,
+            trace=self.trace.hexdigest(),
+            blocks=max(self.checkers.blocks, default=0),
+            views=max((host.process.engine.view for host in self.all_hosts if host.process is not None), default=0),
+            transactions=len(self.checkers.transactions),
+            frames=self.fabric.frames,
+            evidence=self.checkers.evidence,
+            probe_ms=tuple(self.probe_ms),
+            plan=self.plan.describe(),
+        )
+
+
+def _position(host: Host) -> str:
+    return "down" if host.process is None else f"{host.process.engine.height}/{host.process.engine.view}"
+
+
+def _signing(consortium: Consortium, *, real: bool) -> tuple[Verifier, dict[NodeName, Signer]]:
+    keys: dict[NodeName, PrivateKey] = {NodeName(name): key for name, key in consortium.vote_keys.items()}
+    if real:
+        chain_id = consortium.genesis.chain_id()
+        return KeyVerifier(chain_id), {name: KeySigner(key, chain_id) for name, key in keys.items()}
+    secrets = {key.public.compressed: name.encode().ljust(32, b"!") for name, key in keys.items()}
+    return CheapVerifier(secrets), {
+        name: CheapSigner(key, secrets[key.public.compressed]) for name, key in keys.items()
+    }
+
+
+def run_plan(plan: Plan, *, verbose: bool = False) -> Result:
+    """Run one schedule and say what came of it."""
+    simulation = Simulation(plan, verbose=verbose)
+    try:
+        simulation.run()
+    except Violation as violation:
+        return simulation.result(violation.rule, str(violation))
+    return simulation.result("", "")
+
+
+def run_seed(seed: int, *, verbose: bool = False) -> Result:
+    """Run the schedule of a seed."""
+    return run_plan(draw_plan(seed), verbose=verbose)
