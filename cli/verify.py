@@ -1,14 +1,18 @@
 """Where ``chain verify`` takes the blocks from: a running node over RPC, or a stopped node's home."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from cli.output import Output
 from cli.place import Place, read_genesis
-from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.errors import LocalError, PeerError, StorageError
+from consensus.ledger.genesis import Genesis
 from contracts.runtime.execution import Executor
 from contracts.runtime.registry import Registry
-from node.audit import AuditResult, StoreSource, verify_chain
+from node.audit import AuditFailure, AuditResult, StoreSource, verify_chain
 from node.storage.leveldb import LevelStore
 from services.client.answers import Answer, HexText, bytes_of
 from services.client.sync import SyncClient, connect
@@ -74,12 +78,34 @@ def verify_home(home: Path, output: Output) -> AuditResult:
     config = load_config(home)
     if not (config.data / "CURRENT").is_file():
         raise LocalError("no_home", f"{config.data} holds no database")
-    store = LevelStore.open(config.data)
+    genesis = read_genesis(config.genesis)
     try:
-        genesis = read_genesis(config.genesis)
+        store = LevelStore.open(config.data)
+    except StorageError as error:
+        if error.code != "corrupted":
+            raise
+        return _locate_damage(config.data, genesis, error, output)
+    return _verify_store(store, genesis, output)
+
+
+def _verify_store(store: LevelStore, genesis: Genesis, output: Output) -> AuditResult:
+    try:
         return verify_chain(StoreSource(store), genesis, Executor(Registry.shipped()), on_height=_progress(output))
     finally:
         store.close()
+
+
+def _locate_damage(data: Path, genesis: Genesis, error: StorageError, output: Output) -> NoReturn:
+    """Find the height at which a database that cannot be opened is damaged, on a copy of it.
+
+    Raises:
+        AuditFailure: always.
+    """
+    with tempfile.TemporaryDirectory(prefix="hansa-salvage-") as folder:
+        copy = Path(folder) / "data"
+        shutil.copytree(data, copy)
+        result = _verify_store(LevelStore.open(copy, is_salvage=True), genesis, output)
+    raise AuditFailure(result.height + 1, f"the database is damaged behind the last block that holds: {error.message}")
 
 
 def _progress(output: Output) -> Callable[[int], None]:

@@ -28,8 +28,10 @@ class LevelStore:
         self._writing = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path) -> "LevelStore":
+    def open(cls, folder: Path, *, is_salvage: bool = False) -> "LevelStore":
         """Open the folder, making it when it is not there.
+
+        ``is_salvage`` leaves out what is damaged instead of refusing: only for finding out what that was.
 
         Raises:
             LocalError: ``store_locked`` when another process holds it.
@@ -40,7 +42,7 @@ class LevelStore:
             database = plyvel.DB(
                 str(folder),
                 create_if_missing=True,
-                paranoid_checks=True,
+                paranoid_checks=not is_salvage,
                 lru_cache_size=CACHE_BYTES,
                 write_buffer_size=WRITE_BUFFER_BYTES,
                 max_open_files=OPEN_FILES_MAX,

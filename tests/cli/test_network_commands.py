@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,6 +71,14 @@ def test_a_consortium_is_used_stopped_and_used_again(folder: str, tmp_path: Path
     assert hansa("network", "status", folder).exit_code == 1
     stored = answer(hansa("chain", "verify", "--home", f"{folder}/nodes/bank-a", "--json"))
     assert stored["transactions"] == 3
+    copy = tmp_path / "damaged"
+    for place in (0.1, 0.5, 0.99):
+        shutil.copytree(f"{folder}/nodes/issuer-c", copy)
+        flip_byte(copy / "data", place)
+        result = hansa("chain", "verify", "--home", str(copy))
+        assert fault(result, 1) == "chain_broken"
+        assert "height" in result.stderr
+        shutil.rmtree(copy)
 
     answer(hansa("network", "up", folder, "--json"))
     assert balance(folder, "user-b") == "100"
@@ -77,6 +86,16 @@ def test_a_consortium_is_used_stopped_and_used_again(folder: str, tmp_path: Path
     answer(hansa("network", "reset", folder, "--yes", "--json"))
     fresh = answer(hansa("network", "up", folder, "--json"))
     assert {node["height"] for node in fresh["nodes"]} <= {0, 1}
+
+
+def flip_byte(data: Path, place: float) -> None:
+    """Change one bit of the largest database file."""
+    file = max(
+        (path for path in data.iterdir() if path.suffix in (".log", ".ldb")), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
 
 
 def test_a_taken_port_is_named_and_nothing_is_left_running(folder: str) -> None:
