@@ -173,7 +173,7 @@ def _receive_early(state: State, sender: NodeName, message: HeightMessage) -> No
                 state.stash[sender, type(message).__name__] = message
             case _:
                 pass
-    healing.ask_one(state, sender)
+    healing.ask_one(state, sender, message.height)
 
 
 def _tick(state: State, now_ms: int) -> None:
@@ -198,7 +198,7 @@ def _start(state: State) -> None:
         state.emit(Broadcast(progress.view_change))
     if progress.new_view is not None and state.is_primary:
         state.emit(Broadcast(progress.new_view))
-    if progress.phase is Phase.VALIDATING and progress.proposal is not None and not state.validating:
+    if progress.phase is Phase.VALIDATING and progress.proposal is not None:
         state.validate(progress.proposal.block, first_seen=False)
     healing.ask(state)
 
@@ -230,8 +230,11 @@ def _advance(state: State, head: Head) -> None:
         if height == state.head.header.height and head.hash != state.head.hash:
             raise InvariantError(f"storage holds two blocks of height {height}")
         return
+    caught_up = state.progress.phase is not Phase.DECIDED
     state.pace.succeeded(NodeName(head.header.proposer))
     state.begin_height(head)
+    if caught_up:
+        healing.ask_after_catch_up(state)
     early, state.stash = state.stash, {}
     for (sender, _), message in early.items():
         if message.height == state.height:

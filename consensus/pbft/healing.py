@@ -21,11 +21,20 @@ def ask(state: State) -> None:
     state.emit(Broadcast(_own_status(state)))
 
 
-def ask_one(state: State, peer: NodeName) -> None:
-    """Ask a peer that speaks of later heights: a claim triggers a question, never more (R61)."""
+def ask_one(state: State, peer: NodeName, height: int) -> None:
+    """Ask a peer that speaks of later heights: a claim triggers a question, never more (R61).
+
+    The next height alone is everyday: the others may be a moment ahead.
+    """
     stuck = state.now_ms - state.progress.moved_ms >= state.config.resend_ms
-    if stuck and state.may_answer(peer, "ahead"):
+    if (stuck or height > state.height + 1) and state.may_answer(peer, "ahead"):
         state.emit(Send(peer, _own_status(state)))
+
+
+def ask_after_catch_up(state: State) -> None:
+    """Ask again at once: under load the others have gone on meanwhile, and waiting would never close the gap."""
+    if state.catching_up is None or state.head.header.height >= state.catching_up[0]:
+        ask(state)
 
 
 def _own_status(state: State) -> Status:
@@ -67,15 +76,13 @@ def _fetch_required(state: State) -> None:
 
 
 def on_status(state: State, sender: NodeName, message: Status) -> None:
-    """Answer with what the sender lacks, but not too often."""
+    """Answer with what the sender lacks; statements and bodies not too often, a certificate is small."""
     if sender in state.roster:
         state.peers[sender] = PeerStatus(message.height, message.view, state.now_ms)
-    if message.height > state.height or not state.may_answer(sender, "status"):
-        return
     if message.height < state.height:
         if state.head.certificate is not None:
             state.emit(Send(sender, Decided(state.head.certificate)))
-    elif state.is_validator:
+    elif message.height == state.height and state.is_validator and state.may_answer(sender, "status"):
         _answer(state, sender, message)
 
 

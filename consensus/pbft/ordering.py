@@ -31,7 +31,8 @@ def propose_if_due(state: State) -> None:
         block_hash = progress.required.block_hash
         if (block := progress.valid.get(block_hash)) is not None:
             _propose(state, block)
-        elif (known := state.known_block(block_hash)) is not None and known not in state.validating:
+        elif (known := state.known_block(block_hash)) is not None and not progress.asked_to_propose:
+            progress.asked_to_propose = True
             state.validate(known, first_seen=False)
         return
     due = progress.view > 0 or state.waiting_since_ms is not None or state.now_ms >= state.idle_due_ms()
@@ -56,7 +57,7 @@ def on_proposed(state: State, event: Proposed) -> None:
 
 def on_pre_prepare(state: State, sender: NodeName, message: PrePrepare) -> None:
     """Take the primary's proposal of the current view and have it validated."""
-    if _ignore_pre_prepare(state, message):
+    if _ignore_pre_prepare(state, sender, message):
         return
     block = Block.of(message.block.header, message.block.transactions)
     progress = state.progress
@@ -80,7 +81,9 @@ def on_pre_prepare(state: State, sender: NodeName, message: PrePrepare) -> None:
         _consider(state, proposal)
 
 
-def _ignore_pre_prepare(state: State, message: PrePrepare) -> bool:
+def _ignore_pre_prepare(state: State, sender: NodeName, message: PrePrepare) -> bool:
+    if sender != state.primary:
+        return True  # the signature covers the header alone: a relay could put another body under it
     if message.view != state.view or not state.is_validator or state.is_primary:
         return True
     return state.progress.phase in (Phase.VIEW_CHANGE, Phase.DECIDED)

@@ -3,23 +3,23 @@
 Four records under fixed keys, overwritten as the height goes on; those of older heights are void:
 
 ==========  =======================================================================
-``\\x00``    incarnation: which key this log belongs to
 ``\\x01``    view: the own view-change vote, or the new view that opened it
 ``\\x02``    accepted: the proposal last prepared (or proposed), with its body
 ``\\x03``    prepared: the certificate that the last commit stands on
 ``\\x04``    the body of the prepared block, once another block was accepted
 ==========  =======================================================================
 
+Whether a key may vote with the log that is found is for the node to decide (it knows both from outside).
 Every value carries its own kind, incarnation, height and view, so a misdirected or foreign one is noticed (R51).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 
 from consensus.ledger.block import Block, BlockRecord
 from consensus.ledger.codec import Record, RecordCodec
-from consensus.ledger.errors import LocalError, PeerError, StorageError
+from consensus.ledger.errors import PeerError, StorageError
 from consensus.ledger.ids import Hash, tagged_hash
 from consensus.ledger.merkle import HashBytes
 from consensus.pbft.messages import (
@@ -36,15 +36,10 @@ from consensus.pbft.messages import (
 class RecordKind(IntEnum):
     """What a record holds; its key is this one byte."""
 
-    INCARNATION = 0
     VIEW = 1
     ACCEPTED = 2
     PREPARED = 3
     PREPARED_BODY = 4
-
-
-RECORD_KEYS = tuple(bytes([kind]) for kind in RecordKind)
-"""All keys an engine ever writes; the driver puts a prefix of its own before them."""
 
 
 class _Entry(Record, frozen=True):
@@ -67,43 +62,9 @@ _prepared_codec: RecordCodec[PreparedCertificate] = RecordCodec(PreparedCertific
 _body_codec: RecordCodec[BlockRecord] = RecordCodec(BlockRecord, bytes_max=MESSAGE_BYTES_MAX)
 
 
-class LogState(Enum):
-    """What a node does before its engine may vote."""
-
-    READY = "ready"
-    """The log is this key's."""
-    NEW = "new"
-    """Write ``incarnation_record`` synced, mark the key as used, then vote."""
-
-
 def incarnation(public_key: bytes) -> Hash:
     """Return the incarnation id bound to a vote key (33 bytes)."""
     return tagged_hash("incarnation", public_key)
-
-
-def incarnation_record(public_key: bytes) -> tuple[bytes, bytes]:
-    """Return key and value of the record that binds a log to a vote key."""
-    entry = _Entry(RecordKind.INCARNATION, incarnation(public_key), 0, 0, b"")
-    return bytes([RecordKind.INCARNATION]), _entry_codec.encode(entry)
-
-
-def check_incarnation(public_key: bytes, record: bytes | None, *, key_used: bool) -> LogState:
-    """Decide whether a node may vote with this key and the log it finds (P13, R49).
-
-    Args:
-        public_key: The compressed vote key, 33 bytes.
-        record: The incarnation record in the database, or None.
-        key_used: Whether the mark beside the key says that it ever voted.
-
-    Raises:
-        LocalError: ``vote_log_missing``: the key voted, but its log is gone; it must never vote again.
-        StorageError: ``vote_log_corrupt``.
-    """
-    if record is not None and _decode(RecordKind.INCARNATION, record).incarnation == incarnation(public_key):
-        return LogState.READY
-    if key_used:
-        raise LocalError("vote_log_missing", "this vote key was used before and its log is gone: rejoin with a new key")
-    return LogState.NEW
 
 
 class VoteLog:
