@@ -7,7 +7,7 @@ import trio
 from consensus.ledger.errors import HansaError, PeerError
 from consensus.ledger.ids import ChainId
 from services.client.answers import ChainStatus, bytes_of
-from services.client.connection import Connection, open_connection
+from services.client.connection import CONNECT_TIMEOUT_MS, Connection, open_connection
 from services.client.errors import Unreachable
 from services.client.tasks import single_errors
 
@@ -71,6 +71,6 @@ class Link:
         self._outcome = trio.Event()
 
     async def _check_chain(self, connection: Connection) -> None:
-        status = await connection.request("chain_status", {}, ChainStatus, timeout_ms=5_000)
+        status = await connection.request("chain_status", {}, ChainStatus, timeout_ms=CONNECT_TIMEOUT_MS)
         if bytes_of(status.chain_id) != self._chain_id:
             raise PeerError("wrong_chain", f"{self.url} serves chain {status.chain_id}, not 0x{self._chain_id.hex()}")

@@ -14,6 +14,7 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, Tex
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.transaction import make_call
 from services.client import connection as connection_module
+from services.client.client import open_client
 from services.client.connection import open_connection
 from services.client.errors import Refused, Unreachable
 from services.client.http import open_http
@@ -172,6 +173,21 @@ async def test_a_cancelled_request_leaves_the_connection_whole() -> None:
         with trio.move_on_after(0.02):
             await connection.request("never", {"x": "y" * 100_000}, int)
         assert await connection.request("m", {}, int) == 1
+
+
+async def test_a_frozen_node_holds_a_client_up_only_for_the_timeout(tmp_path: Path) -> None:
+    chain_id = "0x" + CONSORTIUM.genesis.chain_id().hex()
+
+    def frozen(protocol: WSConnection, request: dict[str, object]) -> bytes:
+        if request["method"] != "chain_status":
+            return b""
+        return text(protocol, {"id": request["id"], "result": {"chainId": chain_id, "height": 0}})
+
+    node = SoloNode(tmp_path / "a")
+    async with server(frozen) as url, running(node), open_client(CONSORTIUM.genesis, [url, node.url]) as client:
+        for _ in range(2):  # the second time the node that answered is asked first
+            with trio.fail_after(5):
+                assert await client.request("contract_list", {}, list[object], timeout_ms=200)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:26700", "ftp://host", "http://", "net"])
