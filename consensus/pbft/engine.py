@@ -198,6 +198,7 @@ def _start(state: State) -> None:
         state.emit(Broadcast(progress.view_change))
     if progress.new_view is not None and state.is_primary:
         state.emit(Broadcast(progress.new_view))
+    view_change.react(state)  # alone, the own vote is all that there will be
     if progress.phase is Phase.VALIDATING and progress.proposal is not None:
         state.validate(progress.proposal.block, first_seen=False)
     healing.ask(state)

@@ -48,6 +48,8 @@ def on_proposed(state: State, event: Proposed) -> None:
         return
     if progress.phase is not Phase.OPEN or not state.is_primary:
         return
+    if event.block.header.parent_hash != state.head.hash:
+        return  # storage has gone on by catch-up, and ``Advanced`` is on its way
     code = _unfit(state, event.block)
     if code:
         raise InvariantError(f"built a block that does not fit: {code}")
