@@ -38,8 +38,8 @@ ROWS = (
     Row(name="single", frames_in_flight=1_000, transactions=1, calls=1),
     Row(name="envelope", frames_in_flight=40, transactions=50, calls=1),
     Row(name="calls_10", frames_in_flight=200, transactions=1, calls=10),
-    Row(name="calls_100", frames_in_flight=32, transactions=1, calls=100),
-    Row(name="rights_100", frames_in_flight=24, transactions=1, calls=100, is_rights=True),
+    Row(name="calls_100", frames_in_flight=16, transactions=1, calls=100),
+    Row(name="rights_100", frames_in_flight=10, transactions=1, calls=100, is_rights=True),
     Row(name="lone", frames_in_flight=1, transactions=1, calls=1),
 )
 KEYS = {
