@@ -75,8 +75,6 @@ class Chain:
         self._store = store
         self.tree = state_tree.NodeCache(_TreeNodes(store))
         self._candidates: dict[Hash, Candidate] = {}
-        self.is_committing = False
-        """Whether a block's batch may be on its way to the disk: the store then may be ahead of the head."""
         self._sealed_time_ms = genesis.time_ms
         self.is_committing = False
         """Whether a batch is on its way to the disk, so that store and memory may disagree."""
@@ -124,9 +122,9 @@ class Chain:
     def _resume(self) -> Head:
         """Read the head and replay into memory what was written since the last seal."""
         stored = self._store.get(layout.META_HEAD)
-        height = -1 if stored is None else int.from_bytes(stored, "big")
+        height = 0 if stored is None else int.from_bytes(stored, "big")
         block = self.reader.block(height)
-        if block is None:
+        if stored is None or block is None:
             raise StorageError("corrupted", "the head block is missing")
         for tail_height in range(block.header.sealed_height + 1, height + 1):
             writes = self.reader.writes(tail_height)
@@ -181,13 +179,7 @@ class Chain:
         check_successor_untrusted(self.head.header, self.head.hash, block.header)
         if self.head.validators.vote_key(block.header.proposer) is None:
             raise PeerError("bad_header", f"{block.header.proposer} is no validator")
-        if len(block.transactions) > BLOCK_TRANSACTIONS_MAX:
-            raise PeerError("too_large", f"{len(block.transactions)} transactions in a block")
-        if sum(map(len, block.transactions)) > BLOCK_BYTES_MAX:
-            raise PeerError("too_large", f"a block has at most {BLOCK_BYTES_MAX} bytes of transactions")
-        transactions = tuple(self.verifier.decode_untrusted(raw) for raw in block.transactions)
-        if block.header.transactions_root != transactions_root([item.leaf for item in transactions]):
-            raise PeerError("bad_header", "the transactions root does not fit the transactions")
+        transactions = self.check_body_untrusted(block)
         for transaction in transactions:
             self.verifier.check_signature_untrusted(transaction, self.state)
         context = self.next_block(block.header.proposer, block.header.time_ms)
@@ -195,6 +187,21 @@ class Chain:
         if candidate.block.header != block.header:
             raise ResultMismatch(candidate.block.header, block.header)
         return self._remember(candidate)
+
+    def check_body_untrusted(self, block: Block) -> tuple[Transaction, ...]:
+        """Check that the transactions are those that the header commits to; a certificate says it of the header alone.
+
+        Raises:
+            PeerError: ``too_large``, ``bad_header``, or what is wrong with the bytes of a transaction.
+        """
+        if len(block.transactions) > BLOCK_TRANSACTIONS_MAX:
+            raise PeerError("too_large", f"{len(block.transactions)} transactions in a block")
+        if sum(map(len, block.transactions)) > BLOCK_BYTES_MAX:
+            raise PeerError("too_large", f"a block has at most {BLOCK_BYTES_MAX} bytes of transactions")
+        transactions = tuple(self.verifier.decode_untrusted(raw) for raw in block.transactions)
+        if block.header.transactions_root != transactions_root([item.leaf for item in transactions]):
+            raise PeerError("bad_header", "the transactions root does not fit the transactions")
+        return transactions
 
     def candidate(self, block_hash: Hash) -> Candidate | None:
         """Return a block that was built or checked above the present head."""

@@ -8,11 +8,12 @@ sender's flood costs the others nothing but their share. All bounds are named, a
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import Hash
 from consensus.ledger.transaction import Transaction
-from contracts.runtime.execution import BlockContext, Executor
+from contracts.runtime.execution import BlockContext, Executor, check_sender
 from contracts.runtime.lanes import load_lane
 from contracts.runtime.state import StateReader
 from node.verification import Verifier
@@ -28,8 +29,7 @@ class PoolLimits:
     lane_window: int = 4_096
     """How far a number may lie ahead of its lane's next one."""
     passes_max: int = 16
-    """By how many blocks a ready transaction may be passed before it counts as overdue; a full pool
-    drains in fewer."""
+    """How many blocks in a row may leave out a sender who waits, or a transaction whose turn it is."""
     patience_ms: int = 2_000
     """How long a ready transaction must have waited besides."""
 
@@ -39,11 +39,15 @@ class Entry:
     """One waiting transaction; ``arrival_ms`` on the monotonic clock.
 
     ``ready_after`` is the number of blocks committed when it became next in its lane, None before.
+    ``turn`` is how many transactions of its sender may be served from then on before it was left out.
+    ``repeated_ms`` orders what is handed on again: the arrival, later the last repetition.
     """
 
     transaction: Transaction
     arrival_ms: int
+    repeated_ms: int
     ready_after: int | None = None
+    turn: int = 0
 
 
 @dataclass(slots=True)
@@ -56,6 +60,9 @@ class _Lane:
 class _Sender:
     lanes: OrderedDict[bytes, _Lane] = field(default_factory=OrderedDict)
     count: int = 0
+    served: int = 0
+    served_after: int = 0
+    """Number of blocks committed when a block last held something of this sender."""
 
 
 class Mempool:
@@ -65,11 +72,13 @@ class Mempool:
         self._executor = executor
         self._verifier = verifier
         self._limits = limits or PoolLimits()
-        self._entries: dict[Hash, Entry] = {}
+        self._entries: OrderedDict[Hash, Entry] = OrderedDict()
         self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
         self._bytes = 0
         self._blocks = 0
-        self._ready: deque[Hash] = deque()
+        self._ready: OrderedDict[Hash, Entry] = OrderedDict()
+        self._valid_until_ms_min = 0
+        """No waiting transaction ends before this time."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -112,7 +121,10 @@ class Mempool:
         """
         transaction = self._verifier.decode_untrusted(raw)
         try:
-            if transaction.id in self._entries:
+            waiting = self._entries.get(transaction.id)
+            if waiting is not None:
+                if waiting.transaction.raw != raw:
+                    self._verifier.forget(raw)
                 return None
             self._check(transaction, state, block)
         except PeerError:
@@ -147,19 +159,23 @@ class Mempool:
         lane = sender.lanes.get(body.lane)
         if lane is None:
             lane = sender.lanes[body.lane] = _Lane(_next_number(state, transaction))
-        entry = Entry(transaction, now_ms)
+        entry = Entry(transaction, now_ms, repeated_ms=now_ms)
         lane.entries[body.sequence] = entry
         sender.count += 1
         self._bytes += len(transaction.raw)
+        ends_ms = body.valid_until_ms
+        self._valid_until_ms_min = min(self._valid_until_ms_min, ends_ms) if self._entries else ends_ms
         self._entries[transaction.id] = entry
-        self._mark_ready(lane)
+        self._mark_ready(sender, lane)
 
-    def _mark_ready(self, lane: _Lane) -> None:
+    def _mark_ready(self, sender: _Sender, lane: _Lane) -> None:
         """Start the clock of the transaction that its lane waits for."""
         entry = lane.entries.get(lane.next)
         if entry is not None and entry.ready_after is None:
             entry.ready_after = self._blocks
-            self._ready.append(entry.transaction.id)
+            # Nodes may have received a sender's transactions in another order: twice its place is its turn.
+            entry.turn = sender.served + 2 * sender.count
+            self._ready[entry.transaction.id] = entry
 
     # -- handing out -----------------------------------------------------------------------------------
 
@@ -201,31 +217,36 @@ class Mempool:
     @property
     def is_waiting(self) -> bool:
         """Whether something is ready to be proposed."""
-        return self._oldest_ready() is not None
+        return bool(self._ready)
 
     def is_overdue(self, *, now_ms: int) -> bool:
-        """Whether blocks have passed the oldest ready transaction by too often and for too long."""
-        entry = self._oldest_ready()
+        """Whether blocks have left out the oldest ready transaction for too long and too often.
+
+        While its sender is served, a transaction waits behind the sender's others without harm: one who
+        floods many lanes must not make an honest primary look like a censor.
+        """
+        entry = next(iter(self._ready.values()), None)
         if entry is None or entry.ready_after is None:
             return False
-        passes = self._blocks - entry.ready_after
+        sender = self._senders[entry.transaction.sender]
+        passed_since = entry.ready_after
+        if sender.served < entry.turn:
+            passed_since = max(passed_since, sender.served_after)
         waited_ms = now_ms - entry.arrival_ms
-        return passes > self._limits.passes_max and waited_ms > self._limits.patience_ms
-
-    def _oldest_ready(self) -> Entry | None:
-        while self._ready:
-            entry = self._entries.get(self._ready[0])
-            if entry is not None:
-                return entry
-            self._ready.popleft()
-        return None
+        return self._blocks - passed_since > self._limits.passes_max and waited_ms > self._limits.patience_ms
 
     def waiting_since(self, before_ms: int, *, count_max: int) -> list[bytes]:
-        """Return the oldest transactions that came before this moment, as they travel."""
+        """Return transactions that came before this moment, as they travel, in turn.
+
+        What is returned stands behind all others then, so that what waits behind a gap for an hour does
+        not keep the rest from being handed on again.
+        """
         oldest: list[bytes] = []
-        for entry in self._entries.values():
-            if len(oldest) == count_max or entry.arrival_ms > before_ms:
+        for entry in list(islice(self._entries.values(), count_max)):
+            if entry.repeated_ms > before_ms:
                 break
+            entry.repeated_ms = before_ms
+            self._entries.move_to_end(entry.transaction.id)
             oldest.append(entry.transaction.raw)
         return oldest
 
@@ -240,28 +261,55 @@ class Mempool:
         self._blocks += 1
         dropped: list[Transaction] = []
         for transaction in transactions:
-            sender = self._senders.get(transaction.sender)
-            lane = None if sender is None else sender.lanes.get(transaction.body.lane)
-            if sender is None or lane is None:
+            address, body = transaction.sender, transaction.body
+            sender = self._senders.get(address)
+            if sender is None:
                 continue
-            lane.next = transaction.body.sequence + 1
-            for number in [number for number in lane.entries if number < lane.next]:
-                gone = self._drop(transaction.sender, sender, transaction.body.lane, number)
-                if gone.id != transaction.id:
-                    dropped.append(gone)
-            if transaction.body.lane in sender.lanes:
-                self._mark_ready(lane)
-            if transaction.sender in self._senders:
-                self._senders.move_to_end(transaction.sender)
+            sender.served += 1
+            sender.served_after = self._blocks
+            self._senders.move_to_end(address)
+            lane = sender.lanes.get(body.lane)
+            if lane is None:
+                continue
+            sender.lanes.move_to_end(body.lane)
+            for number in range(lane.next, body.sequence + 1):
+                if number in lane.entries:
+                    gone = self._drop(address, sender, body.lane, number)
+                    if gone.id != transaction.id:
+                        dropped.append(gone)
+            lane.next = max(lane.next, body.sequence + 1)
+            if lane.entries:
+                self._mark_ready(sender, lane)
         return dropped
+
+    def account_changed(self, address: bytes, state: StateReader) -> list[Transaction]:
+        """Drop and return what an account may not send any more, or signed with a key that was replaced.
+
+        Otherwise it would wait here until its validity ends, and a primary be blamed for leaving it out.
+        """
+        sender = self._senders.get(address)
+        gone: list[Transaction] = []
+        waiting = [] if sender is None else [entry for lane in sender.lanes.values() for entry in lane.entries.values()]
+        for transaction in [entry.transaction for entry in waiting]:
+            try:
+                check_sender(state, transaction)
+                self._verifier.check_unchanged_untrusted(transaction, state)
+            except PeerError:
+                self.remove(transaction)
+                gone.append(transaction)
+        return gone
 
     def expire(self, time_ms: int) -> list[Transaction]:
         """Drop and return what may no longer stand in a block of this time."""
+        if time_ms <= self._valid_until_ms_min:
+            return []
         late = [
             entry.transaction for entry in self._entries.values() if entry.transaction.body.valid_until_ms < time_ms
         ]
         for transaction in late:
             self.remove(transaction)
+        ends = (entry.transaction.body.valid_until_ms for entry in self._entries.values())
+        self._valid_until_ms_min = min(ends, default=0)
         return late
 
     def remove(self, transaction: Transaction) -> None:
@@ -280,6 +328,8 @@ class Mempool:
         lane = sender.lanes[lane_name]
         transaction = lane.entries.pop(number).transaction
         del self._entries[transaction.id]
+        self._ready.pop(transaction.id, None)
+        self._verifier.forget(transaction.raw)
         self._bytes -= len(transaction.raw)
         sender.count -= 1
         if not lane.entries:

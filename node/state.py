@@ -1,12 +1,16 @@
 """The state as a node reads it: what was sealed on disk, and above it what later blocks wrote."""
 
+import heapq
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from node.storage.layout import STATE
 from node.storage.store import Store
 
 CACHED_VALUES_MAX = 200_000
+CACHED_VALUE_BYTES_MAX = 1_024
+"""Longer values are read from the store each time, so that the cache stays small whatever is stored."""
 
 
 class SealedState:
@@ -25,19 +29,20 @@ class SealedState:
             self._remember(key, value)
             return value
 
+    def walk(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the pairs with the prefix, ascending, with keys from ``start`` on."""
+        if start.startswith(prefix):
+            after = start[len(prefix) :]
+        elif start < prefix:
+            after = b""
+        else:
+            return
+        for key, value in self._store.scan(STATE + prefix, after):
+            yield key[1:], value
+
     def scan(self, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to ``limit`` pairs with the prefix, ascending, with keys from ``start`` on."""
-        found: list[tuple[bytes, bytes]] = []
-        if limit <= 0:
-            return found
-        after = start[len(prefix) :] if start.startswith(prefix) else b"" if start < prefix else None
-        if after is None:
-            return found
-        for key, value in self._store.scan(STATE + prefix, after):
-            found.append((key[1:], value))
-            if len(found) == limit:
-                break
-        return found
+        return list(islice(self.walk(prefix, start), max(limit, 0)))
 
     def replace(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Take over what a seal has just written to the store."""
@@ -45,6 +50,9 @@ class SealedState:
             self._remember(key, value)
 
     def _remember(self, key: bytes, value: bytes | None) -> None:
+        if value is not None and len(value) > CACHED_VALUE_BYTES_MAX:
+            self._cache.pop(key, None)
+            return
         if len(self._cache) >= CACHED_VALUES_MAX:
             for oldest in list(self._cache)[: CACHED_VALUES_MAX // 8]:
                 del self._cache[oldest]
@@ -68,18 +76,21 @@ class RecentState:
 
     def scan(self, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to ``limit`` newest pairs with the prefix, ascending, with keys from ``start`` on."""
+        merged = heapq.merge(
+            ((key, 0, value) for key, value in self._walk_tail(prefix, max(prefix, start))),
+            ((key, 1, value) for key, value in self.sealed.walk(prefix, start)),
+        )
+        found: list[tuple[bytes, bytes]] = []
+        newest: bytes | None = None
         if limit <= 0:
-            return []
-        recent = self._recent(prefix, max(prefix, start))
-        hidden = len(recent)
-        merged = dict(self.sealed.scan(prefix, start, limit + hidden))
-        for key in recent:
-            value = self.tail[key]
-            if value is None:
-                merged.pop(key, None)
-            else:
-                merged[key] = value
-        return [(key, merged[key]) for key in sorted(merged)[:limit]]
+            return found
+        for key, _, value in merged:
+            if key != newest and value is not None:
+                found.append((key, value))
+                if len(found) == limit:
+                    break
+            newest = key
+        return found
 
     def extend(self, writes: Mapping[bytes, bytes | None]) -> None:
         """Add the net writes of one more block."""
@@ -92,11 +103,11 @@ class RecentState:
         self.tail = {}
         self._tail_keys = None
 
-    def _recent(self, prefix: bytes, start: bytes) -> list[bytes]:
+    def _walk_tail(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         if self._tail_keys is None:
             self._tail_keys = sorted(self.tail)
         keys = self._tail_keys
-        first = last = bisect_left(keys, start)
-        while last < len(keys) and keys[last].startswith(prefix):
-            last += 1
-        return keys[first:last]
+        for index in range(bisect_left(keys, start), len(keys)):
+            if not keys[index].startswith(prefix):
+                break
+            yield keys[index], self.tail[keys[index]]

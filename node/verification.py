@@ -1,5 +1,8 @@
 """Each transaction is decoded once and its signature checked once a node, however often its bytes arrive."""
 
+from collections import OrderedDict
+from dataclasses import dataclass
+
 from consensus.ledger.errors import PeerError
 from consensus.ledger.keys import PublicKey
 from consensus.ledger.transaction import Transaction, decode_transaction_untrusted
@@ -7,18 +10,32 @@ from contracts.runtime.accounts import load_account
 from contracts.runtime.state import StateReader
 
 REMEMBERED_MAX = 50_000
+REMEMBERED_BYTES_MAX = 128 * 1024 * 1024
+"""Twice what the pool holds at the most: what waits is still known when a block brings it."""
+
+
+@dataclass(slots=True)
+class _Known:
+    transaction: Transaction
+    key: bytes = b""
+    """The public key (33 bytes) by which the signature was found good, empty before that."""
 
 
 class Verifier:
     """Remembers decoded transactions and by which key their signature was found good.
 
     The memory is keyed on the full bytes, so a second signature over the same body, or one flipped bit,
-    is a stranger.
+    is a stranger. It is bounded in number and bytes; what came first is forgotten first.
     """
 
     def __init__(self) -> None:
-        self._decoded: dict[bytes, Transaction] = {}
-        self._verified: dict[bytes, bytes] = {}
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def bytes_held(self) -> int:
+        """Sum of the sizes of all transactions remembered."""
+        return self._bytes
 
     def decode_untrusted(self, raw: bytes) -> Transaction:
         """Return the decoded transaction.
@@ -26,13 +43,14 @@ class Verifier:
         Raises:
             PeerError: as :func:`decode_transaction_untrusted` does.
         """
-        known = self._decoded.get(raw)
+        known = self._known.get(raw)
         if known is not None:
-            return known
+            return known.transaction
         transaction = decode_transaction_untrusted(raw)
-        if len(self._decoded) >= REMEMBERED_MAX:
-            self._forget_oldest()
-        self._decoded[transaction.raw] = transaction
+        self._known[transaction.raw] = _Known(transaction)
+        self._bytes += len(raw)
+        while len(self._known) > REMEMBERED_MAX or self._bytes > REMEMBERED_BYTES_MAX:
+            self.forget(next(iter(self._known)))
         return transaction
 
     def check_signature_untrusted(self, transaction: Transaction, state: StateReader) -> None:
@@ -41,20 +59,35 @@ class Verifier:
         Raises:
             PeerError: ``unknown_account`` or ``bad_signature``.
         """
-        account = load_account(state, transaction.sender)
-        if account is None:
-            raise PeerError("unknown_account", f"no account 0x{transaction.sender.hex()}")
-        if self._verified.get(transaction.raw) == account.public_key:
+        key = _key_in_force(transaction, state)
+        known = self._known.get(transaction.raw)
+        if known is not None and known.key == key:
             return
-        if not transaction.signed_by(PublicKey.load_untrusted(account.public_key)):
+        if not transaction.signed_by(PublicKey.load_untrusted(key)):
             raise PeerError("bad_signature", "the signature is not the sender's over these bytes")
-        self._verified[transaction.raw] = account.public_key
+        if known is not None:
+            known.key = key
+
+    def check_unchanged_untrusted(self, transaction: Transaction, state: StateReader) -> None:
+        """Check that the key which the signature was good for is still in force, mostly without verifying again.
+
+        Raises:
+            PeerError: ``unknown_account`` or ``bad_signature``.
+        """
+        known = self._known.get(transaction.raw)
+        if known is None or not known.key:
+            self.check_signature_untrusted(transaction, state)
+        elif known.key != _key_in_force(transaction, state):
+            raise PeerError("bad_signature", "the sender's key has been replaced")
 
     def forget(self, raw: bytes) -> None:
-        """Drop what is known of a transaction that is final."""
-        self._decoded.pop(raw, None)
-        self._verified.pop(raw, None)
+        """Drop what is known of a transaction that is final or refused."""
+        if self._known.pop(raw, None) is not None:
+            self._bytes -= len(raw)
 
-    def _forget_oldest(self) -> None:
-        for raw in list(self._decoded)[: REMEMBERED_MAX // 8]:
-            self.forget(raw)
+
+def _key_in_force(transaction: Transaction, state: StateReader) -> bytes:
+    account = load_account(state, transaction.sender)
+    if account is None:
+        raise PeerError("unknown_account", f"no account 0x{transaction.sender.hex()}")
+    return account.public_key
