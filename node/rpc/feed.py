@@ -4,7 +4,7 @@ One task reads each new block once. Waiting and subscribing never touch consensu
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -56,10 +56,14 @@ class CommittedView:
             transaction = decode_transaction_untrusted(self.committed.block.transactions[index])
         except PeerError as error:
             raise StorageError("corrupted", f"block {self.height} holds a broken transaction: {error}") from None
+        failed = self.failed_count(index)
+        return {**transaction_json(transaction), "height": self.height, "index": index, "failedCount": failed}
+
+    def failed_count(self, index: int) -> int:
+        """Return how many receipts of a transaction failed."""
         place = self._receipt_places[index]
         receipts = self.committed.receipts[place : place + self.committed.receipt_counts[index]]
-        failed = sum(receipt.status != OK for receipt in receipts)
-        return {**transaction_json(transaction), "height": self.height, "index": index, "failedCount": failed}
+        return sum(receipt.status != OK for receipt in receipts)
 
     @cached_property
     def _receipt_places(self) -> list[int]:
@@ -86,12 +90,22 @@ class CommittedView:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a transaction became final, and how many of its receipts failed."""
+
+    height: int
+    failed_count: int
+
+
 @dataclass(slots=True, eq=False)
-class _Ticket:
-    """One caller who waits until all of some transactions are final."""
+class Ticket:
+    """Someone who waits until all of some transactions are final; ``done`` is called then, and must not block."""
 
     missing: set[bytes]
-    done: trio.Event = field(default_factory=trio.Event)
+    done: Callable[[], None]
+    outcomes: dict[bytes, Outcome] = field(default_factory=dict)
+    """Of those that became final while the ticket stood."""
 
 
 class Feed:
@@ -101,7 +115,7 @@ class Feed:
         self._backend = backend
         self._recent: dict[int, CommittedView] = {}
         self._old: OrderedDict[int, CommittedView] = OrderedDict()
-        self._tickets: dict[bytes, list[_Ticket]] = {}
+        self._tickets: dict[bytes, list[Ticket]] = {}
         self._advanced = trio.Event()
         self.height = backend.head().header.height
 
@@ -115,7 +129,7 @@ class Feed:
             while self.height < head:
                 view = self.view(self.height + 1)
                 if view is not None:
-                    self._redeem(view.committed.transaction_ids)
+                    self._redeem(view)
                 self.height += 1
                 await trio.lowlevel.checkpoint()
             self._advanced.set()
@@ -155,28 +169,60 @@ class Feed:
         if not missing:
             await trio.lowlevel.checkpoint()
             return
-        if len(self._tickets) + len(missing) > WAITING_MAX:
-            raise PeerError("too_many_waiting", f"{WAITING_MAX} transactions are waited for already")
-        ticket = _Ticket(missing)
-        for item in sorted(missing):
-            self._tickets.setdefault(item, []).append(ticket)
+        done = trio.Event()
+        ticket = self._issue(missing, done.set)
         try:
             with trio.move_on_after(timeout_ms / 1000):
-                await ticket.done.wait()
+                await done.wait()
         finally:
-            for item in ticket.missing:
-                self._return(item, ticket)
+            self.forget(ticket)
 
-    def _redeem(self, transaction_ids: Sequence[bytes]) -> None:
-        for item in transaction_ids:
-            for ticket in self._tickets.pop(item, ()):
+    def watch(self, transaction_ids: Sequence[bytes], done: Callable[[], None], *, since: int) -> Ticket | None:
+        """Call ``done`` once, when all these transactions are final; None: they are already, and it was called.
+
+        Args:
+            transaction_ids: none of which was final at height ``since``.
+            done: must not block.
+            since: a height the head had; when this task has read no block above it, nothing is looked up.
+
+        Raises:
+            PeerError: ``too_many_waiting``.
+        """
+        missing = set(transaction_ids)
+        if self.height > since:
+            missing = {item for item in missing if self._backend.final.locate(item) is None}
+            if not missing:
+                done()
+                return None
+        return self._issue(missing, done)
+
+    def forget(self, ticket: Ticket) -> None:
+        """Take a ticket back; its ``done`` is not called any more."""
+        for item in ticket.missing:
+            tickets = self._tickets.get(item, [])
+            if ticket in tickets:
+                tickets.remove(ticket)
+            if not tickets:
+                self._tickets.pop(item, None)
+
+    def _issue(self, missing: set[bytes], done: Callable[[], None]) -> Ticket:
+        if len(self._tickets) + len(missing) > WAITING_MAX:
+            raise PeerError("too_many_waiting", f"{WAITING_MAX} transactions are waited for already")
+        ticket = Ticket(missing, done)
+        for item in missing:
+            self._tickets.setdefault(item, []).append(ticket)
+        return ticket
+
+    def _redeem(self, view: CommittedView) -> None:
+        if not self._tickets:
+            return
+        for index, item in enumerate(view.committed.transaction_ids):
+            tickets = self._tickets.pop(item, None)
+            if tickets is None:
+                continue
+            outcome = Outcome(view.height, view.failed_count(index))
+            for ticket in tickets:
+                ticket.outcomes[item] = outcome
                 ticket.missing.discard(item)
                 if not ticket.missing:
-                    ticket.done.set()
-
-    def _return(self, item: bytes, ticket: _Ticket) -> None:
-        tickets = self._tickets.get(item, [])
-        if ticket in tickets:
-            tickets.remove(ticket)
-        if not tickets:
-            self._tickets.pop(item, None)
+                    ticket.done()

@@ -1,103 +1,25 @@
 """One WebSocket: pipelined requests answered as they finish, batches of transactions, subscriptions.
 
-Text messages are JSON-RPC, single or batch. A binary message is for submitting many transactions at
-little cost: canonical MessagePack of ``[id, [raw transaction, …]]`` or ``[id, [raw, …], waitMs]``, with
-an integer id. It is answered by a binary message ``[id, [[transaction id, code, height, failed], …]]``
-in the same order: ``code`` is empty when the transaction is accepted or final, ``height`` is 0 while it is
-not final, ``failed`` counts its failed receipts. With ``waitMs`` (up to 60,000) the answer comes when all
-accepted ones are final or time is up. A binary message that does not decode is answered by a JSON-RPC
-error with the id null.
+Text messages are JSON-RPC, single or batch. A binary message is a frame of transactions, see
+``node.rpc.frames``; one that does not decode is answered by a JSON-RPC error with the id null.
 
 All sending goes through one outbox bounded in bytes; whoever has more to say waits, and a full number
 of requests in flight stops the reading, so a peer that does not read cannot make the node hold more.
 """
 
-from collections import deque
-
-import msgspec
 import trio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from consensus.ledger.errors import InvariantError, PeerError, StorageError
-from consensus.ledger.receipt import OK
-from node.rpc.backend import Submission
 from node.rpc.context import Context, Selection
 from node.rpc.dispatch import Dispatcher
-from node.rpc.methods_chain import receipts_at
-from node.rpc.methods_transactions import SUBMIT_MAX, WAIT_MS_MAX
-from node.rpc.protocol import BODY_BYTES_MAX, Faulty, Json, Request, error_bytes, parse_untrusted
+from node.rpc.frames import FrameDesk, decode_frame_untrusted
+from node.rpc.outbox import Outbox, Room
+from node.rpc.protocol import Faulty, Json, Request, error_bytes, parse_untrusted
 from node.rpc.render import cursor_text
 from node.rpc.subscriptions import Subscription, first_place
 
-OUTBOX_BYTES_MAX = 4 * 1024 * 1024
-IN_FLIGHT_MAX = 4_096
-"""Requests of one session that may be under way."""
-IN_FLIGHT_BYTES_MAX = 8 * 1024 * 1024
-"""Size of their messages together."""
 SUBSCRIPTIONS_MAX = 32
-
-
-class _Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    id: int
-    transactions: list[bytes]
-    wait_ms: int = 0
-
-
-_frame_decoder = msgspec.msgpack.Decoder(_Frame)
-_frame_encoder = msgspec.msgpack.Encoder()
-
-
-class Outbox:
-    """Messages on their way out. ``put`` waits while more than ``OUTBOX_BYTES_MAX`` are waiting."""
-
-    def __init__(self) -> None:
-        self._messages: deque[str | bytes] = deque()
-        self._size = 0
-        self._changed = trio.Event()
-
-    async def put(self, message: str | bytes) -> None:
-        """Leave a message; one that alone exceeds the bound passes when the box is empty."""
-        while self._messages and self._size + len(message) > OUTBOX_BYTES_MAX:
-            await self._changed.wait()
-        self._messages.append(message)
-        self._size += len(message)
-        self._wake()
-
-    async def take(self) -> str | bytes:
-        """Return the oldest message, waiting for one."""
-        while not self._messages:
-            await self._changed.wait()
-        message = self._messages.popleft()
-        self._size -= len(message)
-        self._wake()
-        return message
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-
-class Room:
-    """What a session may have under way; ``enter`` waits for room, so that its peer is read no further."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._size = 0
-        self._changed = trio.Event()
-
-    async def enter(self, size: int) -> None:
-        """Take a place for a message of this size; one that alone exceeds the bound enters an empty room."""
-        while self._count and (self._count >= IN_FLIGHT_MAX or self._size + size > IN_FLIGHT_BYTES_MAX):
-            await self._changed.wait()
-        self._count += 1
-        self._size += size
-
-    def leave(self, size: int) -> None:
-        """Give the place back."""
-        self._count -= 1
-        self._size -= size
-        self._changed.set()
-        self._changed = trio.Event()
 
 
 class Session:
@@ -110,6 +32,8 @@ class Session:
         self._outbox = Outbox()
         self._spawn = nursery.start_soon
         self._room = Room()
+        self._desk = FrameDesk(self._context, self._room, self._outbox)
+        nursery.start_soon(self._desk.run)
         self._subscriptions: dict[int, trio.CancelScope] = {}
         self._next_subscription = 1
 
@@ -122,7 +46,7 @@ class Session:
             text, data = message.get("text"), message.get("bytes")
             if data is not None:
                 await self._room.enter(len(data))
-                self._spawn(self._answer_frame, data)
+                await self._take_frame(data)
             elif text is not None:
                 await self._room.enter(len(text))
                 self._spawn(self._answer_text, text)
@@ -156,35 +80,17 @@ class Session:
             return await self._dispatcher.answer_batch(entries, self._context)
         return await self._dispatcher.answer(entries[0], self._context)
 
-    async def _answer_frame(self, data: bytes) -> None:
+    async def _take_frame(self, data: bytes) -> None:
+        """Submit a frame's transactions before the next message is read, so that frames keep their order."""
+        frame_id = None
         try:
-            frame = _decode_frame_untrusted(data)
+            frame = decode_frame_untrusted(data)
+            frame_id = frame.id
+            self._dispatcher.metrics.transactions.inc(len(frame.transactions))
+            await self._desk.take(frame, len(data))
         except PeerError as error:
-            await self._reply(error_bytes(None, error))
-        else:
-            try:
-                await self._submit(frame)
-            except PeerError as error:
-                await self._reply(error_bytes(frame.id, error))
-        finally:
             self._room.leave(len(data))
-
-    async def _submit(self, frame: _Frame) -> None:
-        self._dispatcher.metrics.transactions.inc(len(frame.transactions))
-        answers = await self._context.backend.submit(frame.transactions)
-        if frame.wait_ms:
-            accepted = [answer.transaction_id for answer in answers if not answer.code]
-            await self._context.feed.wait_final(accepted, timeout_ms=frame.wait_ms)
-        outcomes = [self._outcome(answer) for answer in answers]
-        await self._outbox.put(_frame_encoder.encode([frame.id, outcomes]))
-
-    def _outcome(self, answer: Submission) -> tuple[bytes, str, int, int]:
-        location = None if answer.code else self._context.backend.final.locate(answer.transaction_id)
-        if location is None:
-            return answer.transaction_id, answer.code, 0, 0
-        receipts = receipts_at(self._context.view(location.height), location)
-        failed = sum(receipt.status != OK for receipt in receipts)
-        return answer.transaction_id, answer.code, location.height, failed
+            await self._reply(error_bytes(frame_id, error))
 
     async def _reply(self, answer: bytes) -> None:
         if answer:
@@ -221,18 +127,6 @@ class Session:
             return
         with scope:
             await subscription.run(self._context, self._reply)
-
-
-def _decode_frame_untrusted(data: bytes) -> _Frame:
-    try:
-        if len(data) > BODY_BYTES_MAX:
-            raise PeerError("too_large", f"a frame has at most {BODY_BYTES_MAX} bytes")
-        frame = _frame_decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PeerError("parse_error", f"no frame of transactions: {error}") from None
-    if len(frame.transactions) > SUBMIT_MAX or not 0 <= frame.wait_ms <= WAIT_MS_MAX:
-        raise PeerError("invalid_params", f"at most {SUBMIT_MAX} transactions and {WAIT_MS_MAX} ms of waiting")
-    return frame
 
 
 async def run_session(websocket: WebSocket, dispatcher: Dispatcher, stopping: trio.Event) -> None:

@@ -75,11 +75,13 @@ class FrameAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _FrameAnswers(msgspec.Struct, frozen=True, array_like=True):
+    """The answers to one frame; a binary message holds a list of these."""
+
     id: int
     answers: list[FrameAnswer]
 
 
-_frame_decoder = msgspec.msgpack.Decoder(_FrameAnswers)
+_frame_decoder = msgspec.msgpack.Decoder(list[_FrameAnswers])
 _incoming_decoder = msgspec.json.Decoder(_Incoming)
 _encoder = msgspec.json.Encoder()
 
@@ -101,7 +103,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.ready = trio.Event()
-        self.answer: _Incoming | bytes | None = None
+        self.answer: _Incoming | list[FrameAnswer] | None = None
 
 
 class Connection:
@@ -156,10 +158,9 @@ class Connection:
             if answer.error is not None:
                 raise _refusal(answer.error)
             raise PeerError("bad_answer", f"{self.url} answers a binary frame with text")
-        answers = _decode_frame_untrusted(answer, self.url).answers
-        if len(answers) != len(transactions):
-            raise PeerError("bad_answer", f"{self.url} answers {len(transactions)} transactions with {len(answers)}")
-        return answers
+        if len(answer) != len(transactions):
+            raise PeerError("bad_answer", f"{self.url} answers {len(transactions)} transactions with {len(answer)}")
+        return answer
 
     @asynccontextmanager
     async def notifications(self) -> AsyncIterator[trio.MemoryReceiveChannel[tuple[str, bytes]]]:
@@ -228,7 +229,7 @@ class Connection:
 
     async def _exchange(
         self, request_id: int, message: TextMessage | BytesMessage, what: str, timeout_ms: int
-    ) -> _Incoming | bytes:
+    ) -> _Incoming | list[FrameAnswer]:
         slot = _Slot()
         async with self._in_flight:
             if self.closed.is_set():
@@ -267,7 +268,8 @@ class Connection:
 
     def _on_message(self, message: bytes, *, is_binary: bool) -> None:
         if is_binary:
-            self._answer(_decode_frame_untrusted(message, self.url).id, message)
+            for item in _decode_answers_untrusted(message, self.url):
+                self._answer(item.id, item.answers)
             return
         try:
             incoming = _incoming_decoder.decode(message)
@@ -278,7 +280,7 @@ class Connection:
         elif incoming.method:
             self._notify(incoming.method, bytes(incoming.params))
 
-    def _answer(self, request_id: int, answer: _Incoming | bytes) -> None:
+    def _answer(self, request_id: int, answer: _Incoming | list[FrameAnswer]) -> None:
         slot = self._slots.get(request_id)
         if slot is not None:  # else it came after its deadline
             slot.answer = answer
@@ -385,8 +387,8 @@ def _refusal(error: _ErrorObject) -> Refused:
     return Refused(code, error.message)
 
 
-def _decode_frame_untrusted(frame: bytes, url: str) -> _FrameAnswers:
+def _decode_answers_untrusted(message: bytes, url: str) -> list[_FrameAnswers]:
     try:
-        return _frame_decoder.decode(frame)
+        return _frame_decoder.decode(message)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PeerError("bad_answer", f"{url} sends a broken binary frame: {error}") from None
+        raise PeerError("bad_answer", f"{url} sends a broken binary message: {error}") from None

@@ -9,8 +9,9 @@ import trio.testing
 
 from consensus.ledger.transaction import make_call
 from node.rpc import subscriptions
+from node.rpc.outbox import OUTBOX_BYTES_MAX, Outbox
 from node.rpc.protocol import BODY_BYTES_MAX
-from node.rpc.session import OUTBOX_BYTES_MAX, SUBSCRIPTIONS_MAX, Outbox
+from node.rpc.session import SUBSCRIPTIONS_MAX
 from tests.node.rpc.support import CONSORTIUM, Server, TestNode, WebSocketClient, websocket
 
 
@@ -50,12 +51,38 @@ async def test_a_frame_is_answered_by_a_frame(node: TestNode, server: Server) ->
     good, broken = node.transfer(0), b"\x00"
     async with websocket(server) as client:
         await client.send_bytes(msgpack.packb([7, [good.raw, broken]]))
-        assert msgpack.unpackb(await client.next()) == [7, [[good.id, "", 0, 0], [b"", "malformed", 0, 0]]]
+        assert msgpack.unpackb(await client.next()) == [[7, [[good.id, "", 0, 0], [b"", "malformed", 0, 0]]]]
         poor = node.transfer(1, amount=10**9)
         await client.send_bytes(msgpack.packb([8, [good.raw, poor.raw], 10_000]))
         await trio.testing.wait_all_tasks_blocked(0.02)
         height = node.commit()
-        assert msgpack.unpackb(await client.next()) == [8, [[good.id, "", height, 0], [poor.id, "", height, 1]]]
+        assert msgpack.unpackb(await client.next()) == [[8, [[good.id, "", height, 0], [poor.id, "", height, 1]]]]
+
+
+async def test_frames_that_end_with_one_block_share_a_message(node: TestNode, server: Server) -> None:
+    node.commit([node.money()])
+    transfers = [node.transfer(number) for number in range(40)]
+    async with websocket(server) as client:
+        for number, transfer in enumerate(transfers):
+            await client.send_bytes(msgpack.packb([number, [transfer.raw], 10_000]))
+        await client.send("chain_status", 1_000)
+        assert (await client.next())["id"] == 1_000
+        height = node.commit()
+        assert msgpack.unpackb(await client.next()) == [
+            [number, [[transfer.id, "", height, 0]]] for number, transfer in enumerate(transfers)
+        ]
+
+
+async def test_a_frame_is_answered_when_its_time_is_up(node: TestNode, server: Server) -> None:
+    node.commit([node.money()])
+    first, second = node.transfer(0), node.transfer(1)
+    async with websocket(server) as client:
+        await client.send_bytes(msgpack.packb([1, [first.raw], 60_000]))
+        await client.send_bytes(msgpack.packb([2, [second.raw], 1]))
+        with trio.fail_after(5):
+            assert msgpack.unpackb(await client.next()) == [[2, [[second.id, "", 0, 0]]]]
+        height = node.commit()
+        assert msgpack.unpackb(await client.next()) == [[1, [[first.id, "", height, 0]]]]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +167,7 @@ async def test_r75_a_slow_reader_gets_a_gap_and_fills_it(
 ) -> None:
     """While it does not read, the node holds a bounded amount; then it learns what it missed, and can fetch it."""
     monkeypatch.setattr(subscriptions.Subscription.__init__, "__defaults__", (4,))
-    monkeypatch.setattr("node.rpc.session.OUTBOX_BYTES_MAX", 64 * 1024)
+    monkeypatch.setattr("node.rpc.outbox.OUTBOX_BYTES_MAX", 64 * 1024)
     node.commit([node.money()])
     memo = "m" * 128
     async with websocket(server, receive_bytes=4_096) as slow:

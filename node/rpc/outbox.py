@@ -1,0 +1,72 @@
+"""What one session may have under way, and what waits to be sent to it: both bounded, in number and bytes."""
+
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+OUTBOX_BYTES_MAX = 4 * 1024 * 1024
+IN_FLIGHT_MAX = 4_096
+"""Requests of one session that may be under way."""
+IN_FLIGHT_BYTES_MAX = 8 * 1024 * 1024
+"""Size of their messages together."""
+
+
+class Outbox:
+    """Messages on their way out. ``put`` waits while more than ``OUTBOX_BYTES_MAX`` are waiting."""
+
+    def __init__(self) -> None:
+        self._messages: deque[str | bytes | Callable[[], bytes]] = deque()
+        self._size = 0
+        self._changed = trio.Event()
+
+    async def put(self, message: str | bytes) -> None:
+        """Leave a message; one that alone exceeds the bound passes when the box is empty."""
+        while self._messages and self._size + len(message) > OUTBOX_BYTES_MAX:
+            await self._changed.wait()
+        self._messages.append(message)
+        self._size += len(message)
+        self._wake()
+
+    def put_later(self, render: Callable[[], bytes]) -> None:
+        """Leave a message that is made when its turn comes; who calls this bounds what it is made of."""
+        self._messages.append(render)
+        self._wake()
+
+    async def take(self) -> str | bytes:
+        """Return the oldest message, waiting for one."""
+        while not self._messages:
+            await self._changed.wait()
+        message = self._messages.popleft()
+        if not isinstance(message, str | bytes):
+            return message()
+        self._size -= len(message)
+        self._wake()
+        return message
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class Room:
+    """What a session may have under way; ``enter`` waits for room, so that its peer is read no further."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._size = 0
+        self._changed = trio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Take a place for a message of this size; one that alone exceeds the bound enters an empty room."""
+        while self._count and (self._count >= IN_FLIGHT_MAX or self._size + size > IN_FLIGHT_BYTES_MAX):
+            await self._changed.wait()
+        self._count += 1
+        self._size += size
+
+    def leave(self, size: int) -> None:
+        """Give the place back."""
+        self._count -= 1
+        self._size -= size
+        self._changed.set()
+        self._changed = trio.Event()
