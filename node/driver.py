@@ -59,6 +59,8 @@ from p2p.network import Network
 INBOX_EVENTS_MAX = 4_096
 CLOCK_TOLERANCE_MS = 10_000
 BLOCK_CALLS_MAX = 4_000
+EXECUTION_MS = 100
+MEASURED_CALLS_MIN = 64
 EVIDENCE_MAX = 100
 
 log = structlog.get_logger("driver")
@@ -70,6 +72,24 @@ class Commit:
 
     candidate: Candidate
     certificate: Certificate
+
+
+@dataclass(slots=True)
+class BlockBudget:
+    """How many calls an own block takes, so that executing it lasts about ``EXECUTION_MS`` on this machine.
+
+    All replicas execute a block one after the other with its proposer; one that took as long as the
+    view's time-out would change views although everyone is honest. Purely local: it bounds what this node
+    proposes, not what it accepts.
+    """
+
+    calls_max: int = 1_000
+
+    def measured(self, *, calls: int, took_ms: int) -> None:
+        """Learn from a block that was large enough to tell."""
+        if calls >= MEASURED_CALLS_MIN:
+            fitting = EXECUTION_MS * calls // max(took_ms, 1)
+            self.calls_max = min(max((self.calls_max + fitting) // 2, MEASURED_CALLS_MIN), BLOCK_CALLS_MAX)
 
 
 @dataclass(slots=True)
@@ -115,6 +135,7 @@ class Driver:
         self._network = network
         self._clock = clock
         self._tick_ms = tick_ms
+        self._budget = BlockBudget()
         self._inbox_in, self._inbox_out = trio.open_memory_channel[Event | _Chunk](INBOX_EVENTS_MAX)
         self._catch_up = sync.CatchUp(network, self._deliver_chunk)
         self._catch_up.advanced(chain.head.header.height)
@@ -221,7 +242,9 @@ class Driver:
             case Evidence():
                 self._keep_evidence(effect)
             case ViewEntered(height, view, primary, opened):
-                log.info("view entered", height=height, view=view, primary=primary, opened=opened)
+                # View 0 is the ordinary course of things: a line for each block would drown the rest.
+                tell = log.info if view > 0 else log.debug
+                tell("view entered", height=height, view=view, primary=primary, opened=opened)
                 self.view_changes += view > 0 and not opened
                 for notice in self._on_view:
                     notice()
@@ -232,9 +255,17 @@ class Driver:
     def _propose(self, effect: Propose) -> Proposed:
         time_ms = max(self._clock.wall_ms(), self.chain.head.header.time_ms + 1)
         selected = self.mempool.select(
-            count_max=BLOCK_TRANSACTIONS_MAX, bytes_max=BLOCK_BYTES_MAX, calls_max=BLOCK_CALLS_MAX, time_ms=time_ms
+            count_max=BLOCK_TRANSACTIONS_MAX,
+            bytes_max=BLOCK_BYTES_MAX,
+            calls_max=self._budget.calls_max,
+            time_ms=time_ms,
         )
+        begin_ms = self._clock.monotonic_ms()
         candidate, refused = self.chain.build(self._name, time_ms, selected)
+        self._budget.measured(
+            calls=sum(len(transaction.body.calls) for transaction in selected),
+            took_ms=self._clock.monotonic_ms() - begin_ms,
+        )
         for transaction, error in refused:
             # It was admissible when it came; a block since, a rotated key say, has changed that.
             log.info("transaction dropped", transaction=transaction.id.hex(), code=error.code)
