@@ -142,7 +142,9 @@ def _refuse(state: State, proposal: Proposal, code: str) -> None:
             second=b"",
             code=code,
         )
-    view_change.start(state, state.view + 1)
+    if state.view < state.roster.size:
+        view_change.start(state, state.view + 1)
+    # Where all primaries were refused, only the deadline leaves: else views would race (R31).
 
 
 def _propose(state: State, block: Block) -> None:

@@ -46,7 +46,8 @@ def _report(results: list[Result], seconds: float) -> None:
     probes = sorted(ms for result in results for ms in result.probe_ms)
     print(
         f"{len(results)} schedules in {seconds:.1f} s: {sum(item.blocks for item in results)} blocks, "
-        f"{sum(item.transactions for item in results)} transactions, {sum(item.frames for item in results)} frames"
+        f"{sum(item.transactions for item in results)} transactions, {sum(item.frames for item in results)} frames, "
+        f"{sum(item.claims for item in results)} claims, views up to {max(item.views for item in results)}"
     )
     if probes:
         middle, most = probes[len(probes) // 2], probes[-1]

@@ -19,6 +19,8 @@ from node.chain import Candidate
 from node.storage import layout
 from tests.sim.disk import Disk
 
+VIEW_MS_MIN = 500
+"""Views follow each other no faster, once every primary had its first turn (R31); clocks run up to half too fast."""
 CONTAINER_ITEMS_BASE = 64
 CONTAINER_ITEMS_PER_VALIDATOR = 8
 
@@ -86,10 +88,14 @@ class Checkers:
         self.acknowledged: dict[NodeName, int] = dict.fromkeys(correct, 0)
         """Node → the height up to which it told anyone that blocks are final."""
         self.evidence = 0
+        self.views = 0
+        """The highest view that a correct node voted for."""
+        self.claims = 0
+        """View-change votes of correct nodes that claim a prepared block."""
 
     # -- what is said ----------------------------------------------------------------------------------
 
-    def sent(self, sender: NodeName, message: Message, disk: Disk) -> None:
+    def sent(self, sender: NodeName, message: Message, disk: Disk, now_ms: int) -> None:
         """Check a message at the moment when a correct node sends it."""
         view = message.view if isinstance(message, PrePrepare | NewView) else None
         primary = None if view is None else self._validators.primary(message.height, view)  # type: ignore[union-attr]
@@ -105,6 +111,9 @@ class Checkers:
         said.contents[key] = statement.content
         self._check_order(sender, said, statement)
         self._check_durable(sender, statement, disk)
+        views_max = 4 * self._roster.size + now_ms // VIEW_MS_MIN
+        if statement.view > views_max:
+            raise Violation("storm", f"{sender} is in view {statement.view} after {now_ms} ms")
 
     def _check_order(self, sender: NodeName, said: _Said, statement: Statement) -> None:
         """A view left is left for good, and a view change names the newest commit."""
@@ -114,7 +123,9 @@ class Checkers:
             said.committed_view = max(said.committed_view, statement.view)
         elif statement.kind == "view-change":
             said.view_left = statement.view
+            self.views = max(self.views, statement.view)
             claimed = statement.content[0] if isinstance(statement.content, tuple) else -1
+            self.claims += claimed >= 0
             if claimed < said.committed_view:
                 raise Violation("lost_claim", f"{sender} committed in view {said.committed_view}: {statement}")
 

@@ -24,7 +24,7 @@ from consensus.pbft.messages import (
 from consensus.pbft.signing import Signer, Verifier
 from contracts.runtime.execution import Executor
 from node.chain import Candidate, Chain
-from node.driver import INBOX_EVENTS_MAX
+from node.driver import CLOCK_TOLERANCE_MS, INBOX_EVENTS_MAX
 from node.program import NOT_VOTING
 from node.storage.store import Write
 from node.sync import response_codec, serve_request_untrusted
@@ -38,6 +38,8 @@ from tests.sim.process import Item, Process, Task
 from tests.sim.scheduler import Scheduler, Trace
 
 TWINS = 2
+FAR_OFF_PERMILLE = 350
+"""How many clocks are off where the skew is so large that those nodes vote for nobody's fresh block."""
 
 
 class Crash(Exception):
@@ -75,7 +77,7 @@ class Host:
         """Whom a twin hears and speaks to; None is everyone."""
         self.world = world
         self.random = Random(f"{world.plan.seed}/{name}/{twin}")
-        self.skew_ms = self.random.randint(-world.plan.skew_ms_max, world.plan.skew_ms_max) + 7 * twin
+        self.skew_ms = self._draw_skew_ms() + 7 * twin
         self.rate = 1_000 + self.random.randint(-world.plan.drift_permille, world.plan.drift_permille)
         self.disk = Disk(content)
         self.process: Process | None = None
@@ -91,6 +93,12 @@ class Host:
         self._last_sent: tuple[Message, bytes, str] | None = None
         self.boot()
         world.scheduler.after(self.random.randint(0, world.plan.tick_ms), self._tick)
+
+    def _draw_skew_ms(self) -> int:
+        skew_ms_max = self.world.plan.skew_ms_max
+        if skew_ms_max > CLOCK_TOLERANCE_MS and self.random.randrange(1_000) >= FAR_OFF_PERMILLE:
+            skew_ms_max = 0
+        return self.random.randint(-skew_ms_max, skew_ms_max)
 
     # -- life and death --------------------------------------------------------------------------------
 
@@ -290,7 +298,7 @@ class Host:
 
     def _check_sent(self, message: Message) -> None:
         if self.is_correct:
-            self.world.checkers.sent(self.name, message, self.disk)
+            self.world.checkers.sent(self.name, message, self.disk, self.now_ms)
         elif self.is_wiped and statement_of(message, self.name, self.name) is not None:
             raise Violation("voted_without_log", f"{self.name} sends {summary(message)} after its disk was wiped")
 

@@ -43,6 +43,7 @@ class Result:
     trace: str
     blocks: int
     views: int
+    claims: int
     transactions: int
     frames: int
     evidence: int
@@ -269,7 +270,8 @@ class Simulation:
             message=message,
             trace=self.trace.hexdigest(),
             blocks=max(self.checkers.blocks, default=0),
-            views=max((host.process.engine.view for host in self.all_hosts if host.process is not None), default=0),
+            views=self.checkers.views,
+            claims=self.checkers.claims,
             transactions=len(self.checkers.transactions),
             frames=self.fabric.frames,
             evidence=self.checkers.evidence,
