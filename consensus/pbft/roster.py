@@ -21,6 +21,10 @@ class Roster:
     def __contains__(self, name: str) -> bool:
         return name in self._keys
 
+    def has_key(self, name: str, public_key: bytes) -> bool:
+        """Tell whether this member votes with this key (33 bytes)."""
+        return self._keys.get(name) == public_key
+
     def primary(self, height: int, view: int) -> NodeName:
         """Return who proposes at this height and view (P2)."""
         return self.names[(height + view) % self.size]

@@ -102,7 +102,8 @@ class State:
     def __init__(self, config: Config, head: Head) -> None:
         self.config = config
         self.name = config.name
-        self.log = VoteLog(config.signer.public_key)
+        self._vote_key = config.signer.public_key
+        self.log = VoteLog(self._vote_key)
         self.pace = Pace(config)
         self.evidence = EvidenceBook()
         self.out: list[Effect] = []
@@ -142,12 +143,12 @@ class State:
     @property
     def is_primary(self) -> bool:
         """Whether that is this node."""
-        return self.primary == self.name
+        return self.primary == self.name and self.is_validator
 
     @property
     def is_validator(self) -> bool:
-        """Whether this node votes at this height."""
-        return self.name in self.roster
+        """Whether this node votes at this height: a new key observes until the membership has admitted it."""
+        return self.roster.has_key(self.name, self._vote_key)
 
     def emit(self, *effects: Effect) -> None:
         """Add effects to the step's result."""
