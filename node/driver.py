@@ -8,7 +8,7 @@ is sent. Synced writes hop to a worker thread, everything else runs here.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 import structlog
 import trio
@@ -57,6 +57,10 @@ from p2p.frames import FrameKind
 from p2p.network import Network
 
 INBOX_EVENTS_MAX = 4_096
+PEER_BYTES_MAX = 1024 * 1024
+"""Size of one peer's messages that wait for the engine; a larger one waits alone."""
+MESSAGE_OVERHEAD_BYTES = 1_024
+"""What a message counts beside its own size, so that small ones are bounded in number too."""
 CLOCK_TOLERANCE_MS = 10_000
 BLOCK_CALLS_MAX = 4_000
 EXECUTION_MS = 100
@@ -92,14 +96,33 @@ class BlockBudget:
             self.calls_max = min(max((self.calls_max + fitting) // 2, MEASURED_CALLS_MIN), BLOCK_CALLS_MAX)
 
 
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A peer's message with what it counts against the peer's share of the inbox."""
+
+    event: Received
+    size: int
+
+
 @dataclass(slots=True)
-class _Chunk:
-    """Final blocks from a peer, and the event that says they were dealt with."""
+class _Delivery:
+    """A final block from a peer, and the event that says it was dealt with."""
 
     peer: NodeName
-    blocks: Sequence[FinalBlock]
+    item: FinalBlock
     done: trio.Event = field(default_factory=trio.Event)
-    was_useful: bool = False
+    holds: bool = False
+
+
+class _LookAtPool:
+    """The pool may hold ready transactions now, or none any more.
+
+    What it holds is read when this is handled: an answer given earlier could be older than a commit.
+    """
+
+
+_Item: TypeAlias = _Message | _Delivery | _LookAtPool | Tick
+"""What waits in the driver's inbox."""
 
 
 class Divergence(InvariantError):
@@ -136,10 +159,16 @@ class Driver:
         self._clock = clock
         self._tick_ms = tick_ms
         self._budget = BlockBudget()
-        self._inbox_in, self._inbox_out = trio.open_memory_channel[Event | _Chunk](INBOX_EVENTS_MAX)
-        self._catch_up = sync.CatchUp(network, self._deliver_chunk)
+        self._inbox_in, self._inbox_out = trio.open_memory_channel[_Item](INBOX_EVENTS_MAX)
+        self._held_bytes: dict[NodeName, int] = {}
+        self._taken = trio.Event()
+        self._sync_server = sync.Server(store)
+        self._catch_up = sync.CatchUp(network, self._deliver)
         self._catch_up.advanced(chain.head.header.height)
         self._work = Work(waiting=False)
+        self._is_to_look = False
+        self._postponed: Propose | None = None
+        """A question for a block that waits until nothing is left to catch up with."""
         self._on_commit: list[Callable[[Commit], None]] = []
         self._on_view: list[Callable[[], None]] = []
         self.evidence: deque[Evidence] = deque(maxlen=EVIDENCE_MAX)
@@ -159,25 +188,67 @@ class Driver:
             nursery.start_soon(self._catch_up.run)
             task_status.started()
             async for item in self._inbox_out:
-                if isinstance(item, _Chunk):
-                    await self._commit_chunk(item)
-                else:
-                    await self._step(item)
+                await self._take(item)
+
+    async def _take(self, item: _Item) -> None:
+        match item:
+            case _Message(event, size):
+                self._let_in(event.sender, size)
+                await self._step(event)
+            case _Delivery():
+                await self._take_final(item)
+            case _LookAtPool():
+                self._is_to_look = False
+                work = self._current_work()
+                if work != self._work:
+                    self._work = work
+                    await self._step(work)
+            case Tick():
+                await self._step(item)
+                if self._postponed is not None and not self._catch_up.is_running:
+                    postponed, self._postponed = self._postponed, None
+                    for answer in await self._execute(postponed):
+                        await self._step(answer)
+            case _:
+                assert_never(item)
 
     async def receive_untrusted(self, peer: NodeName, payload: bytes) -> None:
-        """Take a consensus message from a peer, waiting while the inbox is full.
+        """Take a consensus message from a peer, waiting while the peer's share of the inbox is full.
 
         Raises:
             PeerError: what decoding says.
         """
-        await self._inbox_in.send(Received(peer, decode_message_untrusted(payload)))
+        event = Received(peer, decode_message_untrusted(payload))
+        size = len(payload) + MESSAGE_OVERHEAD_BYTES
+        while (held := self._held_bytes.get(peer, 0)) and held + size > PEER_BYTES_MAX:
+            await self._taken.wait()
+        self._held_bytes[peer] = held + size
+        try:
+            await self._inbox_in.send(_Message(event, size))
+        except trio.Cancelled:
+            self._let_in(peer, size)
+            raise
 
-    def answer_request_untrusted(self, payload: bytes) -> bytes:
-        """Return the final blocks that a peer asks for."""
-        return sync.serve_request_untrusted(payload, self._store)
+    def _let_in(self, peer: NodeName, size: int) -> None:
+        """Give a peer back its share of the inbox."""
+        self._held_bytes[peer] -= size
+        self._taken.set()
+        self._taken = trio.Event()
+
+    async def answer_request_untrusted(self, peer: NodeName, payload: bytes) -> bytes:
+        """Return the final blocks that a peer asks for.
+
+        Raises:
+            PeerError: ``malformed`` or ``too_large``.
+        """
+        return await self._sync_server.answer_untrusted(peer, payload)
 
     def take_response_untrusted(self, peer: NodeName, payload: bytes) -> None:
-        """Take a peer's answer to our own request for blocks."""
+        """Take a peer's answer to our own request for blocks.
+
+        Raises:
+            PeerError: ``malformed`` or ``too_large``.
+        """
         self._catch_up.answered_untrusted(peer, payload)
 
     def on_commit(self, listener: Callable[["Commit"], None]) -> None:
@@ -190,13 +261,13 @@ class Driver:
 
     def work_changed(self) -> None:
         """Tell the engine when the mempool begins or ceases to hold ready or overdue transactions."""
-        work = self._current_work()
-        if work != self._work:
-            try:
-                self._inbox_in.send_nowait(work)
-            except trio.WouldBlock:
-                return  # The next tick tells it.
-            self._work = work
+        if self._is_to_look or self._current_work() == self._work:
+            return
+        try:
+            self._inbox_in.send_nowait(_LookAtPool())
+        except trio.WouldBlock:
+            return  # The next tick tells it.
+        self._is_to_look = True
 
     def _current_work(self) -> Work:
         overdue = self.mempool.is_overdue(now_ms=self._clock.monotonic_ms())
@@ -229,7 +300,9 @@ class Driver:
             case Propose():
                 # The engine may still be at a height that catch-up has just finished; ``Advanced`` is on its way.
                 if effect.parent == self.chain.head.hash:
-                    return [self._propose(effect)]
+                    if not self._catch_up.is_running:
+                        return [self._propose(effect)]
+                    self._postponed = effect
             case Validate(block, first_seen):
                 if block.height > self.chain.head.header.height:
                     return [self._validate(block, first_seen=first_seen)]
@@ -268,8 +341,9 @@ class Driver:
         )
         for transaction, error in refused:
             # It was admissible when it came; a block since, a rotated key say, has changed that.
-            log.info("transaction dropped", transaction=transaction.id.hex(), code=error.code)
-            self.mempool.remove(transaction)
+            if error.code != "lane_gap":
+                log.info("transaction dropped", transaction=transaction.id.hex(), code=error.code)
+                self.mempool.remove(transaction)
         return Proposed(effect.height, effect.view, candidate.block)
 
     def _validate(self, block: Block, *, first_seen: bool) -> Validated:
@@ -307,6 +381,7 @@ class Driver:
             self._network.recheck()
         self._catch_up.advanced(head.header.height)
         self.mempool.committed(candidate.transactions)
+        self.mempool.accounts_changed(candidate.execution.writes, self.chain.state)
         self.mempool.expire(head.header.time_ms)
         for listener in self._on_commit:
             listener(Commit(candidate, certificate))
@@ -325,27 +400,29 @@ class Driver:
 
     # -- catching up -----------------------------------------------------------------------------------
 
-    async def _deliver_chunk(self, peer: NodeName, blocks: Sequence[FinalBlock]) -> bool:
-        """Hand a chunk to the driver's own task and wait until it has dealt with it."""
-        chunk = _Chunk(peer, blocks)
-        await self._inbox_in.send(chunk)
-        await chunk.done.wait()
-        return chunk.was_useful
+    async def _deliver(self, peer: NodeName, item: FinalBlock) -> bool:
+        """Hand a final block to the driver's own task and wait until it has dealt with it."""
+        delivery = _Delivery(peer, item)
+        await self._inbox_in.send(delivery)
+        await delivery.done.wait()
+        return delivery.holds
 
-    async def _commit_chunk(self, chunk: "_Chunk") -> None:
+    async def _take_final(self, delivery: _Delivery) -> None:
+        """Commit a block that a peer says is final; once that is proven, another result here is our own trouble."""
         try:
-            for item in chunk.blocks:
-                block = decode_block_untrusted(item.block)
-                certificate = certificate_codec.decode_untrusted(item.certificate)
-                if block.height != self.chain.head.header.height + 1:
-                    continue
+            block = decode_block_untrusted(delivery.item.block)
+            certificate = certificate_codec.decode_untrusted(delivery.item.certificate)
+            next_height = self.chain.head.header.height + 1
+            if block.height == next_height:
                 check_certified_untrusted(block.header, certificate, self.chain.head.validators)
+                # The certificate speaks of the header; whose transactions do not fit it has made them up.
+                self.chain.check_body_untrusted(block)
+        except PeerError as error:
+            log.warning("bad sync answer", peer=delivery.peer, code=error.code, why=error.message)
+            self._network.penalise(delivery.peer, error.code)
+        else:
+            delivery.holds = block.height <= next_height
+            if block.height == next_height:
                 for event in await self._commit(block, certificate):
                     await self._step(event)
-                chunk.was_useful = True
-        except PeerError as error:
-            log.warning("bad sync answer", peer=chunk.peer, code=error.code, why=error.message)
-            self._network.penalise(chunk.peer, error.code)
-            chunk.was_useful = False
-        finally:
-            chunk.done.set()
+        delivery.done.set()

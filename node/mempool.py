@@ -6,13 +6,14 @@ sender's flood costs the others nothing but their share. All bounds are named, a
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import Hash
 from consensus.ledger.transaction import Transaction
+from contracts.runtime.accounts import account_key
 from contracts.runtime.execution import BlockContext, Executor, check_sender
 from contracts.runtime.lanes import load_lane
 from contracts.runtime.state import StateReader
@@ -282,15 +283,24 @@ class Mempool:
                 self._mark_ready(sender, lane)
         return dropped
 
-    def account_changed(self, address: bytes, state: StateReader) -> list[Transaction]:
-        """Drop and return what an account may not send any more, or signed with a key that was replaced.
+    def accounts_changed(self, written: Iterable[bytes], state: StateReader) -> list[Transaction]:
+        """Drop and return what accounts whose records a block wrote may not send any more, or signed with a former key.
 
         Otherwise it would wait here until its validity ends, and a primary be blamed for leaving it out.
+
+        Args:
+            written: state keys that the block wrote.
+            state: the newest state.
         """
-        sender = self._senders.get(address)
+        prefix = account_key(b"")
+        keys = {key for key in written if key.startswith(prefix)}
+        addresses = [address for address in self._senders if account_key(address) in keys] if keys else []
+        return [gone for address in addresses for gone in self._recheck(address, state)]
+
+    def _recheck(self, address: bytes, state: StateReader) -> list[Transaction]:
         gone: list[Transaction] = []
-        waiting = [] if sender is None else [entry for lane in sender.lanes.values() for entry in lane.entries.values()]
-        for transaction in [entry.transaction for entry in waiting]:
+        lanes = self._senders[address].lanes.values()
+        for transaction in [entry.transaction for lane in lanes for entry in lane.entries.values()]:
             try:
                 check_sender(state, transaction)
                 self._verifier.check_unchanged_untrusted(transaction, state)

@@ -250,9 +250,10 @@ class _Node:
             case FrameKind.CONSENSUS:
                 await self.driver.receive_untrusted(peer, payload)
             case FrameKind.TRANSACTIONS:
-                self.intake.receive_untrusted(payload)
+                await self.intake.receive_untrusted(payload)
             case FrameKind.SYNC_REQUEST:
-                self.network.send(peer, FrameKind.SYNC_RESPONSE, self.driver.answer_request_untrusted(payload))
+                answer = await self.driver.answer_request_untrusted(peer, payload)
+                self.network.send(peer, FrameKind.SYNC_RESPONSE, answer)
             case FrameKind.SYNC_RESPONSE:
                 self.driver.take_response_untrusted(peer, payload)
             case _:

@@ -2,10 +2,12 @@
 
 Only a certificate makes a node catch up, never a claimed height (R60, R61). A peer that answers late,
 with nothing or with what does not hold is passed over for the next one (R63); blocks are checked and
-committed by the driver, the only writer, so a block that consensus delivers meanwhile is applied once.
+committed one by one by the driver, the only writer, so a block that consensus delivers meanwhile is
+applied once, and consensus goes on between two blocks.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
@@ -13,6 +15,7 @@ import trio
 
 from consensus.ledger.block import BLOCK_BYTES_MAX
 from consensus.ledger.codec import Record, RecordCodec
+from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import NodeName
 from consensus.ledger.transaction import Natural
 from node.storage import layout
@@ -23,6 +26,10 @@ from p2p.network import Network
 CHUNK_BLOCKS_MAX = 256
 CHUNK_BYTES_MAX = BLOCK_BYTES_MAX + 256 * 1024
 ANSWER_TIMEOUT_S = 3.0
+SLOW_SHARE = 0.3
+"""An answer that took longer than this share of the time-out lets the next peer have its turn."""
+SERVE_INTERVAL_S = 0.05
+"""Time between two answers to one peer; committing a full chunk takes longer than that."""
 
 
 class SyncRequest(Record, frozen=True):
@@ -49,8 +56,8 @@ class SyncResponse(Record, frozen=True):
 request_codec: RecordCodec[SyncRequest] = RecordCodec(SyncRequest, bytes_max=64)
 response_codec: RecordCodec[SyncResponse] = RecordCodec(SyncResponse, bytes_max=2 * CHUNK_BYTES_MAX)
 
-Deliver = Callable[[NodeName, Sequence[FinalBlock]], Awaitable[bool]]
-"""Checks and commits a chunk; false when the peer's blocks did not hold or were of no use."""
+Deliver = Callable[[NodeName, FinalBlock], Awaitable[bool]]
+"""Checks and commits one block; false when it does not hold or does not follow, and the peer should be left."""
 
 
 def serve_request_untrusted(payload: bytes, store: Store) -> bytes:
@@ -74,18 +81,52 @@ def serve_request_untrusted(payload: bytes, store: Store) -> bytes:
     return response_codec.encode(SyncResponse(request.number, blocks))
 
 
-class CatchUp:
-    """Fetches what is missing below the newest certificate that consensus has seen."""
+class Server:
+    """Answers peers that catch up, each one at a bounded rate: reading a chunk takes a while, asking does not."""
 
-    def __init__(self, network: Network, deliver: Deliver) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._next_s: dict[NodeName, float] = {}
+
+    async def answer_untrusted(self, peer: NodeName, payload: bytes) -> bytes:
+        """Return the final blocks that a peer asks for, after the pause that its last request left.
+
+        Raises:
+            PeerError: ``malformed`` or ``too_large``.
+        """
+        await trio.sleep_until(self._next_s.get(peer, 0.0))
+        self._next_s[peer] = trio.current_time() + SERVE_INTERVAL_S
+        return serve_request_untrusted(payload, self._store)
+
+
+@dataclass(slots=True)
+class _Question:
+    """The one request under way."""
+
+    peer: NodeName
+    number: int
+    answered: trio.Event = field(default_factory=trio.Event)
+    blocks: Sequence[FinalBlock] = ()
+
+
+class CatchUp:
+    """Fetches what is missing below the newest certificate that consensus has seen.
+
+    When no peer has more it gives up until consensus sees a certificate again, which it asks for.
+    """
+
+    def __init__(self, network: Network, deliver: Deliver, *, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._network = network
         self._deliver = deliver
+        self._timeout_s = timeout_s
         self._target_height = 0
         self._height = 0
         self._source: NodeName | None = None
+        self._failures: dict[NodeName, int] = {}
+        """How often in a row a peer was of no use; who never failed is asked first."""
         self._wanted = trio.Event()
         self._number = 0
-        self._answers_in, self._answers_out = trio.open_memory_channel[tuple[NodeName, SyncResponse]](4)
+        self._question: _Question | None = None
 
     @property
     def is_running(self) -> bool:
@@ -104,51 +145,59 @@ class CatchUp:
         self._height = height
 
     def answered_untrusted(self, peer: NodeName, payload: bytes) -> None:
-        """Take a peer's answer; what nobody asked for or came too late is dropped.
+        """Take the answer of the peer that was asked; what comes from another or too late is dropped unread.
 
         Raises:
             PeerError: ``malformed`` or ``too_large``.
         """
-        response = response_codec.decode_untrusted(payload)
-        if response.number == self._number:
-            try:
-                self._answers_in.send_nowait((peer, response))
-            except trio.WouldBlock:
-                return
+        question = self._question
+        if question is None or peer != question.peer:
+            return
+        try:
+            response = response_codec.decode_untrusted(payload)
+        except PeerError:
+            question.answered.set()
+            raise
+        if response.number == question.number:
+            question.blocks = response.blocks
+            question.answered.set()
 
     async def run(self) -> None:
         """Fetch whenever there is something to fetch, until cancelled."""
         while True:
             await self._wanted.wait()
             while self.is_running:
+                before = self._height
                 await self._round()
+                if self._height == before:
+                    self._target_height = before
             self._wanted = trio.Event()
 
     async def _round(self) -> None:
-        """Ask each connected peer once, beginning with the likeliest, as long as they are of use."""
+        """Ask each connected peer, beginning with the likeliest, for as long as it is of use."""
         peers = [peer.name for peer in self._network.peers() if peer.connected]
-        if self._source in peers:
-            peers.remove(self._source)
-            peers.insert(0, self._source)
+        peers.sort(key=lambda name: (self._failures.get(name, 0), name != self._source))
         for peer in peers:
             while self.is_running and await self._fetch(peer):
                 pass
-            if not self.is_running:
-                return
-        await trio.sleep(ANSWER_TIMEOUT_S / 10)
 
     async def _fetch(self, peer: NodeName) -> bool:
-        """Ask one peer for the next chunk and commit it; tell whether that was of use."""
+        """Ask one peer for the next chunk and commit it; tell whether to go on with this peer."""
+        before, asked_s = self._height, trio.current_time()
         self._number += 1
-        request = SyncRequest(self._number, self._height + 1)
-        self._network.send(peer, FrameKind.SYNC_REQUEST, request_codec.encode(request))
-        response = await self._answer(peer)
-        return response is not None and bool(response.blocks) and await self._deliver(peer, response.blocks)
-
-    async def _answer(self, peer: NodeName) -> SyncResponse | None:
-        with trio.move_on_after(ANSWER_TIMEOUT_S):
-            while True:
-                sender, response = await self._answers_out.receive()
-                if sender == peer and response.number == self._number:
-                    return response
-        return None
+        question = self._question = _Question(peer, self._number)
+        request = SyncRequest(question.number, before + 1)
+        if not self._network.send(peer, FrameKind.SYNC_REQUEST, request_codec.encode(request)):
+            return False
+        with trio.move_on_after(self._timeout_s):
+            await question.answered.wait()
+        self._question = None
+        is_slow = trio.current_time() - asked_s > SLOW_SHARE * self._timeout_s
+        for item in question.blocks:
+            if not await self._deliver(peer, item):
+                break
+        if self._height > before:
+            self._failures.pop(peer, None)
+        else:
+            self._failures[peer] = self._failures.get(peer, 0) + 1
+        return self._height > before and not is_slow

@@ -42,7 +42,7 @@ def open_log(store: Store, keys: Path, vote_key: bytes) -> tuple[bool, dict[byte
     """
     path = keys / INCARNATION_FILE
     stored = _decode(store.get(layout.META_INCARNATION), vote_key)
-    beside = _decode(path.read_bytes() if path.exists() else None, vote_key)
+    beside = _decode(_read_if_there(path), vote_key)
     if beside is None and stored is None:
         stored = beside = Incarnation(vote_key, secrets.token_bytes(16), 0)
     elif beside is None and stored is not None and stored.starts == 1:
@@ -55,6 +55,15 @@ def open_log(store: Store, keys: Path, vote_key: bytes) -> tuple[bool, dict[byte
     store.write([(layout.META_INCARNATION, data)])
     _write_synced(path, data)
     return True, {key[1:]: value for key, value in store.scan(layout.VOTE)}
+
+
+def _read_if_there(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError("disk_failed", f"{path}: {error.strerror}") from None
 
 
 def _decode(data: bytes | None, vote_key: bytes) -> Incarnation | None:
