@@ -78,6 +78,7 @@ class Checkers:
     def __init__(self, validators: ValidatorSet, verifier: Verifier, correct: list[NodeName]) -> None:
         self._validators = validators
         self._roster = Roster(validators, verifier)
+        self._roster.quorum = validators.quorum  # whatever a broken engine believes
         self.correct = correct
         self._keys = {NodeName(item.name): item.vote_key for item in validators.validators}
         self._said: dict[tuple[NodeName, int], _Said] = {}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
-from consensus.ledger.errors import PeerError
+from consensus.ledger.errors import HansaError, PeerError
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import NodeName
 from consensus.ledger.validators import Certificate, ValidatorSet
@@ -24,7 +24,7 @@ from consensus.pbft.messages import (
 from consensus.pbft.signing import Signer, Verifier
 from contracts.runtime.execution import Executor
 from node.chain import Candidate, Chain
-from node.driver import CLOCK_TOLERANCE_MS, INBOX_EVENTS_MAX
+from node.driver import INBOX_EVENTS_MAX
 from node.program import NOT_VOTING
 from node.storage.store import Write
 from node.sync import response_codec, serve_request_untrusted
@@ -38,8 +38,6 @@ from tests.sim.process import Item, Process, Task
 from tests.sim.scheduler import Scheduler, Trace
 
 TWINS = 2
-FAR_OFF_PERMILLE = 350
-"""How many clocks are off where the skew is so large that those nodes vote for nobody's fresh block."""
 
 
 class Crash(Exception):
@@ -95,9 +93,8 @@ class Host:
         world.scheduler.after(self.random.randint(0, world.plan.tick_ms), self._tick)
 
     def _draw_skew_ms(self) -> int:
-        skew_ms_max = self.world.plan.skew_ms_max
-        if skew_ms_max > CLOCK_TOLERANCE_MS and self.random.randrange(1_000) >= FAR_OFF_PERMILLE:
-            skew_ms_max = 0
+        plan = self.world.plan
+        skew_ms_max = plan.skew_ms_max if self.random.randrange(1_000) < plan.skew_permille else 0
         return self.random.randint(-skew_ms_max, skew_ms_max)
 
     # -- life and death --------------------------------------------------------------------------------
@@ -121,14 +118,19 @@ class Host:
         config = Config(name=NOT_VOTING if self.is_wiped else self.name, signer=self.signer, verifier=world.verifier)
         if self.is_correct:
             world.checkers.restarted(self.name, self.disk)
-        self.process = Process(
-            name=self.name,
-            disk=self.disk,
-            genesis=world.genesis,
-            executor=world.executor,
-            config=config,
-            around=self,
-        )
+        try:
+            self.process = Process(
+                name=self.name,
+                disk=self.disk,
+                genesis=world.genesis,
+                executor=world.executor,
+                config=config,
+                around=self,
+            )
+        except HansaError as error:
+            if self.is_correct:
+                raise Violation("restart", f"{self.name} cannot start: {error}") from error
+            return  # a liar broke itself
         self._note(f"starts at height {self.process.chain.head.header.height} view {self.process.engine.view}")
 
     def crash(self) -> None:
@@ -173,6 +175,14 @@ class Host:
         process = self.process
         if process is None or len(self.inbox) >= INBOX_EVENTS_MAX:
             return
+        try:
+            self._take(process, sender, kind, payload)
+        except PeerError as error:
+            if sender in self.world.checkers.correct:
+                raise Violation("framed", f"{self.name} cannot read {sender}: {error}") from error
+        self._pump()
+
+    def _take(self, process: Process, sender: NodeName, kind: FrameKind, payload: bytes) -> None:
         match kind:
             case FrameKind.CONSENSUS:
                 message = decode_message_untrusted(payload)
@@ -188,7 +198,6 @@ class Host:
                 chunk = process.sync.answered(sender, payload)
                 if chunk is not None:
                     self.inbox.append(chunk)
-        self._pump()
 
     def submit(self, raw: bytes) -> None:
         """Take a transaction from a client."""
@@ -256,10 +265,7 @@ class Host:
             self._pump()
 
     def _answer(self, sender: NodeName, payload: bytes) -> None:
-        try:
-            answer = serve_request_untrusted(payload, self.disk)
-        except PeerError:
-            return
+        answer = serve_request_untrusted(payload, self.disk)
         if self.strategies:
             response = response_codec.decode_untrusted(answer)
             for strategy in self.strategies:
@@ -313,7 +319,14 @@ class Host:
         _, payload, text = self._last_sent
         if self.audience is None or parcel.to in self.audience:
             self._note(f"-> {parcel.to} {text}")
-            self.world.fabric.send(self.name, parcel.to, FrameKind.CONSENSUS, payload, parcel.delay_ms)
+            self.world.fabric.send(
+                self.name,
+                parcel.to,
+                FrameKind.CONSENSUS,
+                payload,
+                content=type(message).__name__,
+                extra_ms=parcel.delay_ms,
+            )
 
     def send_frame(self, to: NodeName, kind: FrameKind, payload: bytes) -> None:
         """Send anything else."""

@@ -26,8 +26,10 @@ class Fabric:
         self._healed = False
         self.frames = 0
 
-    def send(self, sender: NodeName, to: NodeName, kind: FrameKind, payload: bytes, extra_ms: int = 0) -> None:
-        """Take a frame to be delivered never, once or twice."""
+    def send(
+        self, sender: NodeName, to: NodeName, kind: FrameKind, payload: bytes, *, content: str = "", extra_ms: int = 0
+    ) -> None:
+        """Take a frame to be delivered never, once or twice; ``content`` names the type of a consensus message."""
         random, plan = self._random, self._plan
         self.frames += 1
         if (sender, to) in self._cut:
@@ -35,6 +37,8 @@ class Fabric:
         copies = 1
         if not self._healed:
             if random.randrange(1_000) < plan.loss_permille:
+                return
+            if content in plan.lossy_kinds and random.randrange(1_000) < plan.lossy_permille:
                 return
             copies += random.randrange(1_000) < plan.duplicate_permille
         for _ in range(copies):

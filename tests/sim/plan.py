@@ -9,40 +9,58 @@ from random import Random
 from tests.sim.byzantine import STRATEGIES
 
 SIZES = (1, 2, 3, 4, 4, 4, 4, 5, 6, 7, 7)
+LOSSY_KINDS = (
+    ("Commit",),
+    ("Commit", "Decided"),
+    ("Prepare",),
+    ("PrePrepare",),
+    ("NewView",),
+    ("ViewChange",),
+    ("Status",),
+    ("Commit", "Decided", "Status"),
+    ("BlockBody", "PrePrepare"),
+)
 REAL_KEYS_EVERY = 16
+FAR_OFF_MS = 3_600_000
+"""A clock that far off lets its node vote for nobody's fresh block; few at a time, else nothing happens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One schedule. Probabilities in per mille, times in simulated ms; 0 switches a fault off.
+    """One schedule, calm unless told otherwise. Probabilities in per mille, times in simulated ms; 0 is off.
 
-    ``liars`` gives each Byzantine node its strategies. ``drift_permille`` bounds how much faster or slower
-    a clock runs, and stays on in the liveness phase like the liars.
+    Messages of ``lossy_kinds`` are lost with a probability of their own: what hurts is often the loss of one kind.
+    ``skew_permille`` says how many clocks are off, by ``skew_ms_max`` at the most. ``liars`` gives each Byzantine
+    node its strategies. ``drift_permille`` bounds how much faster or slower a clock runs; it stays on in the
+    liveness phase, like the liars.
     """
 
     seed: int
-    validators: int
-    real_keys: bool
-    safety_ms: int
-    transactions: int
-    tick_ms: int
-    delay_ms_max: int
-    slow_permille: int
-    slow_delay_ms_max: int
-    loss_permille: int
-    duplicate_permille: int
-    partition_every_ms: int
-    partition_one_way_permille: int
-    crash_every_ms: int
-    crash_at_effect_permille: int
-    downtime_ms_max: int
-    freeze_every_ms: int
-    freeze_ms_max: int
-    skew_ms_max: int
-    drift_permille: int
-    disk_ms_max: int
-    conflict_permille: int
-    liars: tuple[tuple[int, tuple[str, ...]], ...]
+    validators: int = 4
+    real_keys: bool = False
+    safety_ms: int = 10_000
+    transactions: int = 10
+    tick_ms: int = 50
+    delay_ms_max: int = 5
+    slow_permille: int = 0
+    slow_delay_ms_max: int = 200
+    loss_permille: int = 0
+    lossy_kinds: tuple[str, ...] = ()
+    lossy_permille: int = 0
+    duplicate_permille: int = 0
+    partition_every_ms: int = 0
+    partition_one_way_permille: int = 0
+    crash_every_ms: int = 0
+    crash_at_effect_permille: int = 0
+    downtime_ms_max: int = 1_000
+    freeze_every_ms: int = 0
+    freeze_ms_max: int = 1_000
+    skew_ms_max: int = 0
+    skew_permille: int = 1_000
+    drift_permille: int = 0
+    disk_ms_max: int = 0
+    conflict_permille: int = 0
+    liars: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     def describe(self) -> str:
         """Return all that is on, for people."""
@@ -60,12 +78,14 @@ def draw_plan(seed: int) -> Plan:
         strength = random.choice(choices)
         return strength if random.random() < 0.5 else 0
 
+    skew_ms_max = some(1_000, 5_000, FAR_OFF_MS)
     liars_max = (validators - 1) // 3
     count = random.randint(0, liars_max) if random.random() < 0.4 else liars_max
     liars = tuple(
         (index, tuple(sorted(random.sample(sorted(STRATEGIES), random.choice((1, 1, 2, 3))))))
         for index in sorted(random.sample(range(validators), count))
     )
+    lossy_kinds = random.choice(LOSSY_KINDS) if random.random() < 0.4 else ()
     return Plan(
         seed=seed,
         validators=validators,
@@ -77,15 +97,18 @@ def draw_plan(seed: int) -> Plan:
         slow_permille=some(10, 100, 300),
         slow_delay_ms_max=random.choice((200, 1_500, 5_000)),
         loss_permille=some(10, 50, 150, 300),
+        lossy_kinds=lossy_kinds,
+        lossy_permille=random.choice((500, 800, 950)) if lossy_kinds else 0,
         duplicate_permille=some(10, 100, 500),
-        partition_every_ms=some(700, 2_000, 5_000),
+        partition_every_ms=some(300, 700, 2_000, 5_000),
         partition_one_way_permille=random.choice((0, 300, 1_000)),
         crash_every_ms=some(300, 1_000, 3_000),
         crash_at_effect_permille=random.choice((500, 900, 1_000)),
         downtime_ms_max=random.choice((50, 1_000, 8_000)),
         freeze_every_ms=some(1_000, 4_000),
         freeze_ms_max=random.choice((300, 3_000, 8_000)),
-        skew_ms_max=some(1_000, 5_000, 3_600_000),
+        skew_ms_max=skew_ms_max,
+        skew_permille=350 if skew_ms_max == FAR_OFF_MS else 1_000,
         drift_permille=some(50, 500),
         disk_ms_max=random.choice((0, 0, 2, 10, 100)),
         conflict_permille=some(100, 300),

@@ -115,15 +115,19 @@ class Simulation:
         Raises:
             Violation: something that must hold does not.
         """
+        self.run_safety()
+        self._heal()
+        for number in range(PROBES):
+            self._probe(number)
+        self._check_end()
+
+    def run_safety(self) -> None:
+        """Run the phase with faults."""
         self._schedule_clients()
         self._schedule_faults()
         self._repeat(MEMORY_CHECK_MS, self._check_memory)
         self._repeat(RETRY_MS, self._retry)
         self.scheduler.run(self.plan.safety_ms)
-        self._heal()
-        for number in range(PROBES):
-            self._probe(number)
-        self._check_end()
 
     def _repeat(self, every_ms: int, action: Action) -> None:
         def again() -> None:
