@@ -39,6 +39,7 @@ from node.mempool import Mempool, PoolLimits
 from node.rpc.node_backend import NodeBackend
 from node.rpc.server import RpcConfig, serve_rpc
 from node.storage.leveldb import LevelStore
+from node.storage.store import Store
 from p2p.frames import FrameKind
 from p2p.network import Network, NetworkConfig
 from p2p.tls import TlsIdentity, Trust
@@ -153,10 +154,10 @@ def write_bundle(folder: Path, divergence: Divergence) -> Path:
     return path
 
 
-class _Node:
+class Node:
     """Everything that one node is made of, opened and wired; nothing runs yet."""
 
-    def __init__(self, config: NodeConfig, store: LevelStore) -> None:
+    def __init__(self, config: NodeConfig, store: Store) -> None:
         self.config = config
         self.is_ready = False
         self.clock = SystemClock()
@@ -214,7 +215,7 @@ class _Node:
         self.driver.on_commit(self.backend.on_commit)
         self.driver.on_view(self.backend.on_consensus)
 
-    def _engine(self, store: LevelStore) -> Engine:
+    def _engine(self, store: Store) -> Engine:
         times, chain_id = self.config.consensus, self.chain.chain_id
         key = PrivateKey.from_pem(_read(self.config.vote_key))
         may_vote, records = vote_log.open_log(store, self.config.keys, key.public.compressed)
@@ -263,16 +264,17 @@ class _Node:
 async def _main(config: NodeConfig) -> None:
     store = LevelStore.open(config.data)
     try:
-        node = _Node(config, store)
+        node = Node(config, store)
         # What is loaded by now stays for ever: the collector need not walk it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
         await _run(node)
     finally:
         store.close()
 
 
-async def _run(node: _Node) -> None:
+async def _run(node: Node) -> None:
     config = node.config
     rpc = RpcConfig(host=config.rpc.host, port=config.rpc.port, host_names=frozenset(config.rpc_hosts))
     stopping, network_ended = trio.Event(), trio.Event()
