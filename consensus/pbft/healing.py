@@ -93,7 +93,13 @@ def _answer(state: State, sender: NodeName, message: Status) -> None:
     if message.view < state.view or (message.view == state.view and not message.has_proposal):
         if progress.new_view is not None:
             state.emit(Send(sender, progress.new_view))
-        if state.is_primary and progress.accepted is not None and progress.accepted.view == state.view:
+        under_way = state.now_ms - progress.proposal_ms < state.config.resend_ms
+        if (
+            state.is_primary
+            and progress.accepted is not None
+            and progress.accepted.view == state.view
+            and not under_way
+        ):
             state.emit(Send(sender, progress.accepted.message()))
     prepare = progress.prepares.own(state.name)
     if prepare is not None and prepare.view >= message.view:

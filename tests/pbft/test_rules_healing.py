@@ -44,7 +44,10 @@ def test_p17_a_primary_answers_with_new_view_and_proposal() -> None:
     solo.accept(block)
     solo.receive(solo.view_change("b", 1))
     solo.receive(solo.view_change("d", 1, solo.prepared(block, 0, "ad")))
-    solo.tick(100)
+    solo.receive(Status(1, 0, True), sender="a")
+    assert solo.to("a", NewView)
+    assert not solo.to("a", PrePrepare), "it is still under way"
+    solo.tick(200)
     solo.receive(Status(1, 0, True), sender="a")
     assert len(solo.to("a", NewView)) == len(solo.to("a", PrePrepare)) == 1
     solo.receive(Status(1, 0, True), sender="a")
