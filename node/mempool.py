@@ -127,39 +127,42 @@ class Mempool:
                 if waiting.transaction.raw != raw:
                     self._verifier.forget(raw)
                 return None
-            self._check(transaction, state, block)
+            next_number = self._check(transaction, state, block)
         except PeerError:
             self._verifier.forget(raw)
             raise
-        self._insert(transaction, state, now_ms)
+        self._insert(transaction, next_number=next_number, now_ms=now_ms)
         return transaction
 
-    def _check(self, transaction: Transaction, state: StateReader, block: BlockContext) -> None:
+    def _check(self, transaction: Transaction, state: StateReader, block: BlockContext) -> int:
+        """Refuse what may not wait here; return the number that its lane takes next."""
         limits, body = self._limits, transaction.body
         if len(self._entries) >= limits.transactions_max or self._bytes + len(transaction.raw) > limits.bytes_max:
             raise PeerError("pool_full", f"{len(self._entries)} transactions wait already; try again later")
+        next_number = body.sequence
         try:
             self._executor.admit(state, transaction, time_ms=block.time_ms, chain_id=block.chain_id)
         except PeerError as error:
             if error.code != "lane_gap":
                 raise
+            next_number = _next_number(state, transaction)
         sender = self._senders.get(transaction.sender)
         if sender is not None and sender.count >= limits.transactions_per_sender_max:
             raise PeerError("sender_full", f"{sender.count} transactions of this account wait already")
-        next_number = _next_number(state, transaction)
         if body.sequence >= next_number + limits.lane_window:
             raise PeerError("lane_gap", f"number {body.sequence} lies too far ahead of {next_number}")
         lane = None if sender is None else sender.lanes.get(body.lane)
         if lane is not None and body.sequence in lane.entries:
             raise PeerError("lane_number_taken", f"another transaction with number {body.sequence} waits in this lane")
         self._verifier.check_signature_untrusted(transaction, state)
+        return next_number
 
-    def _insert(self, transaction: Transaction, state: StateReader, now_ms: int) -> None:
+    def _insert(self, transaction: Transaction, *, next_number: int, now_ms: int) -> None:
         body = transaction.body
         sender = self._senders.setdefault(transaction.sender, _Sender())
         lane = sender.lanes.get(body.lane)
         if lane is None:
-            lane = sender.lanes[body.lane] = _Lane(_next_number(state, transaction))
+            lane = sender.lanes[body.lane] = _Lane(next_number)
         entry = Entry(transaction, now_ms, repeated_ms=now_ms)
         lane.entries[body.sequence] = entry
         sender.count += 1

@@ -11,6 +11,8 @@ from node.storage.store import Store
 CACHED_VALUES_MAX = 200_000
 CACHED_VALUE_BYTES_MAX = 1_024
 """Longer values are read from the store each time, so that the cache stays small whatever is stored."""
+_UNKNOWN = b"unknown"
+"""Stands for a value that a map does not hold; compared by identity."""
 
 
 class SealedState:
@@ -22,12 +24,11 @@ class SealedState:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value at the last seal."""
-        try:
-            return self._cache[key]
-        except KeyError:
+        value = self._cache.get(key, _UNKNOWN)
+        if value is _UNKNOWN:
             value = self._store.get(STATE + key)
             self._remember(key, value)
-            return value
+        return value
 
     def walk(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the pairs with the prefix, ascending, with keys from ``start`` on."""
@@ -69,10 +70,8 @@ class RecentState:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the newest value."""
-        try:
-            return self.tail[key]
-        except KeyError:
-            return self.sealed.get(key)
+        value = self.tail.get(key, _UNKNOWN)
+        return self.sealed.get(key) if value is _UNKNOWN else value
 
     def scan(self, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to ``limit`` newest pairs with the prefix, ascending, with keys from ``start`` on."""

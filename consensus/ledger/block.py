@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from consensus.ledger.codec import Record, RecordCodec, Value, encode
+from consensus.ledger.codec import Record, RecordCodec
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import ZERO_HASH, ChainId, Hash, tagged_hash
 from consensus.ledger.merkle import HashBytes, list_root
@@ -55,6 +55,8 @@ class Header(Record, frozen=True):
 
 
 header_codec: RecordCodec[Header] = RecordCodec(Header, bytes_max=1024)
+
+_pair_encoder = msgspec.msgpack.Encoder()
 
 RawTransaction = Annotated[bytes, msgspec.Meta(max_length=TRANSACTION_BYTES_MAX)]
 
@@ -123,8 +125,7 @@ def receipts_root(receipts: Sequence[Receipt]) -> Hash:
 
 def write_leaf(key: bytes, value: bytes | None) -> bytes:
     """Return the leaf for one write: the key and its new bytes, nil for a removal."""
-    pair: list[Value] = [key, value]
-    return encode(pair)
+    return _pair_encoder.encode((key, value))
 
 
 def writes_root(writes: dict[bytes, bytes | None]) -> Hash:

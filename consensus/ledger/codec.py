@@ -110,8 +110,11 @@ def _check(value: object, depth_left: int, items_max: int | None) -> None:
         _check(item, depth_left - 1, items_max)
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of fixed records: encoded as a list of their fields in declared order, unknown fields refused."""
+class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Base of fixed records: encoded as a list of their fields in declared order, unknown fields refused.
+
+    A record is a tree made from the leaves up, so it is never part of a cycle and the collector need not know it.
+    """
 
 
 R = TypeVar("R")

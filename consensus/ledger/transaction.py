@@ -9,7 +9,6 @@ A *lane* counts a sender's transactions. Any number of lanes run side by side. A
 prove that its transaction happened, or that it never can.
 """
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -64,8 +63,7 @@ _body_codec: RecordCodec[TransactionBody] = RecordCodec(TransactionBody, bytes_m
 _envelope_codec: RecordCodec[_Envelope] = RecordCodec(_Envelope, bytes_max=TRANSACTION_BYTES_MAX)
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(msgspec.Struct, frozen=True, gc=False):
     """A decoded transaction beside the bytes it came from; its signature is not yet judged."""
 
     raw: bytes

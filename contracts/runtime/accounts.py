@@ -1,5 +1,6 @@
 """Accounts as state holds them; the membership contract writes them, everyone else reads them here."""
 
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -15,6 +16,8 @@ ACCOUNT_PREFIX = "account/"
 """Where account records stand inside the membership contract's namespace."""
 NAME_PREFIX = "name/"
 """Where an account's name leads to its address, inside the membership contract's namespace."""
+SHARED_RECORDS_MAX = 16_384
+"""How many accounts stay decoded: each transaction asks for its sender three times."""
 
 
 class AccountRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -55,14 +58,22 @@ def account_key(address: bytes) -> bytes:
 
 
 def load_account(state: StateReader, address: bytes) -> AccountRecord | None:
-    """Return an account's record; a record of any other shape counts as none, so that execution stays total."""
+    """Return an account's record, shared with other callers and not to be changed.
+
+    A record of any other shape counts as none, so that execution stays total.
+    """
     data = state.get(account_key(address))
-    return None if data is None else decode_account(data)
+    return None if data is None else _decode_shared(data)
 
 
 def decode_account(data: bytes) -> AccountRecord | None:
-    """Return the record in these state bytes, None if they hold none."""
+    """Return a fresh record of these state bytes, None if they hold none."""
     try:
         return _decoder.decode(data)
     except (msgspec.MsgspecError, ValueError):
         return None
+
+
+@lru_cache(maxsize=SHARED_RECORDS_MAX)
+def _decode_shared(data: bytes) -> AccountRecord | None:
+    return decode_account(data)

@@ -13,6 +13,9 @@ SCAN_BATCH = 256
 READ_CACHE_ENTRIES_MAX = 65_536
 """How many values an overlay remembers from its base; what comes after is read again."""
 
+_UNKNOWN = b"unknown"
+"""Stands for a value that a map does not hold; compared by identity."""
+
 
 class StateReader(Protocol):
     """Read access to one version of the state; it must not change while it is read."""
@@ -77,10 +80,12 @@ class Overlay:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the newest value, or None where the key holds nothing."""
-        if key in self._writes:
-            return self._writes[key]
-        if key in self._reads:
-            return self._reads[key]
+        value = self._writes.get(key, _UNKNOWN)
+        if value is not _UNKNOWN:
+            return value
+        value = self._reads.get(key, _UNKNOWN)
+        if value is not _UNKNOWN:
+            return value
         value = self._base.get(key)
         if len(self._reads) < READ_CACHE_ENTRIES_MAX:
             self._reads[key] = value

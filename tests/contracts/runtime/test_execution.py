@@ -267,7 +267,7 @@ def test_what_makes_a_block_invalid(chain: Chain) -> None:
 
 def resigned(chain: Chain, transaction: Transaction, **changes: Any) -> Transaction:
     """Return the transaction with a changed body; the executor judges no signature."""
-    return dataclasses.replace(transaction, body=msgspec.structs.replace(transaction.body, **changes))
+    return msgspec.structs.replace(transaction, body=msgspec.structs.replace(transaction.body, **changes))
 
 
 def test_a_suspended_account_is_refused_from_the_same_block_on(chain: Chain) -> None:
