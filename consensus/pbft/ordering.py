@@ -96,7 +96,7 @@ def _consider(state: State, proposal: Proposal) -> None:
     required = progress.required
     if required is not None and proposal.block.hash != required.block_hash:
         state.penalise(state.primary, "bad_proposal")
-        view_change.start(state, state.view + 1)
+        _give_up(state)
         return
     progress.proposal = proposal
     progress.proposal_ms = state.now_ms
@@ -142,9 +142,13 @@ def _refuse(state: State, proposal: Proposal, code: str) -> None:
             second=b"",
             code=code,
         )
+    _give_up(state)
+
+
+def _give_up(state: State) -> None:
+    """Leave a view whose primary was refused; after a whole round of them only the deadline leaves (P7, R31)."""
     if state.view < state.roster.size:
         view_change.start(state, state.view + 1)
-    # Where all primaries were refused, only the deadline leaves: else views would race (R31).
 
 
 def _propose(state: State, block: Block) -> None:

@@ -1,9 +1,12 @@
 """P12 and P13: durable before sent, and restarts that contradict nothing."""
 
+from dataclasses import replace
+
 import pytest
 
 from consensus.ledger.errors import StorageError
 from consensus.ledger.ids import NodeName
+from consensus.ledger.validators import Validator, ValidatorSet
 from consensus.pbft.engine import Engine
 from consensus.pbft.events import (
     Advanced,
@@ -21,7 +24,7 @@ from consensus.pbft.events import (
     Validated,
     Work,
 )
-from consensus.pbft.messages import Commit, NewView, Prepare, PrePrepare, ViewChange
+from consensus.pbft.messages import Commit, NewView, Prepare, PrePrepare, Status, ViewChange
 from consensus.pbft.signing import KeySigner
 from consensus.pbft.vote_log import RecordKind, VoteLog
 from tests.pbft.cluster import CHAIN, Cluster, default_config, key_of
@@ -179,9 +182,26 @@ def test_p13_records_of_older_heights_are_void() -> None:
 def test_p13_records_of_another_key_are_void() -> None:
     solo = Solo()
     committed(solo, b"1")
-    config = default_config(solo.name)
-    rekeyed = type(config)(config.name, KeySigner(key_of("a", 1), CHAIN), config.verifier)
-    assert Engine.restore(rekeyed, solo.head, solo.records).status().phase is Phase.OPEN
+    new_key = key_of("a", 1)
+    config = replace(default_config(solo.name), signer=KeySigner(new_key, CHAIN))
+    members = [Validator(v.name, v.organisation, v.vote_key) for v in solo.validators.validators if v.name != "a"]
+    admitted = ValidatorSet.of([*members, Validator("a", "org", new_key.public.compressed)])
+    status = Engine.restore(config, replace(solo.head, validators=admitted), solo.records).status()
+    assert (status.phase, status.is_validator) == (Phase.OPEN, True)
+
+
+def test_r18_r49_a_key_that_the_membership_has_not_admitted_observes() -> None:
+    solo = Solo("b")
+    config = replace(default_config(solo.name), signer=KeySigner(key_of("b", 1), CHAIN))
+    solo.engine = Engine.restore(config, solo.head, {})
+    solo.tick()
+    solo.step(Work(waiting=True))
+    for _ in range(20):
+        assert not solo.every(Propose)
+        assert not solo.every(Persist)
+        assert {type(effect.message) for effect in solo.every(Broadcast)} <= {Status}
+        solo.tick(1_000)
+    assert not solo.engine.status().is_validator
 
 
 def test_p13_records_ahead_of_storage_stop_the_node() -> None:

@@ -207,6 +207,18 @@ def test_r44_p7_a_verdict_belongs_to_a_body_and_not_to_its_hash() -> None:
     assert solo.every(Prepare)[0].view == 1
 
 
+def test_r44_p7_a_late_verdict_on_another_body_does_not_refuse_this_one() -> None:
+    solo = started()
+    good = solo.block(b"t")
+    solo.receive(solo.propose(Block(good.header, (b"bad",), good.hash)))
+    votes = [solo.view_change(name, 1, solo.prepared(good, 0, "cd")) for name in "bcd"]
+    solo.receive(solo.new_view(1, votes, solo.prepared(good, 0, "cd")))
+    solo.receive(solo.propose(good, 1))
+    assert solo.step(Validated(good.hash, False, "bad_header")) == []
+    solo.step(Validated(good.hash, True))
+    assert solo.every(Prepare)[0].view == 1
+
+
 def test_p8_q_commits_of_one_view_decide() -> None:
     solo = started()
     block = solo.block(b"t")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consensus.ledger.block import BlockRecord
 from consensus.ledger.errors import LocalError
 from consensus.ledger.ids import NodeName
 from consensus.pbft.certificates import highest_claim
@@ -128,9 +129,9 @@ def test_r25_p15_an_unknown_body_is_fetched_from_those_who_prepared_it() -> None
     solo.receive(solo.view_change("d", 1, solo.prepared(block, 0, "ad")))
     solo.tick(25)
     assert [send.to for send in solo.every(Send) if isinstance(send.message, FetchBlock)] == ["a"]
-    swapped = BlockBody(solo.block(b"t").record())
-    swapped = BlockBody(type(swapped.block)(swapped.block.header, [b"other"]))
-    solo.receive(swapped, sender="a")
+    solo.tick(25)
+    assert not solo.every(Send)
+    solo.receive(BlockBody(BlockRecord(block.header, [b"other"])), sender="a")
     solo.step(Validated(block.hash, False, "bad_header"))
     assert not solo.every(Evidence)
     solo.tick(220)
@@ -181,7 +182,7 @@ FLAWS = [
 def test_p15_a_bad_new_view_is_refused(flaw: str) -> None:
     solo = started()
     block, other = solo.block(b"t"), solo.block(b"u", proposer="c")
-    low, high = solo.prepared(block, 0), solo.prepared(other, 1)
+    low, high, lie = solo.prepared(block, 0), solo.prepared(other, 1), solo.prepared(block, 1)
     votes = [solo.view_change("b", 2), solo.view_change("c", 2, low), solo.view_change("d", 2, high)]
     good = solo.new_view(2, votes, high)
     match flaw:
@@ -211,7 +212,7 @@ def test_p15_a_bad_new_view_is_refused(flaw: str) -> None:
         case "lower proof":
             bad = solo.new_view(2, votes, low)
         case _:
-            bad = solo.new_view(2, [votes[0], solo.view_change("c", 2, solo.prepared(block, 1)), votes[2]], high)
+            bad = solo.new_view(2, [votes[0], solo.view_change("c", 2, high), solo.view_change("d", 2, lie)], high)
     solo.receive(bad, sender="d")
     assert solo.engine.view == 0
     if flaw not in ("view 0", "other height"):
@@ -230,6 +231,17 @@ def test_r12_p15_the_choice_is_that_of_a_reference(claims: list[tuple[int, int] 
     best = max((claim for claim in claims if claim is not None), default=None)
     choice = highest_claim(votes)
     assert (choice and (choice.view, choice.block_hash)) == (best and (best[0], bytes([best[1]]) * 32))
+
+
+def test_r31_p7_refusals_leave_at_once_only_in_the_first_round_of_primaries() -> None:
+    solo = started()
+    votes = [solo.view_change(name, 5) for name in "bcd"]
+    solo.receive(solo.new_view(5, votes))
+    solo.receive(solo.propose(solo.block(b"bad", proposer="c"), 5))
+    solo.step(Validated(solo.block(b"bad", proposer="c").hash, False, "bad_block"))
+    assert solo.engine.view == 5
+    solo.tick(8_000)
+    assert solo.engine.view == 6
 
 
 def test_r29_a_decision_ends_a_view_change() -> None:
@@ -297,6 +309,8 @@ def test_r16_a_storm_of_views_takes_one_slot_a_signer() -> None:
     for view in range(1, 300):
         solo.receive(solo.view_change("c", view))
         solo.receive(solo.commit("d", solo.block(b"t"), view))
+    solo.receive(solo.commit("d", solo.block(b"t"), 0))
+    assert solo.engine.status().commits == ()
     assert solo.engine.status().view_changes == {"c": 299}
     assert solo.engine.view == 0
 
@@ -365,6 +379,30 @@ def test_p20_a_suspect_gets_short_turns_then_a_full_one_until_it_succeeds() -> N
     assert pace._suspicions[name].turns == SUSPECT_TURNS_MAX
     pace.succeeded(name)
     assert pace.suspected() == ()
+
+
+def test_p20_a_suspect_that_proposes_in_time_gets_full_time_to_finish_and_is_none_afterwards() -> None:
+    solo = started()
+    solo.step(Work(waiting=True))
+    solo.tick(1_000)
+    solo.advance(solo.block(b"1", proposer="c"))
+    for proposer in "cda":
+        assert solo.engine.status().suspected == ("b",)
+        solo.advance(solo.block(b"t", proposer=proposer))
+    assert (solo.engine.status().primary, solo.engine.status().timeout_ms) == ("b", 200)
+    assert solo.engine.status().deadline_in_ms == 200
+    solo.receive(solo.propose(solo.block(b"t")))
+    assert solo.engine.status().deadline_in_ms == 1_000
+    solo.advance(solo.block(b"t"))
+    assert solo.engine.status().suspected == ()
+
+
+def test_r22_p22_a_view_that_comes_round_asks_for_a_block_anew() -> None:
+    solo = started("a", 1)
+    assert solo.step(Work(waiting=True)) == [Propose(1, 0, solo.head.hash)]
+    solo.tick(1_000)
+    assert solo.every(Propose) == [Propose(1, 1, solo.head.hash)]
+    assert solo.step(Proposed(1, 0, solo.block(b"t", proposer="a"))) == []
 
 
 def test_p20_a_dead_validator_costs_little_in_the_long_run() -> None:
