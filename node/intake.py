@@ -26,8 +26,12 @@ from p2p.network import Network
 
 BATCH_TRANSACTIONS_MAX = 1_000
 BATCH_BYTES_MAX = 1024 * 1024
-GATHER_MS = 3
+GATHER_MS_MIN = 3
 """Pause between two frames of transactions."""
+GATHER_MS_MAX = 25
+GATHER_WAITING_PER_MS = 20
+"""For so many waiting transactions the pause grows by a millisecond: what comes now is not in the next block,
+and a frame costs each of its receivers as much as several of its transactions."""
 REPEAT_AFTER_MS = 1_000
 REPEATED_MAX = 256
 
@@ -153,7 +157,8 @@ class Intake:
                 outgoing, self._outgoing = self._outgoing, []
                 self._hand_on(outgoing)
                 # A lone transaction has left at once; of many, those that follow now go together.
-                await trio.sleep(GATHER_MS / 1_000)
+                pause_ms = min(GATHER_MS_MAX, GATHER_MS_MIN + len(self._mempool) // GATHER_WAITING_PER_MS)
+                await trio.sleep(pause_ms / 1_000)
 
     async def _repeat(self) -> None:
         """Hand on again what still waits here after a while, oldest first."""
