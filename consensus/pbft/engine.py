@@ -199,8 +199,8 @@ def _start(state: State) -> None:
     if progress.new_view is not None and state.is_primary:
         state.emit(Broadcast(progress.new_view))
     view_change.react(state)  # alone, the own vote is all that there will be
-    if progress.phase is Phase.VALIDATING and progress.proposal is not None:
-        state.validate(progress.proposal.block, first_seen=False)
+    if progress.phase is Phase.VALIDATING and progress.accepted is not None and progress.proposal is progress.accepted:
+        state.validate(progress.accepted.block, first_seen=False)  # voted for already, so the clock has no say
     healing.ask(state)
 
 
