@@ -1,13 +1,16 @@
 """The mempool: what it admits, in which order it hands out, what it lets go of, and why it refuses."""
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from consensus.ledger.errors import PeerError
+from consensus.ledger.keys import PrivateKey
 from consensus.ledger.transaction import ONE_SHOT_LANE_BYTES, Transaction, make_call
 from contracts.runtime.execution import BlockContext, Executor
+from node import verification
 from node.mempool import Mempool, PoolLimits
 from node.verification import Verifier
 from tests.node.support import GENESIS_TIME_MS, make_consortium, make_executor
@@ -38,6 +41,7 @@ class Bench:
         self.state = DictState(dict(self.executor.genesis_writes(CONSORTIUM.genesis)))
         self.pool = Mempool(self.executor, Verifier(), limits)
         self.height = 0
+        self.written: list[bytes] = []
 
     def context(self) -> BlockContext:
         return BlockContext(CONSORTIUM.genesis.chain_id(), self.height + 1, NOW_MS, 0, "node-0")
@@ -56,6 +60,7 @@ class Bench:
     def commit(self, transactions: list[Transaction]) -> list[Transaction]:
         run = self.executor.execute(self.state, self.context(), transactions)
         self.state.entries.update(run.writes)
+        self.written = list(run.writes)
         self.height += 1
         return self.pool.committed(transactions)
 
@@ -169,6 +174,124 @@ def test_a_block_is_bounded_by_bytes_and_calls_but_never_empty_for_one_large_tra
     assert len(bench.pool.select(count_max=9, bytes_max=2 * size, calls_max=9, time_ms=NOW_MS)) == 2
     assert len(bench.pool.select(count_max=9, bytes_max=1 << 20, calls_max=1, time_ms=NOW_MS)) == 1
     assert len(bench.pool.select(count_max=9, bytes_max=1, calls_max=9, time_ms=NOW_MS)) == 1
+
+
+def settle(*names: str) -> list[Transaction]:
+    """One-shot transactions of one account, as many as names."""
+    return [note("user-b", lane=name.encode().ljust(ONE_SHOT_LANE_BYTES, b"-")) for name in names]
+
+
+def test_a_lane_that_was_served_stands_behind_the_sender_s_other_lanes() -> None:
+    bench = Bench()
+    flood = [note("user-b", number) for number in range(6)]
+    [lone] = settle("lone")
+    for transaction in [*flood, lone]:
+        bench.add(transaction)
+    first = bench.select(2)
+    assert first == flood[:2]
+    bench.commit(first)
+    assert bench.select(2) == [lone, flood[2]]
+
+
+def test_a_sender_s_flood_over_many_lanes_makes_no_honest_primary_overdue() -> None:
+    bench = Bench(PoolLimits(passes_max=3, patience_ms=10))
+    flood = settle(*[f"s{number}" for number in range(40)])
+    for transaction in flood:
+        bench.add(transaction)
+    while chosen := bench.select(2):
+        assert not bench.pool.is_overdue(now_ms=1_000)
+        bench.commit(chosen)
+    assert len(bench.pool) == 0
+
+
+def test_a_sender_or_a_single_transaction_that_is_left_out_is_overdue() -> None:
+    for theirs in ([], settle(*[f"s{number}" for number in range(30)])):
+        bench = Bench(PoolLimits(passes_max=3, patience_ms=10))
+        [censored] = settle("censored")
+        bench.add(censored)
+        for transaction in theirs:
+            bench.add(transaction)
+        for number in range(12):
+            bench.commit([note("user-e", number), *theirs[2 * number : 2 * number + 2]])
+        assert bench.pool.is_overdue(now_ms=1_000)
+        assert not bench.pool.is_overdue(now_ms=5)
+
+
+def test_what_waits_is_handed_on_again_in_turn_even_behind_others_that_stay() -> None:
+    bench = Bench()
+    stuck = [note("user-b", number) for number in (5, 6, 7)]
+    free = [note("user-e", number) for number in range(3)]
+    for transaction in [*stuck, *free]:
+        bench.add(transaction)
+    rounds = [bench.pool.waiting_since(now_ms, count_max=4) for now_ms in (1_000, 2_000, 3_000)]
+    order = [item.raw for item in [*stuck, *free]]
+    assert [raw for batch in rounds for raw in batch] == order * 2
+    assert bench.pool.waiting_since(-1, count_max=4) == []
+
+
+def test_a_block_of_one_long_lane_is_let_go_in_time_that_grows_with_the_block() -> None:
+    bench = Bench()
+    sent = [note("user-b", number) for number in range(300)]
+    for transaction in reversed(sent):
+        bench.add(transaction)
+    lane = bench.pool._senders[sent[0].sender].lanes[b""]
+    walked = 0
+
+    class Entries(dict[int, object]):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            nonlocal walked
+            walked += len(self)
+            return super().__iter__()
+
+    lane.entries = Entries(lane.entries)  # type: ignore[assignment]
+    bench.commit(sent[:200])
+    assert len(bench.pool) == 100
+    assert walked == 0
+    assert bench.select(1) == [sent[200]]
+
+
+@pytest.mark.parametrize("method", ["rotate_key", "suspend_account"])
+def test_what_an_account_may_not_send_any_more_is_let_go(method: str) -> None:
+    bench = Bench()
+    keys = CONSORTIUM.account_keys
+    sent = [note("shop", number) for number in (1, 2)]
+    other = note("user-e")
+    for transaction in [*sent, other]:
+        bench.add(transaction)
+    if method == "rotate_key":
+        call = make_call("membership", method, {"new_public_key": PrivateKey.from_secret(5).public.compressed})
+        bench.commit([CONSORTIUM.sign("shop", [call], valid_until_ms=NOW_MS + 60_000)])
+    else:
+        call = make_call("membership", method, {"account": keys["shop"].public.address})
+        bench.commit([note("shop"), CONSORTIUM.sign("bank-a", [call], valid_until_ms=NOW_MS + 60_000)])
+    assert bench.select() == [*sent, other] or bench.select() == [other, *sent]
+    gone = bench.pool.accounts_changed(bench.written, bench.state)
+    assert gone == sent
+    assert bench.select() == [other]
+    assert bench.pool._verifier.bytes_held == len(other.raw)
+
+
+def test_memory_of_verified_transactions_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [note("user-b", number) for number in range(10)]
+    monkeypatch.setattr(verification, "REMEMBERED_BYTES_MAX", 4 * len(sent[0].raw))
+    bench = Bench()
+    for transaction in sent:
+        bench.add(transaction)
+        assert bench.pool._verifier.bytes_held <= 4 * len(sent[0].raw)
+    assert bench.select() == sent
+    bench.commit(sent)
+    assert bench.pool._verifier.bytes_held == 0
+
+
+def test_another_signature_over_a_waiting_body_leaves_nothing_behind() -> None:
+    bench = Bench()
+    transaction = note("user-b")
+    bench.add(transaction)
+    held = bench.pool._verifier.bytes_held
+    envelope = msgspec.msgpack.decode(transaction.raw)
+    other = msgspec.msgpack.encode([envelope[0], note("user-e").signature])
+    assert bench.pool.add_untrusted(other, bench.state, bench.context(), now_ms=0) is None
+    assert bench.pool._verifier.bytes_held == held
 
 
 SENDERS = ["user-b", "user-e", "shop"]
