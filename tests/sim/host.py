@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
+from consensus.ledger.block import Block
 from consensus.ledger.errors import HansaError, PeerError
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import NodeName
@@ -57,6 +58,9 @@ class World(Protocol):
     executor: Executor
     verifier: Verifier
     epoch_ms: int
+
+    def check_time(self, block: Block) -> None:
+        """Check a block's time by the clocks of those who must have voted for it."""
 
 
 class Host:
@@ -355,6 +359,7 @@ class Host:
         block = candidate.block
         self._note(f"commits {block.height} {block.hash.hex()[:8]} with {len(block.transactions)} transactions")
         if self.is_correct:
+            self.world.check_time(block)
             self.world.checkers.committed(self.name, candidate, certificate)
 
     def _note(self, what: str) -> None:

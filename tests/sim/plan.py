@@ -92,7 +92,7 @@ def draw_plan(seed: int) -> Plan:
         real_keys=seed % REAL_KEYS_EVERY == 0,
         safety_ms=random.choice((5_000, 10_000, 20_000, 40_000)),
         transactions=random.choice((3, 10, 30, 60)),
-        tick_ms=random.choice((25, 50)),
+        tick_ms=random.choice((25, 25, 50, 50, 200)),
         delay_ms_max=random.choice((1, 5, 20, 100, 400)),
         slow_permille=some(10, 100, 300),
         slow_delay_ms_max=random.choice((200, 1_500, 5_000)),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
+from consensus.ledger.block import Block
 from consensus.ledger.errors import HansaError
 from consensus.ledger.ids import NodeName
 from consensus.ledger.keys import PrivateKey
@@ -11,6 +12,7 @@ from consensus.ledger.transaction import Transaction
 from consensus.pbft.signing import KeySigner, KeyVerifier, Signer, Verifier
 from contracts.runtime.execution import Executor
 from node.chain import Chain
+from node.driver import CLOCK_TOLERANCE_MS
 from node.storage import layout
 from p2p.frames import FrameKind
 from tests.node.support import GENESIS_TIME_MS, Consortium, make_consortium, make_executor
@@ -241,6 +243,27 @@ class Simulation:
         for host in self.all_hosts:
             if host.is_correct and host.process is not None:
                 self.checkers.check_memory(host.name, host.process.engine)
+
+    def check_time(self, block: Block) -> None:
+        """Check that a new block's time was that of all who must have voted for it when they first saw it (R23).
+
+        Only the proposer is not asked; once the clocks are put right it cannot be told any more.
+        """
+        if self._healed or block.height in self.checkers.blocks:
+            return
+        tolerance_ms, age_ms_max = CLOCK_TOLERANCE_MS, self.scheduler.now_ms
+        admitting = [
+            host
+            for host in self.all_hosts
+            if host.is_correct
+            and (
+                host.name == block.header.proposer
+                or -tolerance_ms <= host.wall_ms() - block.header.time_ms <= tolerance_ms + age_ms_max
+            )
+        ]
+        needed = self.validators.quorum - len(self.plan.liars)
+        if len(admitting) < needed:
+            raise Violation("time", f"block {block.height} has the time of {len(admitting)} correct nodes only")
 
     def _check_end(self) -> None:
         """Same blocks, same sealed state, money conserved."""

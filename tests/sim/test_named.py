@@ -17,6 +17,8 @@ ALL_FAULTS = {
     "disk_ms_max": 5,
 }
 
+CRASHES = {"crash_every_ms": 700, "crash_at_effect_permille": 1_000, "downtime_ms_max": 500}
+
 
 def hold(plan: Plan) -> Result:
     """Run a plan that must hold."""
@@ -67,6 +69,13 @@ def test_r18_r49_a_wiped_node_follows_without_voting(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_r23_r38_frozen_nodes(seed: int) -> None:
     hold(Plan(seed=seed, freeze_every_ms=2_000, freeze_ms_max=60_000, safety_ms=120_000, transactions=20))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_r23_a_node_that_restarts_still_judges_new_blocks_by_its_clock(seed: int) -> None:
+    """Proposals come late and twice, so that some arrive between start and first tick."""
+    late = {"tick_ms": 1_000, "slow_permille": 1_000, "slow_delay_ms_max": 3_000, "duplicate_permille": 1_000}
+    hold(Plan(seed=seed, validators=3, skew_ms_max=FAR_OFF_MS, safety_ms=60_000, **late, **CRASHES))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
