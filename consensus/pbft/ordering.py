@@ -98,6 +98,8 @@ def _consider(state: State, proposal: Proposal) -> None:
         state.penalise(state.primary, "bad_proposal")
         _give_up(state)
         return
+    if state.waiting_since_ms is not None:
+        state.pace.proposed(state.primary, state.now_ms - max(progress.entered_ms, state.waiting_since_ms))
     progress.proposal = proposal
     progress.proposal_ms = state.now_ms
     state.enter_phase(Phase.VALIDATING)

@@ -8,6 +8,9 @@ from consensus.pbft.config import Config
 SUSPECT_TURNS_MAX = 32
 """Turns in a row for which a failing primary gets the short time-out at the most."""
 
+SLOW_FACTOR = 4
+"""A primary is slow when it takes more than this many times the median of the others, and the short time-out."""
+
 
 @dataclass(slots=True)
 class _Suspicion:
@@ -21,6 +24,7 @@ class Pace:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._suspicions: dict[NodeName, _Suspicion] = {}
+        self._waited_ms: dict[NodeName, int] = {}
 
     def timeout_ms(self, view: int, primary: NodeName, validators_count: int) -> int:
         """Return how long this view may take: doubling by view up to the cap.
@@ -48,14 +52,28 @@ class Pace:
         else:
             suspicion.turns = suspicion.turns_left = min(2 * suspicion.turns, SUSPECT_TURNS_MAX)
 
+    def proposed(self, name: NodeName, waited_ms: int) -> None:
+        """Note how long a proposal was waited for while there was work."""
+        self._waited_ms[name] = waited_ms
+
     def succeeded(self, name: NodeName) -> None:
-        """Note that a block of this proposer was committed."""
-        self._suspicions.pop(name, None)
+        """Note that a block of this proposer was committed; one far slower than the others is as good as none (R36)."""
+        if self._is_slow(name):
+            self.failed(name)
+        else:
+            self._suspicions.pop(name, None)
+
+    def _is_slow(self, name: NodeName) -> bool:
+        others = sorted(waited_ms for other, waited_ms in self._waited_ms.items() if other != name)
+        waited_ms = self._waited_ms.get(name, 0)
+        if not others or waited_ms <= self._config.suspect_timeout_ms:
+            return False
+        return waited_ms > SLOW_FACTOR * others[len(others) // 2]
 
     def keep(self, names: tuple[NodeName, ...]) -> None:
         """Forget all who are no validators any more."""
-        for name in set(self._suspicions) - set(names):
-            del self._suspicions[name]
+        self._suspicions = {name: suspicion for name, suspicion in self._suspicions.items() if name in names}
+        self._waited_ms = {name: waited_ms for name, waited_ms in self._waited_ms.items() if name in names}
 
     def suspected(self) -> tuple[NodeName, ...]:
         """Return all suspects, ascending."""

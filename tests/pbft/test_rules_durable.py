@@ -170,6 +170,15 @@ def test_p13_a_primary_that_opened_a_view_opens_the_same_again() -> None:
     assert again.every(NewView) == [opened]
 
 
+def test_r59_p13_one_validator_opens_the_view_it_voted_for_before_the_crash() -> None:
+    solo = Solo("a", 1)
+    log = VoteLog(key_of("a").public.compressed)
+    again = Solo("a", 1, records=dict([log.view(1, 1, solo.view_change("a", 1), None)]))
+    again.tick()
+    assert again.every(NewView)
+    assert again.every(Propose) == [Propose(1, 1, again.head.hash)]
+
+
 def test_p13_records_of_older_heights_are_void() -> None:
     solo = Solo()
     committed(solo, b"1")

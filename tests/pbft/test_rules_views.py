@@ -19,6 +19,7 @@ from consensus.pbft.events import (
     Proposed,
     Received,
     Send,
+    Tick,
     Validate,
     Validated,
     Work,
@@ -519,6 +520,95 @@ def test_loss_duplication_and_crashes_leave_one_history_and_commits_go_on(seed: 
     cluster.run_until_height(height + 1, 24_000)
     cluster.run(3_000)
     assert not cluster.waiting(cluster["a"] if "a" in cluster.names else cluster.alive[0])
+    cluster.agree()
+
+
+def test_r36_p20_a_primary_just_under_the_timeout_soon_loses_most_of_its_turns() -> None:
+    cluster = Cluster(4)
+    cluster.run(20)
+    held: list[tuple[int, NodeName, Message]] = []
+
+    def hold_back(sender: NodeName, to: NodeName, message: Message) -> bool:
+        late = sender == "b" and isinstance(message, PrePrepare) and message.view == 0
+        if late:
+            held.append((cluster.now_ms + 900, to, message))
+        return late
+
+    cluster.drop = hold_back
+    began_ms = cluster.now_ms
+    for number in range(100):
+        cluster.submit(b"%d" % number)
+        while min(replica.height for replica in cluster.alive) <= number:
+            while held and held[0][0] <= cluster.now_ms:
+                _, to, message = held.pop(0)
+                cluster.feed(to, Received(NodeName("b"), message))
+            cluster.run(20)
+    assert cluster.now_ms - began_ms <= 25 * 900 // 2
+
+
+def test_r36_p20_slow_is_only_who_is_slower_than_the_others() -> None:
+    pace = Pace(default_config(NodeName("a")))
+    for name in "bcd":
+        pace.proposed(NodeName(name), 700)
+        pace.succeeded(NodeName(name))
+    assert pace.suspected() == ()
+    for name in "cd":
+        pace.proposed(NodeName(name), 100)
+    pace.succeeded(NodeName("b"))
+    assert pace.suspected() == ("b",)
+    pace.proposed(NodeName("b"), 150)
+    pace.succeeded(NodeName("b"))
+    assert pace.suspected() == ()
+
+
+def test_r37_a_flood_of_forged_votes_stops_nobody_and_is_reported() -> None:
+    cluster = Cluster(4)
+    cluster.run(20)
+    crafted = Solo("a")
+    block = crafted.block(b"x")
+    for number in range(200):
+        forged = Commit(1, number % 3, block.hash, "c", number.to_bytes(64, "big"))
+        cluster.feed("a", Received(NodeName("d"), forged))
+    cluster.submit(b"t")
+    assert cluster["a"].height == 1
+    assert {penalty.peer for penalty in cluster["a"].penalties} == {"d"}
+    assert not cluster["a"].evidence
+
+
+def test_r19_rolling_restarts_never_stop_commits() -> None:
+    cluster = Cluster(4)
+    cluster.run(20)
+    for number in range(12):
+        name = cluster.names[number % 4]
+        cluster.crash(name)
+        cluster.submit(b"%d" % number)
+        cluster.run(600)
+        cluster.restart(name)
+        cluster.run(300)
+    cluster.run_until_height(12, 10_000)
+    cluster.agree()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_r32_r33_drifting_clocks_meet_in_a_view(seed: int) -> None:
+    random = Random(seed)
+    cluster = Cluster(4)
+    cluster.run(20)
+    rates = {name: random.choice([0.5, 0.8, 1, 1.2, 1.5]) for name in cluster.names}
+    clocks = dict.fromkeys(cluster.names, cluster.now_ms)
+    cluster.crash("b")
+    cluster.drop = lambda sender, to, message: isinstance(message, NewView | PrePrepare)
+    cluster.submit(b"t")
+    for step in range(3_000):
+        if step == 1_500:
+            cluster.drop = lambda sender, to, message: False
+        for name in cluster.names:
+            clocks[name] += int(20 * rates[name])
+            cluster.feed(name, Tick(clocks[name]))
+        cluster.drain()
+        if cluster["a"].height:
+            break
+    assert [replica.height for replica in cluster.alive] == [1, 1, 1]
     cluster.agree()
 
 
