@@ -43,6 +43,8 @@ CACHED_NODES_MAX = 65_536
 DEPTH_MAX = 2 * HASH_BYTES
 _WIDTH = 16
 _LEAF_ENTRY_BYTES = 3 * HASH_BYTES
+_KEY_HASH = slice(HASH_BYTES, 2 * HASH_BYTES)
+"""The key hash within the entry of a leaf."""
 _ENTRY_LENGTHS = bytes([0, HASH_BYTES, _LEAF_ENTRY_BYTES])
 _EMPTY_CHILDREN = (b"",) * _WIDTH
 _NIBBLE_OF_DIGIT = bytes.maketrans(b"0123456789abcdef", bytes(range(_WIDTH)))
@@ -257,9 +259,12 @@ class _Batch:
             while after < end and items[after][0][depth] == nibble:
                 after += 1
             child = children[nibble]
-            child_path = path + _CHILD_NAMES[nibble]
-            walk = self.descend if len(child) == HASH_BYTES else self.grow
-            entry = walk(child_path, child, first, after)
+            entry = items[first][1]
+            if len(child) == HASH_BYTES:
+                entry = self.descend(path + _CHILD_NAMES[nibble], child, first, after)
+            elif after > first + 1 or not entry or (child and child[_KEY_HASH] != entry[_KEY_HASH]):
+                entry = self.grow(path + _CHILD_NAMES[nibble], child, first, after)
+            # else one leaf takes its own place, or an empty one
             if entry != child:
                 children[nibble] = entry
                 changed = True
