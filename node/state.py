@@ -47,6 +47,11 @@ class SealedState:
 
     def replace(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Take over what a seal has just written to the store."""
+        if len(self._cache) + len(changes) < CACHED_VALUES_MAX and all(
+            value is None or len(value) <= CACHED_VALUE_BYTES_MAX for value in changes.values()
+        ):
+            self._cache.update(changes)
+            return
         for key, value in changes.items():
             self._remember(key, value)
 

@@ -116,7 +116,7 @@ class Connection:
         self._protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
         self._slots: dict[int, _Slot] = {}
         self._next_id = 1
-        self._in_flight = trio.CapacityLimiter(REQUESTS_IN_FLIGHT_MAX)
+        self._has_room = trio.Event()
         self._unsent = bytearray()
         self._has_unsent = trio.Event()
         self._listeners: list[trio.MemorySendChannel[tuple[str, bytes]]] = []
@@ -230,17 +230,20 @@ class Connection:
     async def _exchange(
         self, request_id: int, message: TextMessage | BytesMessage, what: str, timeout_ms: int
     ) -> _Incoming | list[FrameAnswer]:
-        slot = _Slot()
-        async with self._in_flight:
-            if self.closed.is_set():
-                raise Unreachable(f"{self.url}: {self._reason}")
-            self._slots[request_id] = slot
-            try:
-                self._enqueue(self._protocol.send(message))
-                with trio.move_on_after(timeout_ms / 1000):
-                    await slot.ready.wait()
-            finally:
-                self._slots.pop(request_id, None)
+        while len(self._slots) >= REQUESTS_IN_FLIGHT_MAX:
+            if self._has_room.is_set():
+                self._has_room = trio.Event()
+            await self._has_room.wait()
+        if self.closed.is_set():
+            raise Unreachable(f"{self.url}: {self._reason}")
+        slot = self._slots[request_id] = _Slot()
+        try:
+            self._enqueue(self._protocol.send(message))
+            with trio.move_on_after(timeout_ms / 1000):
+                await slot.ready.wait()
+        finally:
+            self._slots.pop(request_id, None)
+            self._has_room.set()
         if slot.answer is not None:
             return slot.answer
         if slot.ready.is_set():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, TextMessage
 
@@ -173,6 +174,24 @@ async def test_a_cancelled_request_leaves_the_connection_whole() -> None:
         with trio.move_on_after(0.02):
             await connection.request("never", {"x": "y" * 100_000}, int)
         assert await connection.request("m", {}, int) == 1
+
+
+async def test_requests_beyond_the_bound_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "REQUESTS_IN_FLIGHT_MAX", 2)
+    asked: list[int] = []
+
+    def answer(protocol: WSConnection, request: dict[str, object]) -> bytes:
+        asked.append(int(str(request["id"])))
+        if len(asked) != 2:
+            return b""
+        return b"".join(text(protocol, {"jsonrpc": "2.0", "id": number, "result": number}) for number in asked)
+
+    async with server(answer) as url, open_connection(url) as connection, trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(connection.request, "m", {}, int)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(asked) == 4
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_frozen_node_holds_a_client_up_only_for_the_timeout(tmp_path: Path) -> None:
