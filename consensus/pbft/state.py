@@ -167,6 +167,7 @@ class State:
             self.peers = {name: status for name, status in self.peers.items() if name in self.roster}
         self.head = head
         self.evidence.begin_height()
+        self.validating.clear()  # storage has passed these blocks; the driver need not judge them any more
         self.progress = Progress(self.roster, self.now_ms)
         self.emit(ViewEntered(self.height, 0, self.primary, opened=True))
 
