@@ -126,7 +126,8 @@ class Propose:
 class Validate:
     """Check and execute; answer ``Validated``, unless storage has passed the block's height.
 
-    Only a ``first_seen`` block is judged by the local clock (R23). The block's hash covers its header alone: that header and transactions fit is part of the question.
+    Only a ``first_seen`` block is judged by the local clock (R23). The block's hash covers its header
+    alone: that header and transactions fit is part of the question.
     """
 
     block: Block
