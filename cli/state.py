@@ -1,5 +1,7 @@
 """``hansa state``: contract state, proven."""
 
+from typing import cast
+
 import rich_click as click
 
 from cli import views
@@ -26,3 +28,21 @@ def get(key: str, place: Place, output: Output) -> None:
 
     data = place.ask(lambda client: read_state(client, key))
     output.show(data, lambda console: views.fields(console, key, data))
+
+
+@state.command("scan")
+@click.argument("prefix")
+@click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True, help="How many keys.")
+@click.option("--cursor", metavar="KEY", help="Go on behind this key, as the page before said.")
+@network_option
+@json_option
+def scan(prefix: str, limit: int, cursor: str | None, place: Place, output: Output) -> None:
+    """List the keys that begin with a prefix, with their newest values: one node's word, proven one by one by get.
+
+    Example: hansa state scan rights/user/
+    """
+    from services.client.calls import scan_state
+
+    page = place.ask(lambda client: scan_state(client, prefix, cursor=cursor, limit=limit))
+    items = cast(list[dict[str, object]], page["items"])
+    output.show(page, lambda console: views.pairs(console, items))

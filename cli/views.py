@@ -106,6 +106,13 @@ def value(console: "Console", title: str, data: object) -> None:
         panel(console, title, data if isinstance(data, dict) else {"value": data})
 
 
+def pairs(console: "Console", items: Sequence[Answer]) -> None:
+    """Draw state pairs: the key on a line of its own, so that it can be copied, the value below it."""
+    for item in items:
+        console.print(item["key"], markup=False, highlight=False, soft_wrap=True)
+        console.print(f"    {json.dumps(item['value'], ensure_ascii=False)}", markup=False, soft_wrap=True)
+
+
 def consensus(console: "Console", data: Answer) -> None:
     """Draw the height under way and each validator's part in it."""
     summary = {

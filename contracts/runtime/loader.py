@@ -82,7 +82,9 @@ def load_contract(file_name: str, source: bytes, meter: Meter) -> LoadedContract
         raise LocalError("contract_refused", f"{file_name}: {cls.__name__}.version must be a number from 1 on")
     marked = [item for item in cls.__dict__.values() if callable(item) and "kind" in getattr(item, "__dict__", {})]
     methods = {function.__name__: compile_method(function) for function in marked}
-    return LoadedContract(name, version, code_hash(source), (cls.__doc__ or "").strip(), methods, cls(), namespace)
+    # What it is for, and what its module says of rules and state keys.
+    doc = "\n\n".join(text.strip() for text in (cls.__doc__, namespace.get("__doc__")) if isinstance(text, str))
+    return LoadedContract(name, version, code_hash(source), doc, methods, cls(), namespace)
 
 
 def _namespace(file_name: str, meter: Meter) -> dict[str, Any]:

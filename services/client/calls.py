@@ -153,6 +153,17 @@ async def read_state(client: Client, key: str) -> dict[str, object]:
     }
 
 
+async def scan_state(client: Client, prefix: str, *, cursor: str | None, limit: int) -> dict[str, object]:
+    """Return a page of the keys that begin with a prefix, with their newest values, as one node says.
+
+    ``cursor`` in the answer leads to the next page, None at the end.
+    """
+    params: dict[str, object] = {"prefix": prefix, "limit": limit}
+    if cursor is not None:
+        params["cursor"] = cursor
+    return await client.request("state_scan", params, dict[str, object])
+
+
 async def find_outcome(client: Client, transaction_id: str) -> Outcome:
     """Return the proven outcome of a final transaction given its id as 0x-hex.
 
