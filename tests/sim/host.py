@@ -195,19 +195,15 @@ class Host:
                 self.inbox.append(Received(sender, message))
             case FrameKind.TRANSACTIONS:
                 process.receive_transactions(payload)
-                self.inbox.extend(process.work_changed())
             case FrameKind.SYNC_REQUEST:
                 self._answer(sender, payload)
             case FrameKind.SYNC_RESPONSE:
-                chunk = process.sync.answered(sender, payload)
-                if chunk is not None:
-                    self.inbox.append(chunk)
+                process.sync.answered(sender, payload)
 
     def submit(self, raw: bytes) -> None:
         """Take a transaction from a client."""
         if self.process is not None and not self._is_frozen:
             self.process.submit(raw)
-            self.inbox.extend(self.process.work_changed())
             self._pump()
 
     def _tick(self) -> None:
@@ -216,7 +212,7 @@ class Host:
             return
         for strategy in self.strategies:
             self._dispatch(strategy.tick())
-        self.inbox.extend(self.process.tick())
+        self.process.tick()
         self._pump()
 
     def _pump(self) -> None:
@@ -337,6 +333,10 @@ class Host:
         if self.audience is None or to in self.audience:
             self._note(f"-> {to} {kind.name} {len(payload)} bytes")
             self.world.fabric.send(self.name, to, kind, payload)
+
+    def enqueue(self, item: Item) -> None:
+        """Put something into the inbox."""
+        self.inbox.append(item)
 
     def boundary(self) -> None:
         """Die here when it is time."""

@@ -81,6 +81,9 @@ class Surroundings(Protocol):
     def send_frame(self, to: NodeName, kind: FrameKind, payload: bytes) -> None:
         """Send anything else."""
 
+    def enqueue(self, item: "Item") -> None:
+        """Put something into the inbox."""
+
     def boundary(self) -> None:
         """Pass from one effect to the next: where a crash may hit."""
 
@@ -92,14 +95,18 @@ class Surroundings(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Final blocks from a peer."""
+class Delivery:
+    """A final block from a peer."""
 
     peer: NodeName
-    blocks: Sequence[FinalBlock]
+    item: FinalBlock
 
 
-Item: TypeAlias = Event | Chunk
+class LookAtPool:
+    """What the pool holds is read when this is handled."""
+
+
+Item: TypeAlias = Event | Delivery | LookAtPool
 Task: TypeAlias = Generator[Sequence[Write], None, None]
 
 
@@ -118,6 +125,8 @@ class Process:
         self._disk = disk
         self._around = around
         self._work = Work(waiting=False)
+        self._is_to_look = False
+        self._postponed: Propose | None = None
         self._repeated_ms = around.monotonic_ms()
         self.sync = Fetcher(around, self.chain.head.header.height)
 
@@ -125,10 +134,23 @@ class Process:
 
     def handle(self, item: Item) -> Task:
         """Deal with one item of the inbox; yields what must be durable before it goes on."""
-        if isinstance(item, Chunk):
-            yield from self._commit_chunk(item)
-        else:
-            yield from self._step(item)
+        match item:
+            case Delivery():
+                yield from self._take_final(item)
+            case LookAtPool():
+                self._is_to_look = False
+                work = self._current_work()
+                if work != self._work:
+                    self._work = work
+                    yield from self._step(work)
+            case Tick():
+                yield from self._step(item)
+                if self._postponed is not None and not self.sync.is_running:
+                    postponed, self._postponed = self._postponed, None
+                    for answer in (yield from self._execute(postponed)):
+                        yield from self._step(answer)
+            case _:
+                yield from self._step(item)
 
     def _step(self, first: Event) -> Task:
         events: deque[Event] = deque([first])
@@ -147,9 +169,13 @@ class Process:
                 for peer in self._around.peers():
                     self._around.send_message(peer, message)
             case Propose():
-                return [self._propose(effect)]
+                if effect.parent == self.chain.head.hash:
+                    if not self.sync.is_running:
+                        return [self._propose(effect)]
+                    self._postponed = effect
             case Validate(block, first_seen):
-                return [self._validate(block, first_seen=first_seen)]
+                if block.height > self.chain.head.header.height:
+                    return [self._validate(block, first_seen=first_seen)]
             case Decide(block, certificate):
                 return (yield from self._commit(block, certificate))
             case CatchUp(certificate, source):
@@ -166,8 +192,9 @@ class Process:
             count_max=BLOCK_TRANSACTIONS_MAX, bytes_max=BLOCK_BYTES_MAX, calls_max=BLOCK_CALLS_MAX, time_ms=time_ms
         )
         candidate, refused = self.chain.build(self.name, time_ms, selected)
-        for transaction, _ in refused:
-            self.mempool.remove(transaction)
+        for transaction, error in refused:
+            if error.code != "lane_gap":
+                self.mempool.remove(transaction)
         return Proposed(effect.height, effect.view, candidate.block)
 
     def _validate(self, block: Block, *, first_seen: bool) -> Validated:
@@ -190,27 +217,29 @@ class Process:
         head = self.chain.adopt(candidate, certificate)
         self.sync.advanced(head.header.height)
         self.mempool.committed(candidate.transactions)
+        self.mempool.accounts_changed(candidate.execution.writes, self.chain.state)
         self.mempool.expire(head.header.time_ms)
         self._around.committed(candidate, certificate)
         self._work = self._current_work()
         return [self._work, Advanced(head)]
 
-    def _commit_chunk(self, chunk: Chunk) -> Task:
-        was_useful = False
+    def _take_final(self, delivery: Delivery) -> Task:
+        holds = False
         try:
-            for item in chunk.blocks:
-                block = decode_block_untrusted(item.block)
-                certificate = certificate_codec.decode_untrusted(item.certificate)
-                if block.height != self.chain.head.header.height + 1:
-                    continue
+            block = decode_block_untrusted(delivery.item.block)
+            certificate = certificate_codec.decode_untrusted(delivery.item.certificate)
+            next_height = self.chain.head.header.height + 1
+            if block.height == next_height:
                 self._check_certified(block, certificate)
+                self.chain.check_body_untrusted(block)
+        except PeerError as error:
+            self._around.observe(Penalise(delivery.peer, error.code))
+        else:
+            holds = block.height <= next_height
+            if block.height == next_height:
                 for event in (yield from self._commit(block, certificate)):
                     yield from self._step(event)
-                was_useful = True
-        except PeerError as error:
-            self._around.observe(Penalise(chunk.peer, error.code))
-            was_useful = False
-        self.sync.chunk_done(was_useful=was_useful)
+        self.sync.delivered(holds=holds)
 
     def _check_certified(self, block: Block, certificate: Certificate) -> None:
         """Do what ``check_certified_untrusted`` does, with whatever signatures this schedule uses."""
@@ -226,22 +255,21 @@ class Process:
 
     # -- clock and transactions ------------------------------------------------------------------------
 
-    def tick(self) -> list[Event]:
-        """Return what the passing of time puts into the inbox."""
+    def tick(self) -> None:
+        """Put into the inbox what the passing of time brings."""
         now_ms = self._around.monotonic_ms()
         if now_ms - self._repeated_ms >= REPEAT_AFTER_MS:
             self._repeated_ms = now_ms
             self._hand_on(self.mempool.waiting_since(now_ms - REPEAT_AFTER_MS, count_max=REPEATED_MAX))
         self.sync.tick(now_ms)
-        return [Tick(now_ms), *self.work_changed()]
+        self._around.enqueue(Tick(now_ms))
+        self.work_changed()
 
-    def work_changed(self) -> list[Event]:
-        """Return the mempool's level when it is another than the engine knows."""
-        work = self._current_work()
-        if work == self._work:
-            return []
-        self._work = work
-        return [work]
+    def work_changed(self) -> None:
+        """Have the pool looked at when it holds something else than the engine knows."""
+        if not self._is_to_look and self._current_work() != self._work:
+            self._is_to_look = True
+            self._around.enqueue(LookAtPool())
 
     def _current_work(self) -> Work:
         overdue = self.mempool.is_overdue(now_ms=self._around.monotonic_ms())
@@ -251,6 +279,7 @@ class Process:
         """Take a client's transaction and hand it on."""
         if self._admit(raw):
             self._hand_on([raw])
+        self.work_changed()
 
     def receive_transactions(self, payload: bytes) -> None:
         """Take transactions that a peer hands on."""
@@ -258,6 +287,7 @@ class Process:
         for raw in raws if isinstance(raws, list) else []:
             if isinstance(raw, bytes):
                 self._admit(raw)
+        self.work_changed()
 
     def _admit(self, raw: bytes) -> bool:
         try:
@@ -281,22 +311,31 @@ class Process:
 
 
 class Fetcher:
-    """Catching up from one peer at a time, passing over those that are silent or of no use."""
+    """Catching up from one peer at a time; gives up when no peer was of use, until a certificate comes again."""
 
     def __init__(self, around: Surroundings, height: int) -> None:
         self._around = around
         self._height = height
         self._target_height = 0
-        self._peers: list[NodeName] = []
+        self._source: NodeName | None = None
+        self._failures: dict[NodeName, int] = {}
+        self._round: list[NodeName] = []
+        self._round_height: int | None = None
         self._number = 0
-        self._asked: tuple[NodeName, int] | None = None
-        self._committing = False
+        self._asked_ms: int | None = None
+        self._asked_height = 0
+        self._blocks: deque[FinalBlock] = deque()
+        self._is_delivering = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a certificate names a height above ours."""
+        return self._target_height > self._height
 
     def want(self, height: int, source: NodeName) -> None:
         """Catch up to a certified height, asking first the peer that showed the certificate."""
         if height > self._target_height:
-            self._target_height = height
-            self._peers = [source, *(peer for peer in self._around.peers() if peer != source)]
+            self._target_height, self._source = height, source
         self._ask()
 
     def advanced(self, height: int) -> None:
@@ -304,37 +343,58 @@ class Fetcher:
         self._height = height
 
     def tick(self, now_ms: int) -> None:
-        """Pass over a peer that does not answer."""
-        if self._asked is not None and now_ms - self._asked[1] >= SYNC_TIMEOUT_MS:
-            self._next_peer()
+        """Leave a peer that does not answer."""
+        if self._asked_ms is not None and now_ms - self._asked_ms >= SYNC_TIMEOUT_MS:
+            self._asked_ms = None
+            self._peer_done()
+
+    def answered(self, peer: NodeName, payload: bytes) -> None:
+        """Take the blocks of an answer that was asked for."""
+        if self._asked_ms is None or peer != self._round[0]:
+            return
+        response: SyncResponse = response_codec.decode_untrusted(payload)
+        if response.number == self._number:
+            self._asked_ms = None
+            self._blocks = deque(response.blocks)
+            self._deliver()
+
+    def delivered(self, *, holds: bool) -> None:
+        """Go on with the next block, or leave the peer whose block does not hold or follow."""
+        self._is_delivering = False
+        if not holds:
+            self._blocks.clear()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        if self._blocks:
+            self._is_delivering = True
+            self._around.enqueue(Delivery(self._round[0], self._blocks.popleft()))
+        else:
+            self._peer_done()
+
+    def _peer_done(self) -> None:
+        peer = self._round[0]
+        if self._height > self._asked_height:
+            self._failures.pop(peer, None)
+        else:
+            self._failures[peer] = self._failures.get(peer, 0) + 1
+            del self._round[0]
         self._ask()
 
-    def answered(self, peer: NodeName, payload: bytes) -> Chunk | None:
-        """Return the blocks of an answer that was asked for."""
-        response: SyncResponse = response_codec.decode_untrusted(payload)
-        if self._asked is None or peer != self._asked[0] or response.number != self._number:
-            return None
-        if not response.blocks:
-            self._next_peer()
-            return None
-        self._asked, self._committing = None, True
-        return Chunk(peer, response.blocks)
-
-    def chunk_done(self, *, was_useful: bool) -> None:
-        """Go on with the same peer, or with the next."""
-        self._committing = False
-        if not was_useful:
-            self._next_peer()
-        else:
-            self._ask()
-
-    def _next_peer(self) -> None:
-        self._asked = None
-        self._peers.append(self._peers.pop(0))
-
     def _ask(self) -> None:
-        if self._asked is None and not self._committing and self._target_height > self._height and self._peers:
-            self._number += 1
-            self._asked = (self._peers[0], self._around.monotonic_ms())
-            request = request_codec.encode(SyncRequest(self._number, self._height + 1))
-            self._around.send_frame(self._peers[0], FrameKind.SYNC_REQUEST, request)
+        if self._asked_ms is not None or self._is_delivering:
+            return
+        if self.is_running and not self._round and self._round_height == self._height:
+            self._target_height = self._height
+        if not self.is_running:
+            self._round, self._round_height = [], None
+            return
+        if not self._round:
+            self._round = sorted(
+                self._around.peers(), key=lambda name: (self._failures.get(name, 0), name != self._source)
+            )
+            self._round_height = self._height
+        self._number += 1
+        self._asked_ms, self._asked_height = self._around.monotonic_ms(), self._height
+        request = request_codec.encode(SyncRequest(self._number, self._height + 1))
+        self._around.send_frame(self._round[0], FrameKind.SYNC_REQUEST, request)

@@ -11,6 +11,7 @@ from consensus.pbft.engine import Engine
 from consensus.pbft.messages import PrePrepare, Status
 from consensus.pbft.roster import Roster
 from consensus.pbft.state import Proposal, State
+from consensus.pbft.tallies import Tally
 from consensus.pbft.vote_log import RecordKind, VoteLog
 from tests.sim.plan import FAR_OFF_MS, Plan
 from tests.sim.process import Process
@@ -121,3 +122,9 @@ def test_memory_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     replace_method(monkeypatch, State, "may_answer", hoard)
     assert broken_rules([Plan(seed=1, safety_ms=60_000)], "memory") == ["memory"]
+
+
+def test_votes_that_nobody_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tally, "_holds", lambda self, vote: True)
+    plans = (Plan(seed=seed, liars=((seed % 4, ("forger",)),), transactions=30) for seed in range(20))
+    assert "certificate" in broken_rules(plans, "certificate")
