@@ -8,6 +8,7 @@ Machines drift: compare ratios of one run, not figures of two.
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -106,6 +107,7 @@ async def _measure(rows: Sequence[Row], seconds: float, validators: int, account
         nodes = [await stack.enter_async_context(open_connection(url)) for url in urls]
         load = Load(network.genesis.chain_id(), nodes, seed=1)
         report["setup_seconds"] = round(await _set_up(load, network, accounts), 1)
+        _settle_memory()
         measured: list[dict[str, object]] = []
         for row in rows:
             _say(f"{row.name}: {seconds} s")
@@ -123,6 +125,13 @@ async def _set_up(load: Load, network: TrialNetwork, accounts: int) -> float:
     issuer, server = network.key("bank-a"), network.key("shop")
     await load.set_up(issuer, server, account_count=accounts, server_lanes=SERVER_LANES)
     return time.monotonic() - began
+
+
+def _settle_memory() -> None:
+    """Keep the collector off what lives as long as the run, as the nodes do."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _cpu_seconds(network: TrialNetwork) -> float:
