@@ -178,6 +178,7 @@ class Equivocator(Strategy):
         return [twisted] if self.random.random() < 0.7 else [parcel, twisted]
 
     def incoming(self, sender: NodeName, message: Message) -> list[Parcel]:
+        block_hash: bytes
         match message:
             case PrePrepare():
                 block_hash = message.block.header.hash()

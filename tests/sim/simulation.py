@@ -1,8 +1,9 @@
 """One schedule from a seed: a safety phase with faults, then a liveness phase where they heal and liars stay."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from random import Random
+from typing import Any
 
 from consensus.ledger.block import Block
 from consensus.ledger.errors import HansaError
@@ -16,7 +17,7 @@ from node.driver import CLOCK_TOLERANCE_MS
 from node.storage import layout
 from p2p.frames import FrameKind
 from tests.node.support import GENESIS_TIME_MS, Consortium, make_consortium, make_executor
-from tests.sim.byzantine import STRATEGIES
+from tests.sim.byzantine import STRATEGIES, Wiped
 from tests.sim.checkers import Checkers, Violation
 from tests.sim.clients import UNIT, Clients, latest_validity_ms
 from tests.sim.disk import Disk
@@ -174,8 +175,8 @@ class Simulation:
         if plan.freeze_every_ms:
             self._now_and_then(plan.freeze_every_ms, self._freeze_someone)
         for host in self.all_hosts:
-            if any(kind.__class__.__name__ == "Wiped" for kind in host.strategies):
-                self.scheduler.after(self.random.randint(1, plan.safety_ms), lambda host=host: host.wipe(self._content))
+            if any(isinstance(strategy, Wiped) for strategy in host.strategies):
+                self.scheduler.after(self.random.randint(1, plan.safety_ms), partial(host.wipe, self._content))
         if any(len(hosts) == TWINS for hosts in self.hosts.values()):
             self._part_twins()
             self._repeat(TWIN_AUDIENCE_MS, self._part_twins)
@@ -281,13 +282,13 @@ class Simulation:
     def _check_money(self, chain: Chain) -> None:
         context = chain.next_block("", chain.head.header.time_ms + 1)
         try:
-            unit = self.executor.query(chain.state, context, "tokens", "unit", {"unit": UNIT})
-            balances = self.executor.query(chain.state, context, "tokens", "balances", {"unit": UNIT})
+            unit: Any = self.executor.query(chain.state, context, "tokens", "unit", {"unit": UNIT})
+            balances: Any = self.executor.query(chain.state, context, "tokens", "balances", {"unit": UNIT})
         except HansaError:
             return  # The unit was never defined.
-        held = sum(item["available"] + item["reserved"] for item in balances)  # type: ignore[union-attr,index,call-overload,operator,misc]
-        if unit["supply"] != held:  # type: ignore[index,call-overload]
-            raise Violation("money", f"{held} is held of a supply of {unit['supply']}")  # type: ignore[index,call-overload]
+        held = sum(item["available"] + item["reserved"] for item in balances)
+        if unit["supply"] != held:
+            raise Violation("money", f"{held} is held of a supply of {unit['supply']}")
 
     def result(self, rule: str, message: str) -> Result:
         """Return what came of it."""

@@ -17,9 +17,20 @@ from tests.sim.plan import FAR_OFF_MS, Plan
 from tests.sim.process import Process
 from tests.sim.simulation import run_plan
 
-ROUGH = {"safety_ms": 20_000, "transactions": 30, "loss_permille": 200, "partition_every_ms": 1_000, "disk_ms_max": 5}
-SPLIT = {**ROUGH, "lossy_kinds": ("Commit", "Decided"), "lossy_permille": 800, "partition_every_ms": 300}
-CRASHES = {"crash_every_ms": 500, "crash_at_effect_permille": 1_000, "downtime_ms_max": 300}
+ROUGH: dict[str, Any] = {
+    "safety_ms": 20_000,
+    "transactions": 30,
+    "loss_permille": 200,
+    "partition_every_ms": 1_000,
+    "disk_ms_max": 5,
+}
+SPLIT: dict[str, Any] = {
+    **ROUGH,
+    "lossy_kinds": ("Commit", "Decided"),
+    "lossy_permille": 800,
+    "partition_every_ms": 300,
+}
+CRASHES: dict[str, Any] = {"crash_every_ms": 500, "crash_at_effect_permille": 1_000, "downtime_ms_max": 300}
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -1,12 +1,14 @@
 """Stories that broke other networks, each as a plan of its own; the names are those of the list of faults."""
 
+from typing import Any
+
 import pytest
 
 from tests.sim.plan import FAR_OFF_MS, Plan
 from tests.sim.simulation import Result, Simulation, run_plan
 
 SEEDS = range(1, 5)
-ALL_FAULTS = {
+ALL_FAULTS: dict[str, Any] = {
     "loss_permille": 100,
     "duplicate_permille": 100,
     "slow_permille": 100,
@@ -17,7 +19,7 @@ ALL_FAULTS = {
     "disk_ms_max": 5,
 }
 
-CRASHES = {"crash_every_ms": 700, "crash_at_effect_permille": 1_000, "downtime_ms_max": 500}
+CRASHES: dict[str, Any] = {"crash_every_ms": 700, "crash_at_effect_permille": 1_000, "downtime_ms_max": 500}
 
 
 def hold(plan: Plan) -> Result:
@@ -74,7 +76,12 @@ def test_r23_r38_frozen_nodes(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_r23_a_node_that_restarts_still_judges_new_blocks_by_its_clock(seed: int) -> None:
     """Proposals come late and twice, so that some arrive between start and first tick."""
-    late = {"tick_ms": 1_000, "slow_permille": 1_000, "slow_delay_ms_max": 3_000, "duplicate_permille": 1_000}
+    late: dict[str, Any] = {
+        "tick_ms": 1_000,
+        "slow_permille": 1_000,
+        "slow_delay_ms_max": 3_000,
+        "duplicate_permille": 1_000,
+    }
     hold(Plan(seed=seed, validators=3, skew_ms_max=FAR_OFF_MS, safety_ms=60_000, **late, **CRASHES))
 
 
