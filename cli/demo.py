@@ -18,7 +18,7 @@ _folder = click.option(
     "folder",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the network of the demo; else a temporary one.",
+    help="Folder for the demo's own network: a new one, or one that a demo has kept; else a temporary one.",
 )
 _seed = click.option("--seed", metavar="N", type=click.IntRange(0), default=1, show_default=True)
 
@@ -33,7 +33,8 @@ def demo() -> None:
     "--orders",
     metavar="PATH",
     type=click.Path(path_type=Path, exists=True),
-    help="Order file or folder; else a seeded synthetic day.",
+    help="CSV file, or folder of them, with the columns InvoiceNo, StockCode, Description, Quantity, "
+    "InvoiceDate, UnitPrice, CustomerID, Country; else a seeded synthetic day.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="Play so many orders at the most.")
 @_seed

@@ -1,14 +1,16 @@
 """A consortium of real processes for the time of a block: demos and benchmarks run on one.
 
 It lives in a folder of its own with ports that nobody uses. However the block ends (an error, Ctrl-C,
-SIGTERM), the processes end with it; a temporary folder goes too.
+SIGTERM), the processes end with it; a temporary folder goes too. A network that was kept may be used
+again, and is left as it was found. What accidents are played on is never anybody's own network: only a
+folder that this module has made, which it marks, is taken.
 """
 
 import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
@@ -27,6 +29,8 @@ from node.network.homes import LOCAL_HOST, RPC_PORT_STEP, LocalNetwork, init_net
 PORTS = (20_000, 32_000)
 """Where port bases are looked for: below the ports that systems give to outgoing connections."""
 ATTEMPTS_MAX = 20
+MARK_FILE = "trial.txt"
+_MARK = "This network was made for demos and benchmarks, which kill and freeze its nodes.\n"
 
 
 class TrialNetwork:
@@ -50,6 +54,15 @@ class TrialNetwork:
     def place(self) -> str:
         """Where the network lives, and whether it stays."""
         return f"{self.network.folder} is left running" if self._is_kept else "all its processes are ended"
+
+    async def leave(self, running: Sequence[str]) -> None:
+        """Let these nodes run, awake, and no others."""
+        for home in self.network.nodes:
+            if local.node_process(home).pid() is not None:
+                self.resume(home.name)  # harmless to who is awake; who freezes right now does not look it yet
+        await local.stop(self.network, [home.name for home in self.network.nodes if home.name not in running])
+        if running:
+            await local.start(self.network, running)
 
     def key(self, identity: str) -> PrivateKey:
         """Return the key of an identity.
@@ -83,28 +96,45 @@ async def trial_network(
     """Give a running network for the time of the block.
 
     Args:
-        folder: where it lives, made when missing; a network that is there is used. None takes a temporary one.
+        folder: where it lives, made when missing; one that an earlier call has made is used again.
+            None takes a temporary one.
         validators: how many nodes vote, where the network is made.
-        keep: leave it running when the block ends well; its folder stays too.
+        keep: leave it running when the block ends well; its folder stays too. Else the nodes that ran
+            before run on, and no others.
 
     Raises:
-        LocalError: as :func:`node.network.homes.init_network` and :func:`node.network.local.start`.
+        LocalError: ``foreign_network`` for a network that was not made here, and as
+            :func:`node.network.homes.init_network` and :func:`node.network.local.start`.
     """
+    before = _running_before(folder)
     place = Path(tempfile.mkdtemp(prefix="hansa-")) if folder is None else folder
     is_left = False
     try:
         with _interrupted_by_signals():
-            network = await _start(place, validators)
+            trial = TrialNetwork(await _start(place, validators), is_kept=keep or bool(before))
             try:
-                yield TrialNetwork(network, is_kept=keep)
+                yield trial
                 is_left = keep
             finally:
-                if not is_left:
-                    with trio.CancelScope(shield=True):
-                        await local.stop(network)
+                with trio.CancelScope(shield=True):
+                    await trial.leave(list(trial.urls) if is_left else before)
     finally:
         if folder is None and not is_left:
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _running_before(folder: Path | None) -> list[str]:
+    """Return which nodes of a kept network run.
+
+    Raises:
+        LocalError: ``foreign_network``.
+    """
+    if folder is None or not is_network(folder):
+        return []
+    if not (folder / MARK_FILE).is_file():
+        message = f"{folder} is a network of your own, and accidents are played here: name a folder that is not there"
+        raise LocalError("foreign_network", message)
+    return [home.name for home in load_network(folder).nodes if local.node_process(home).pid() is not None]
 
 
 async def _start(folder: Path, validators: int) -> LocalNetwork:
@@ -118,6 +148,7 @@ async def _start(folder: Path, validators: int) -> LocalNetwork:
     while True:
         attempt += 1
         network = init_network(folder, plan, activations, port_base=free_port_base(validators))
+        (network.folder / MARK_FILE).write_text(_MARK)
         try:
             await local.start(network)
         except LocalError as error:

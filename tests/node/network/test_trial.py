@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import trio
 
 from consensus.ledger.errors import LocalError
-from node.network import trial
-from node.network.homes import LOCAL_HOST
+from node.network import local, trial
+from node.network.genesis import default_plan
+from node.network.homes import LOCAL_HOST, init_network
 from node.network.local import node_process
 from node.network.process import ProcessState
 from node.network.trial import TrialNetwork, free_port_base, trial_network
@@ -61,7 +63,38 @@ async def test_ports_taken_meanwhile_are_left_for_others(tmp_path: Path, monkeyp
             assert states(network) == [ProcessState.STOPPED]
             await network.start("bank-a")
             network.freeze("bank-a")
-            assert states(network) == [ProcessState.FROZEN]
+            with trio.fail_after(5):
+                while states(network) != [ProcessState.FROZEN]:  # the signal is on its way
+                    await trio.lowlevel.checkpoint()
             network.resume("bank-a")
     assert states(network) == [ProcessState.STOPPED]
     assert (tmp_path / "net").is_dir()
+
+
+@pytest.mark.network
+async def test_a_kept_network_is_used_again_and_left_as_it_was_found(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    async with trial_network(folder, validators=1, keep=True) as network:
+        pid = node_process(network.network.nodes[0]).pid()
+    try:
+        assert node_process(network.network.nodes[0]).pid() == pid
+        async with trial_network(folder) as again:
+            again.freeze("bank-a")
+        assert states(again) == [ProcessState.RUNNING]
+        assert node_process(again.network.nodes[0]).pid() == pid
+        async with trial_network(folder) as again:
+            await again.kill("bank-a")
+        assert states(again) == [ProcessState.RUNNING]
+    finally:
+        await local.stop(network.network)
+    async with trial_network(folder) as again:
+        assert states(again) == [ProcessState.RUNNING]
+    assert states(again) == [ProcessState.STOPPED]
+
+
+async def test_a_network_made_by_others_is_refused(tmp_path: Path) -> None:
+    own = init_network(tmp_path / "net", default_plan(validators=1), [])
+    with pytest.raises(LocalError) as caught:
+        async with trial_network(own.folder):
+            pass
+    assert caught.value.code == "foreign_network"
