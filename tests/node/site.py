@@ -28,6 +28,7 @@ from p2p.tls import TlsIdentity, Trust
 from tests.node.network.test_local import free_port_base
 
 WAIT_S = 20
+LOOK_AGAIN_S = 0.05
 VALIDITY_MS = 600_000
 
 
@@ -89,10 +90,11 @@ class Site:
         self._changed = trio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds; it is asked again whenever anything happened anywhere."""
+        """Wait until the condition holds; it is asked again whenever something happened, and now and then."""
         with trio.fail_after(WAIT_S):
             while not condition():
-                await self._changed.wait()
+                with trio.move_on_after(LOOK_AGAIN_S):
+                    await self._changed.wait()
 
     async def reach(self, height: int, *names: str) -> None:
         """Wait until these nodes, or all, have this height."""

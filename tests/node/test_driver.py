@@ -9,11 +9,15 @@ import trio
 
 from consensus.ledger.block import Block
 from consensus.ledger.errors import StorageError
+from consensus.ledger.ids import NodeName
 from consensus.ledger.keys import PrivateKey, Purpose
 from consensus.ledger.transaction import Call, make_call
 from consensus.ledger.validators import certificate_codec, vote_payload
-from consensus.pbft.events import EvidenceKind
-from consensus.pbft.messages import Commit, Decided, Message, Prepare, PrePrepare
+from consensus.pbft.events import Effect, Event, EvidenceKind, Tick, Work
+from consensus.pbft.messages import Commit, Decided, Message, Prepare, PrePrepare, Status, encode_message
+from node.driver import INBOX_EVENTS_MAX
+from node.program import Node
+from node.storage.leveldb import LevelStore
 from node.storage.store import Store, Write
 from node.sync import FinalBlock, SyncResponse, request_codec, response_codec
 from p2p.frames import FrameKind
@@ -225,7 +229,7 @@ async def test_r47_after_a_failed_write_nothing_that_depends_on_it_is_said(
     [running] = await site.start(faulty, wrap=lambda store: FaultyStore(store, OPENING_WRITES + writes))
     await puppet.meet(faulty, *others)
     site.submit(others[0], site.sign("bank-a", define("cny")))
-    await running.ended.wait()
+    await site.until(running.ended.is_set)
     await site.until(lambda: faulty not in puppet.network.connected())
     assert [error.code for error in running.errors if isinstance(error, StorageError)] == ["disk_failed"]
     spoken = [message for message in puppet.messages(faulty) if isinstance(message, PrePrepare | Prepare | Commit)]
@@ -272,3 +276,51 @@ async def test_r43_a_forged_body_under_a_certified_header_costs_the_peer_not_the
     assert chain.reader.locate(transaction.id) is not None
     puppet.network.stop()
     await site.stop()
+
+
+async def test_the_engine_hears_what_the_pool_holds_now_not_what_it_held_when_asked(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path, nursery, validators=1)
+    node = Node(site.config("bank-a"), LevelStore.open(site.config("bank-a").data))
+    heard: list[Event] = []
+    ticked = trio.Event()
+
+    def step(event: Event) -> list[Effect]:
+        heard.append(event)
+        if isinstance(event, Tick):
+            ticked.set()
+        return []
+
+    monkeypatch.setattr(node.driver.engine, "step", step)
+    transaction = site.sign("bank-a", define("cny"))
+    node.intake.submit_untrusted([transaction.raw])
+    node.mempool.remove(transaction)
+    await nursery.start(node.driver.run)
+    with trio.fail_after(10):
+        await ticked.wait()
+    assert [event for event in heard if isinstance(event, Work)] == []
+    nursery.cancel_scope.cancel()
+
+
+async def test_r63_one_peer_s_flood_leaves_room_for_the_others(tmp_path: Path, nursery: trio.Nursery) -> None:
+    site = Site(tmp_path, nursery)
+    flooder, other = NodeName("permission"), NodeName("issuer-c")
+    node = Node(site.config("bank-a"), LevelStore.open(site.config("bank-a").data))
+    payload = encode_message(Status(1, 0, False))
+    taken = {flooder: 0, other: 0}
+
+    async def send(peer: NodeName, count: int) -> None:
+        for _ in range(count):
+            await node.driver.receive_untrusted(peer, payload)
+            taken[peer] += 1
+
+    nursery.start_soon(send, flooder, 2 * INBOX_EVENTS_MAX)
+    await trio.testing.wait_all_tasks_blocked()
+    assert 0 < taken[flooder] < INBOX_EVENTS_MAX // 2
+    await send(other, 10)
+    await nursery.start(node.driver.run)
+    with trio.fail_after(10):
+        while taken[flooder] < 2 * INBOX_EVENTS_MAX:
+            await trio.lowlevel.checkpoint()
+    nursery.cancel_scope.cancel()

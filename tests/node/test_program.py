@@ -117,7 +117,10 @@ def test_code_that_the_chain_needs_and_the_node_lacks(home: Path, monkeypatch: p
     "key", [layout.META_HEAD, layout.at_height(layout.BLOCK, 0), layout.at_height(layout.VALIDATORS, 1)]
 )
 @pytest.mark.parametrize("value", [None, b"\xc1"])
-def test_a_damaged_store_ends_with_its_own_exit_code(home: Path, key: bytes, value: bytes | None) -> None:
+def test_a_damaged_store_ends_with_its_own_exit_code(
+    home: Path, monkeypatch: pytest.MonkeyPatch, key: bytes, value: bytes | None
+) -> None:
+    monkeypatch.setattr(program, "_run", _never)
     store = opened(home)
     store.write([(key, value)])
     store.close()
@@ -160,6 +163,10 @@ def test_a_bug_stays_a_bug(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "_run", stumble)
     with pytest.raises(BaseExceptionGroup):
         program.run(home)
+
+
+async def _never(node: program.Node) -> None:
+    raise AssertionError("the node has started")
 
 
 async def _raise(error: Exception) -> None:
