@@ -86,7 +86,9 @@ def up(folder: Path | None, option: Path | None, validators: int, port_base: int
 @_network
 @json_option
 def status(folder: Path | None, option: Path | None, output: Output) -> None:
-    """Print which nodes run and how high they are; exit code 1 unless all are ready.
+    """Print which nodes run, how high they are and whether they vote; exit code 1 unless all are ready and do.
+
+    A node that was given an old copy of its data, or none, follows the chain and casts no vote.
 
     Example: hansa network status net
     """
@@ -171,6 +173,7 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
                 "state": "stopped" if status is None else "ready" if status.is_ready else status.state.value,
                 "pid": status.pid if status else None,
                 "height": status.height if status else None,
+                "votes": status.votes if status else None,
                 "rpc": node.rpc_url,
                 "metrics": f"{node.rpc_url}/metrics",
                 "p2p": f"{node.p2p.host}:{node.p2p.port}",
@@ -178,7 +181,7 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
             }
         )
     return {
-        "ok": not statuses or all(status.is_ready for status in statuses),
+        "ok": not statuses or all(status.is_ready and status.votes is not False for status in statuses),
         "network": made.genesis.name,
         "chainId": "0x" + made.genesis.chain_id().hex(),
         "folder": str(made.folder),
@@ -202,9 +205,16 @@ def _draw(console: "Console", data: dict[str, object]) -> None:
     fields = {"folder": data["folder"], "chain id": data["chainId"]}
     panel(console, str(data["network"]), fields, good=bool(data["ok"]))
     rows = [
-        (node["name"], node["state"], node["height"], node["rpc"], ":" + node["metrics"].rsplit(":", 1)[1])
+        (
+            node["name"],
+            node["state"],
+            node["height"],
+            node["votes"],
+            node["rpc"],
+            ":" + node["metrics"].rsplit(":", 1)[1],
+        )
         for node in nodes
     ]
-    table(console, ["node", "state", ">height", "RPC", "metrics"], rows)
+    table(console, ["node", "state", ">height", "votes", "RPC", "metrics"], rows)
     people = [(item["name"], item["organisation"], ", ".join(item["roles"])) for item in identities]
     table(console, ["identity (--as)", "organisation", "roles"], people)

@@ -6,7 +6,7 @@ is sent. Synced writes hop to a worker thread, everything else runs here.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
@@ -53,6 +53,7 @@ from node.mempool import Mempool
 from node.storage import layout
 from node.storage.store import Store, Write
 from node.sync import FinalBlock
+from node.votes import VoteBook
 from p2p.frames import FrameKind
 from p2p.network import Network
 
@@ -172,6 +173,7 @@ class Driver:
         self._on_commit: list[Callable[[Commit], None]] = []
         self._on_view: list[Callable[[], None]] = []
         self.evidence: deque[Evidence] = deque(maxlen=EVIDENCE_MAX)
+        self.votes = VoteBook(name, chain.head.header.height, chain.head.validators.names)
         self.view_changes = 0
 
     # -- what comes in ---------------------------------------------------------------------------------
@@ -194,6 +196,7 @@ class Driver:
         match item:
             case _Message(event, size):
                 self._let_in(event.sender, size)
+                self.votes.said(event.sender, event.message, now_ms=self._clock.monotonic_ms())
                 await self._step(event)
             case _Delivery():
                 await self._take_final(item)
@@ -296,6 +299,7 @@ class Driver:
             case Send(to, message):
                 self._network.send(to, FrameKind.CONSENSUS, encode_message(message))
             case Broadcast(message):
+                self.votes.said(self._name, message, now_ms=self._clock.monotonic_ms())
                 self._network.broadcast(FrameKind.CONSENSUS, encode_message(message))
             case Propose():
                 # The engine may still be at a height that catch-up has just finished; ``Advanced`` is on its way.
@@ -307,7 +311,7 @@ class Driver:
                 if block.height > self.chain.head.header.height:
                     return [self._validate(block, first_seen=first_seen)]
             case Decide(block, certificate):
-                return await self._commit(block, certificate)
+                return await self._commit(block, certificate, connected=self._network.connected)
             case CatchUp(certificate, source):
                 self._catch_up.want(certificate.height, source)
             case Penalise(peer, code):
@@ -369,7 +373,9 @@ class Driver:
 
     # -- committing ------------------------------------------------------------------------------------
 
-    async def _commit(self, block: Block, certificate: Certificate) -> Sequence[Event]:
+    async def _commit(
+        self, block: Block, certificate: Certificate, *, connected: Callable[[], Collection[NodeName]] | None = None
+    ) -> Sequence[Event]:
         """Make a decided block final: disk first, then memory, then everyone who waits for it."""
         if block.height <= self.chain.head.header.height:
             return ()
@@ -380,6 +386,7 @@ class Driver:
         if head.validators != members:
             self._network.recheck()
         self._catch_up.advanced(head.header.height)
+        self.votes.final(head.header.height, head.validators.names, connected)
         self.mempool.committed(candidate.transactions)
         self.mempool.accounts_changed(candidate.execution.writes, self.chain.state)
         self.mempool.expire(head.header.time_ms)

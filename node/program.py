@@ -209,6 +209,7 @@ class Node:
             clock=self.clock,
             submit=self.intake.submit_untrusted,
             engine_status=self.driver.engine.status,
+            votes=self.driver.votes.report,
             peers=self.network.peers,
             is_ready=lambda: self.is_ready,
         )

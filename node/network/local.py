@@ -38,13 +38,17 @@ HEALTH_BYTES_MAX = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """What a node of a local network does. ``height`` is None unless the node answers."""
+    """What a node of a local network does.
+
+    ``height`` and ``votes`` are None unless the node answers; ``votes`` is false for one that only follows.
+    """
 
     node: NodeHome
     state: ProcessState
     pid: int | None
     is_ready: bool
     height: int | None
+    votes: bool | None
 
 
 def node_process(home: NodeHome) -> LocalProcess:
@@ -105,13 +109,14 @@ async def status(network: LocalNetwork) -> list[NodeStatus]:
         process = node_process(home)
         state = process.state()
         health = await read_health(home.rpc) if state is ProcessState.RUNNING else None
-        height = health.get("height") if health else None
+        height, votes = (health.get("height"), health.get("votes")) if health else (None, None)
         found[home.name] = NodeStatus(
             node=home,
             state=state,
             pid=process.pid(),
             is_ready=health is not None,
             height=height if isinstance(height, int) else None,
+            votes=votes if isinstance(votes, bool) else None,
         )
 
     async with trio.open_nursery() as nursery:

@@ -16,6 +16,7 @@ from contracts.runtime.registry import Description
 from contracts.runtime.state import StateReader
 from node.reader import HistoryEntry
 from node.storage.layout import Location
+from node.votes import VoteReport
 from p2p.network import PeerStatus
 
 
@@ -181,6 +182,10 @@ class Backend(Protocol):
 
     def consensus(self) -> EngineStatus:
         """Return the engine's state."""
+        ...
+
+    def votes(self) -> VoteReport:
+        """Return what is known of the validators' votes."""
         ...
 
     def monotonic_ms(self) -> int:

@@ -39,7 +39,7 @@ HISTORY_PAGE_MAX = 200
 
 @methods.add("chain_status", NoParams)
 async def status(context: Context, _: NoParams) -> Json:
-    """Chain, node and newest block."""
+    """Chain, node and newest block; ``votes`` says whether this node votes or follows only."""
     backend = context.backend
     head = backend.head()
     return {
@@ -47,6 +47,7 @@ async def status(context: Context, _: NoParams) -> Json:
         "network": backend.network_name,
         "node": backend.node_name,
         "ready": backend.is_ready,
+        "votes": backend.consensus().is_validator,
         "height": head.header.height,
         "sealedHeight": head.header.sealed_height,
         "head": header_json(head.header, head.hash),

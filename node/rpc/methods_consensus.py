@@ -7,12 +7,14 @@ from node.rpc.doctor import diagnose
 from node.rpc.protocol import Json
 from node.rpc.render import hex_of, validators_json
 from node.rpc.schema import NoParams
+from node.votes import VoteReport
 
 
 @methods.add("consensus_status", NoParams)
 async def consensus_status(context: Context, _: NoParams) -> Json:
     """Height and view under way, the primary, and what is known of each validator's part."""
-    return status_json(context.backend.consensus(), context.backend.monotonic_ms())
+    backend = context.backend
+    return status_json(backend.consensus(), backend.votes(), backend.monotonic_ms())
 
 
 @methods.add("consensus_validators", NoParams)
@@ -31,19 +33,19 @@ async def consensus_validators(context: Context, _: NoParams) -> Json:
 
 @methods.add("consensus_doctor", NoParams)
 async def consensus_doctor(context: Context, _: NoParams) -> Json:
-    """What stands in the way of the next block: what the quorum lacks, who is away, behind or in another view."""
+    """What stands in the way of the next block: what the quorum lacks, who is away, silent, behind, in another view."""
     backend = context.backend
-    status = backend.consensus()
+    status, votes = backend.consensus(), backend.votes()
     connected = frozenset(NodeName(peer.name) for peer in backend.peers() if peer.connected)
     now_ms = backend.monotonic_ms()
-    findings = diagnose(status, backend.node_name, connected, now_ms)
+    findings = diagnose(status, votes, backend.node_name, connected, now_ms)
     return {
         "node": backend.node_name,
         "healthy": all(finding.level == "ok" for finding in findings),
         "findings": [
             {"level": finding.level, "code": finding.code, "message": finding.message} for finding in findings
         ],
-        "status": status_json(status, now_ms),
+        "status": status_json(status, votes, now_ms),
     }
 
 
@@ -71,8 +73,20 @@ async def net_peers(context: Context, _: NoParams) -> Json:
     ]
 
 
-def status_json(status: EngineStatus, now_ms: int) -> dict[str, Json]:
-    """Return the engine's state as JSON; ``peers`` says what each validator last told of itself."""
+def status_json(status: EngineStatus, votes: VoteReport, now_ms: int) -> dict[str, Json]:
+    """Return the engine's state as JSON.
+
+    ``peers`` says what each validator last told of itself, ``votes`` which height it voted for last, how long
+    ago, and how many blocks in a row it has let pass since while connected.
+    """
+    last: dict[str, Json] = {
+        name: {
+            "height": vote.height,
+            "agoMs": max(0, now_ms - vote.at_ms),
+            "missedBlocks": votes.missed.get(name, 0),
+        }
+        for name, vote in sorted(votes.last.items())
+    }
     peers: dict[str, Json] = {
         name: {"height": peer.height, "view": peer.view, "silentMs": max(0, now_ms - peer.seen_ms)}
         for name, peer in sorted(status.peers.items())
@@ -93,4 +107,5 @@ def status_json(status: EngineStatus, now_ms: int) -> dict[str, Json]:
         "deadlineInMs": status.deadline_in_ms,
         "suspected": [*status.suspected],
         "peers": peers,
+        "votes": last,
     }

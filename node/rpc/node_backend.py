@@ -22,6 +22,7 @@ from node.proofs import ProofMaker
 from node.reader import HistoryEntry
 from node.rpc.backend import Committed, Explanation, Submission
 from node.storage.layout import Location
+from node.votes import VoteReport
 from p2p.network import PeerStatus
 
 SUBMIT_SLICE = 64
@@ -79,6 +80,7 @@ class NodeBackend:
         chain, mempool, clock: of the node.
         submit: the intake's way in.
         engine_status: a snapshot of the consensus engine.
+        votes: what is known of the validators' votes.
         peers: the network's view of the other nodes.
         is_ready: whether the node takes part already.
     """
@@ -92,6 +94,7 @@ class NodeBackend:
         clock: Clock,
         submit: Callable[[Sequence[bytes]], list[Answer]],
         engine_status: Callable[[], EngineStatus],
+        votes: Callable[[], VoteReport],
         peers: Callable[[], list[PeerStatus]],
         is_ready: Callable[[], bool],
     ) -> None:
@@ -101,6 +104,7 @@ class NodeBackend:
         self._clock = clock
         self._submit = submit
         self._engine_status = engine_status
+        self._votes = votes
         self._peers = peers
         self._is_ready = is_ready
         self.final = NodeReads(chain)
@@ -245,6 +249,10 @@ class NodeBackend:
     def consensus(self) -> EngineStatus:
         """Return the engine's state."""
         return self._engine_status()
+
+    def votes(self) -> VoteReport:
+        """Return what is known of the validators' votes."""
+        return self._votes()
 
     def monotonic_ms(self) -> int:
         """Return the time on the engine's clock."""

@@ -143,6 +143,7 @@ def make_app(dispatcher: Dispatcher, stopping: trio.Event) -> Starlette:
         ready = backend.is_ready
         state: dict[str, Json] = {
             "ready": ready,
+            "votes": backend.consensus().is_validator,
             "node": backend.node_name,
             "chainId": hex_of(backend.chain_id),
             "height": backend.head().header.height,

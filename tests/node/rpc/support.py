@@ -23,6 +23,7 @@ from node.mempool import Mempool
 from node.rpc.node_backend import NodeBackend
 from node.rpc.server import RpcConfig, serve_rpc
 from node.storage.leveldb import LevelStore
+from node.votes import VoteReport
 from p2p.network import PeerStatus
 from tests.node.support import GENESIS_TIME_MS, Consortium, extend, make_consortium, make_executor
 
@@ -66,6 +67,7 @@ class TestNode:
             clock=self.clock,
             submit=self._submit,
             engine_status=self.status,
+            votes=lambda: VoteReport({}, {}, None, ()),
             peers=lambda: self.peer_list,
             is_ready=lambda: self.is_ready,
         )
