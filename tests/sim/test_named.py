@@ -118,6 +118,16 @@ def test_r46_r50_a_crash_at_every_effect(index: int, first: int) -> None:
         simulation.run()
 
 
+def test_r59_one_validator_dies_at_every_effect_of_its_view_changes() -> None:
+    """Alone, it has to open a view whose vote it had just written; freezing makes it leave views."""
+    for boundary in range(1, 80):
+        simulation = Simulation(
+            Plan(seed=boundary, validators=1, freeze_every_ms=700, freeze_ms_max=3_000, downtime_ms_max=500)
+        )
+        simulation.all_hosts[0].crash_countdown = boundary
+        simulation.run()
+
+
 def test_r36_a_slow_primary_costs_less_than_half() -> None:
     """A liar that proposes just before the time-out; the same load without it is the measure."""
     calm = Plan(seed=1, safety_ms=40_000, transactions=200)

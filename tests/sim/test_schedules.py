@@ -7,7 +7,7 @@ import pytest
 from tests.sim.simulation import run_seed
 from tests.sim.workers import run_seeds
 
-SCHEDULES = 500
+SCHEDULES = 300
 WORKERS = 2
 REGRESSIONS = [
     line.split(maxsplit=1)
