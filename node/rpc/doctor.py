@@ -19,11 +19,15 @@ OBSERVER_REASON = "its data was wiped or is an older copy, or its vote key is no
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor. ``level`` is ``ok``, ``warning`` or ``stuck``; ``code`` is stable."""
+    """One line of the doctor. ``level`` is ``ok``, ``warning`` or ``stuck``; ``code`` is stable.
+
+    ``about`` names the one validator that it speaks of, where that is so.
+    """
 
     level: str
     code: str
     message: str
+    about: str = ""
 
 
 def diagnose(
@@ -44,7 +48,7 @@ def diagnose(
     elif away:
         message = f"away: {', '.join(away)}; the quorum of {status.quorum} stands with {voting} of {count}"
         findings.append(Finding("warning", "validators_away", message))
-    findings += [Finding("warning", "not_voting", _why_idle(votes, name, node)) for name in idle]
+    findings += [Finding("warning", "not_voting", _why_idle(votes, name, node), about=name) for name in idle]
     if status.primary in away:
         findings.append(Finding("warning", "primary_away", f"the primary {status.primary} is away"))
     findings += _progress(status) + _views(status, away) + _behind(status, away)

@@ -43,7 +43,8 @@ async def consensus_doctor(context: Context, _: NoParams) -> Json:
         "node": backend.node_name,
         "healthy": all(finding.level == "ok" for finding in findings),
         "findings": [
-            {"level": finding.level, "code": finding.code, "message": finding.message} for finding in findings
+            {"level": item.level, "code": item.code, "message": item.message, "about": item.about or None}
+            for item in findings
         ],
         "status": status_json(status, votes, now_ms),
     }
