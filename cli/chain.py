@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from cli import views
-from cli.options import json_option, network_option
+from cli.options import Height, Number, json_option, network_option
 from cli.output import Output, panel
 from cli.place import Place
+from services.client.times import utc_text
 
 if TYPE_CHECKING:
     from services.client.client import Client
@@ -37,7 +38,7 @@ def status(place: Place, output: Output) -> None:
         "node": data["node"],
         "height": data["height"],
         "hash": head["hash"],
-        "time": views.clock(head["timeMs"]),
+        "time": utc_text(head["timeMs"]),
         "sealed height": data["sealedHeight"],
         "state root": head["sealedRoot"],
         "peers": data["peers"],
@@ -46,8 +47,8 @@ def status(place: Place, output: Output) -> None:
 
 
 @chain.command("blocks")
-@click.option("--from", "start", metavar="HEIGHT", type=click.IntRange(0), help="First block; else the newest.")
-@click.option("--limit", metavar="N", type=click.IntRange(1, 100), default=20, show_default=True)
+@click.option("--from", "start", metavar="HEIGHT", type=Height(), help="First block; else the newest.")
+@click.option("--limit", metavar="N", type=Number(1, 100), default=20, show_default=True)
 @network_option
 @json_option
 def blocks(start: int | None, limit: int, place: Place, output: Output) -> None:
@@ -61,13 +62,13 @@ def blocks(start: int | None, limit: int, place: Place, output: Output) -> None:
 
 
 @chain.command("block")
-@click.argument("height", type=click.IntRange(0))
+@click.argument("height", type=Height())
 @network_option
 @json_option
 def block(height: int, place: Place, output: Output) -> None:
     """Print a block; its certificate is checked from genesis (block 0 has none).
 
-    Example: hansa chain block 17
+    Example: hansa chain block 1
     """
 
     async def read(client: "Client") -> Answer:
@@ -94,13 +95,16 @@ def verify(home: Path | None, place: Place, output: Output) -> None:
     """Execute the whole chain again from genesis, and check every certificate, root and hash.
 
     The blocks are downloaded from a running node; with --home they and everything else come from the
-    database of a stopped one. Exit code 1 names the first height that does not hold.
+    database of a stopped one, and --genesis or --network say which chain it must be. Exit code 1 names the
+    first height that does not hold.
 
     Example: hansa chain verify  ·  hansa chain verify --home net/nodes/bank-a
     """
     from cli.verify import verify_home, verify_remote
 
-    result = verify_remote(place, output) if home is None else verify_home(home, output)
+    if home is not None and place.nodes:
+        raise click.UsageError("--home reads a stopped node's database and asks no node: leave --node away")
+    result = verify_remote(place, output) if home is None else verify_home(home, place, output)
     data = {
         "ok": True,
         "chainId": "0x" + result.chain_id.hex(),

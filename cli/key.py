@@ -1,13 +1,18 @@
 """``hansa key``: keys of accounts, encrypted on disk."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from cli import views
 from cli.options import json_option, keys_option, passphrase_option
-from cli.output import Output, table
+from cli.output import Output, panel, table
 from cli.place import Place, network_folder, new_passphrase
+from consensus.ledger.errors import LocalError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _network = click.option(
     "--network", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Network whose identities are meant."
@@ -46,7 +51,14 @@ def new(name: str, folder: Path | None, keys: Path | None, passphrase_file: Path
         "publicKey": "0x" + signer.key.public.compressed.hex(),
         "file": str(store.folder / f"{name}.pem"),
     }
-    output.show(data, lambda console: views.fields(console, "New key", data))
+    call = f"hansa tx call membership register_account name={name} public_key={data['publicKey']} --as ADMIN"
+    next_steps = {"an admin of your organisation registers it with": call}
+
+    def draw(console: "Console") -> None:
+        views.fields(console, "New key", data)
+        panel(console, "Next", next_steps)
+
+    output.show(data | {"next": call}, draw)
 
 
 @key.command("list")
@@ -60,7 +72,10 @@ def list_keys(folder: Path | None, keys: Path | None, output: Output) -> None:
     """
     from services.client.keystore import KeyStore
 
-    entries = KeyStore(keys or network_folder(folder) / "identities").entries()
+    place = keys or network_folder(folder) / "identities"
+    if not place.is_dir():
+        raise LocalError("bad_folder", f"{place} is no folder of keys")
+    entries = KeyStore(place).entries()
     rows = [
         {"name": entry.name, "address": "0x" + entry.address.hex() if entry.address else None, "file": str(entry.path)}
         for entry in entries

@@ -1,17 +1,28 @@
 """The ``hansa`` command: a door to every program of the house, with no logic of its own.
 
 Groups are imported when they are used, so that help and a node start fast. Whatever goes wrong leaves
-through one place, as one line with its code: exit 0 for done, 1 for refused by the system, 2 for usage.
+through one place, as one line with its code: exit 0 for done, 1 for refused by the system, 2 for usage,
+130 when interrupted.
 """
 
+import errno
 import importlib
 import os
+import sys
 from typing import Any
 
 import rich_click as click
 from click.exceptions import Exit
 
-from cli.output import EXIT_INTERRUPTED, report_error
+from cli.output import (
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    JSON_WANTED,
+    print_json_error,
+    report_error,
+    wants_json,
+)
 from consensus.ledger.errors import HansaError, LocalError
 from services.client.tasks import single_errors
 
@@ -60,6 +71,12 @@ class LazyGroup(click.RichGroup):
         ctx.params["explaining"] = True
         return super().shell_complete(ctx, incomplete)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether ``--json`` stands anywhere: also an error of usage is told as JSON then."""
+        options = args[: args.index("--")] if "--" in args else args
+        ctx.meta[JSON_WANTED] = "--json" in options
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours becomes one line and an exit code."""
         try:
@@ -68,14 +85,27 @@ class LazyGroup(click.RichGroup):
         except HansaError as error:
             ctx.exit(report_error(error))
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            if wants_json():
+                print_json_error("interrupted", "interrupted")
+            else:
+                click.echo("interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)
-        except (Exit, click.ClickException, click.Abort, BrokenPipeError):
+        except click.ClickException as error:
+            if not wants_json():
+                raise
+            print_json_error("usage" if error.exit_code == EXIT_USAGE else "error", error.format_message())
+            ctx.exit(error.exit_code)
+        except (Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:  # the border of the program: people get a line, HANSA_DEBUG=1 a traceback
-            if os.environ.get("HANSA_DEBUG"):
+            if os.environ.get("HANSA_DEBUG") or _is_output_lost(error):
                 raise
             ctx.exit(report_error(_described(error)))
+
+
+def _is_output_lost(error: Exception) -> bool:
+    """Tell whether standard output took no more, as on a full disk: :func:`main` says so."""
+    return isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO)
 
 
 def _described(error: Exception) -> HansaError:
@@ -108,13 +138,25 @@ def cli() -> None:
 
     Example: hansa network init net && hansa network up net
 
+    Exit codes: 0 done, 1 refused by the system, 2 wrong usage or input, 130 interrupted.
+
     Completion: eval "$(_HANSA_COMPLETE=bash_source hansa)"
     """
 
 
 def main() -> None:
-    """Run the command line of this process."""
-    cli(prog_name="hansa")
+    """Run the command line of this process; a reader who has left or a full disk is no bug of ours."""
+    try:
+        try:
+            cli(prog_name="hansa")
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        # What could not be written is still buffered, and the interpreter would try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            print(f"error file_error: standard output: {error.strerror}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
 
 
 if __name__ == "__main__":

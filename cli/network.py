@@ -1,13 +1,15 @@
 """``hansa network``: a local consortium of real processes."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from cli.options import json_option
+from cli.options import Number, json_option
 from cli.output import EXIT_REFUSED, Output, leave, panel, table
 from cli.place import network_folder
+from consensus.ledger.errors import LocalError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,19 +17,20 @@ if TYPE_CHECKING:
     from node.network.homes import LocalNetwork
     from node.network.local import NodeStatus
 
+VALIDATORS = 4
+
 _folder = click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path, file_okay=False))
 _network = click.option(
     "--network", "option", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The same as DIR."
 )
 _validators = click.option(
-    "--validators", metavar="N", type=click.IntRange(1, 100), default=4, show_default=True, help="How many nodes vote."
+    "--validators", metavar="N", type=Number(1, 100), show_default="4", help="How many nodes vote."
 )
 _port_base = click.option(
     "--port-base",
     metavar="PORT",
-    type=click.IntRange(1_024, 65_435),
-    default=26_600,
-    show_default=True,
+    type=Number(1_024, 65_435),
+    show_default="26600",
     help="First p2p port; RPC listens 100 above.",
 )
 
@@ -46,12 +49,14 @@ def network() -> None:
 @_validators
 @_port_base
 @json_option
-def init(folder: Path | None, option: Path | None, validators: int, port_base: int, output: Output) -> None:
-    """Make a network folder: keys, certificates, genesis, homes. Done already, it says so and changes nothing.
+def init(
+    folder: Path | None, option: Path | None, validators: int | None, port_base: int | None, output: Output
+) -> None:
+    """Make a network folder: keys, certificates, genesis, homes; one that is there already stays as it is.
 
     Example: hansa network init net
     """
-    made = _init(folder or network_folder(option), validators, port_base)
+    made = _init(_chosen(folder, option), validators, port_base)
     data = _card(made, [])
     output.show(data, lambda console: _draw(console, data))
 
@@ -62,7 +67,7 @@ def init(folder: Path | None, option: Path | None, validators: int, port_base: i
 @_validators
 @_port_base
 @json_option
-def up(folder: Path | None, option: Path | None, validators: int, port_base: int, output: Output) -> None:
+def up(folder: Path | None, option: Path | None, validators: int | None, port_base: int | None, output: Output) -> None:
     """Start all nodes that do not run, wait until they are ready, and print the card.
 
     A folder without a network is initialised first; --validators and --port-base count for that alone.
@@ -72,11 +77,13 @@ def up(folder: Path | None, option: Path | None, validators: int, port_base: int
     import trio
 
     from node.network.homes import is_network, load_network
-    from node.network.local import start
+    from node.network.local import node_process, start
 
-    place = folder or network_folder(option)
+    place = _chosen(folder, option)
     made = load_network(place) if is_network(place) else _init(place, validators, port_base)
-    output.progress(f"starting {len(made.nodes)} nodes …")
+    stopped = [node.name for node in made.nodes if node_process(node).pid() is None]
+    if stopped:
+        output.progress(f"starting {', '.join(stopped)} …")
     data = _card(made, trio.run(start, made))
     output.show(data, lambda console: _draw(console, data))
 
@@ -97,7 +104,7 @@ def status(folder: Path | None, option: Path | None, output: Output) -> None:
     from node.network.homes import load_network
     from node.network.local import status as read_status
 
-    made = load_network(folder or network_folder(option))
+    made = load_network(_chosen(folder, option))
     data = _card(made, trio.run(read_status, made))
     output.show(data, lambda console: _draw(console, data))
     if not data["ok"]:
@@ -118,7 +125,7 @@ def down(folder: Path | None, option: Path | None, output: Output) -> None:
     from node.network.homes import load_network
     from node.network.local import node_process, stop
 
-    made = load_network(folder or network_folder(option))
+    made = load_network(_chosen(folder, option))
     running = [node.name for node in made.nodes if node_process(node).pid() is not None]
     ended = trio.run(stop, made)
     outcome = {
@@ -144,21 +151,34 @@ def reset(folder: Path | None, option: Path | None, yes: bool, output: Output) -
     from node.network.homes import load_network
     from node.network.local import reset as wipe
 
-    made = load_network(folder or network_folder(option))
+    made = load_network(_chosen(folder, option))
     if not yes:
+        if output.as_json or not sys.stdin.isatty():
+            raise LocalError("not_confirmed", "nobody can be asked here: say --yes to wipe the chain")
         click.confirm(f"Wipe the chain of all {len(made.nodes)} nodes in {made.folder}?", abort=True, err=True)
     trio.run(wipe, made)
     data = {"ok": True, "folder": str(made.folder)}
     output.show(data, lambda console: panel(console, "Wiped", {"folder": str(made.folder), "height": 0}))
 
 
-def _init(folder: Path, validators: int, port_base: int) -> "LocalNetwork":
+def _chosen(folder: Path | None, option: Path | None) -> Path:
+    if folder is not None and option is not None and folder != option:
+        raise click.UsageError(f"DIR says {folder} and --network {option}: give one of them")
+    return folder or network_folder(option)
+
+
+def _init(folder: Path, validators: int | None, port_base: int | None) -> "LocalNetwork":
+    """Make the network; where one is, only what was asked for in words must be as it is there."""
     from contracts.runtime.registry import Registry
     from node.network.genesis import activations_of, default_plan
-    from node.network.homes import init_network
+    from node.network.homes import PORT_BASE, init_network, is_network, load_network
 
-    plan = default_plan(validators=validators)
-    return init_network(folder, plan, activations_of(Registry.shipped()), port_base=port_base)
+    if is_network(folder):
+        made = load_network(folder)
+        validators = validators or len(made.nodes)
+        port_base = port_base or min(node.p2p.port for node in made.nodes)
+    plan = default_plan(validators=validators or VALIDATORS)
+    return init_network(folder, plan, activations_of(Registry.shipped()), port_base=port_base or PORT_BASE)
 
 
 def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, object]:
@@ -174,7 +194,8 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
                 "pid": status.pid if status else None,
                 "height": status.height if status else None,
                 "votes": status.votes if status else None,
-                "rpc": node.rpc_url,
+                "url": node.rpc_url,
+                "rpc": f"{node.rpc_url}/rpc",
                 "metrics": f"{node.rpc_url}/metrics",
                 "p2p": f"{node.p2p.host}:{node.p2p.port}",
                 "log": str(node.log_file),
@@ -204,17 +225,7 @@ def _draw(console: "Console", data: dict[str, object]) -> None:
         return
     fields = {"folder": data["folder"], "chain id": data["chainId"]}
     panel(console, str(data["network"]), fields, good=bool(data["ok"]))
-    rows = [
-        (
-            node["name"],
-            node["state"],
-            node["height"],
-            node["votes"],
-            node["rpc"],
-            ":" + node["metrics"].rsplit(":", 1)[1],
-        )
-        for node in nodes
-    ]
-    table(console, ["node", "state", ">height", "votes", "RPC", "metrics"], rows)
+    rows = [(node["name"], node["state"], node["height"], node["votes"], node["url"]) for node in nodes]
+    table(console, ["node", "state", ">height", "votes", "page (JSON-RPC: /rpc)"], rows)
     people = [(item["name"], item["organisation"], ", ".join(item["roles"])) for item in identities]
     table(console, ["identity (--as)", "organisation", "roles"], people)

@@ -7,20 +7,43 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from cli.output import JSON_WANTED, Output
+from cli.output import Output
+from consensus.ledger.errors import LocalError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+HEIGHT_MAX = 2**63 - 1
 
-def _note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
-    ctx.meta[JSON_WANTED] = value
-    return value
+
+class Number(click.IntRange):
+    """A whole number within bounds."""
+
+    name = "whole number"
+
+
+class Height(click.ParamType[int]):
+    """A block's height, from 0 on."""
+
+    name = "height"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the height.
+
+        Raises:
+            LocalError: ``bad_height`` for a number that no block can have.
+        """
+        text = str(value)
+        if not (text.isascii() and text.removeprefix("-").isdecimal()):
+            self.fail(f"{text[:40]!r} is no height: a whole number from 0 on", param, ctx)
+        if text.startswith("-") or len(text) > 19 or int(text) > HEIGHT_MAX:
+            raise LocalError("bad_height", f"{text[:40]} is no height: blocks have the numbers from 0 on")
+        return int(text)
 
 
 def json_option(function: F) -> F:
     """Add ``--json`` and give the command an :class:`Output` as ``output``."""
 
-    @click.option("--json", "as_json", is_flag=True, is_eager=True, callback=_note_json, help="Print one JSON object.")
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     @wraps(function)
     def command(*args: Any, as_json: bool, **options: Any) -> Any:
         return function(*args, output=Output(as_json=as_json), **options)
@@ -38,7 +61,7 @@ def network_option(function: F) -> F:
         type=click.Path(path_type=Path),
         help="Network folder; else HANSA_NETWORK, else ./net.",
     )
-    @click.option("--node", "nodes", metavar="NAME|URL", multiple=True, help="Ask this node (first); may be repeated.")
+    @click.option("--node", "nodes", metavar="NAME|URL", multiple=True, help="Ask this node alone; may be repeated.")
     @click.option(
         "--genesis",
         "genesis",

@@ -1,8 +1,9 @@
 """Where a command works: the network folder or the nodes' URLs, the genesis file, the identities."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PASSPHRASE_VARIABLE = "HANSA_PASSPHRASE"
+PASSPHRASE_CHARACTERS_MIN = 8
+"""How short a passphrase of a new key may be."""
 
 
 def network_folder(given: Path | None) -> Path:
@@ -63,16 +66,10 @@ class Place:
 
     @cached_property
     def urls(self) -> list[str]:
-        """The nodes to ask, those named by ``--node`` first (and alone, where there is no network folder)."""
-        asked = [name for name in self.nodes if "://" in name]
-        names = [name for name in self.nodes if "://" not in name]
-        if asked and not names:
-            return asked
-        known = {node.name: node.rpc_url for node in self.network.nodes}
-        if unknown := [name for name in names if name not in known]:
-            raise LocalError("unknown_node", f"{unknown[0]} is no node of this network; there are {', '.join(known)}")
-        first = asked + [known[name] for name in names]
-        return first + [url for url in known.values() if url not in first]
+        """The nodes to ask: those of ``--node`` and no others, else all of the network."""
+        if not self.nodes:
+            return list(self.network.rpc_urls)
+        return [name if "://" in name else self.network.node(name).rpc_url for name in self.nodes]
 
     def signer(self, name: str, keys: Path | None, passphrase_file: Path | None) -> "Signer":
         """Open the key of an identity.
@@ -83,17 +80,23 @@ class Place:
         from services.client.keystore import KeyStore, read_passphrase
 
         folder = keys or self.network.keystore
-        own = folder / "passphrase"
+        store, own = KeyStore(folder), folder / "passphrase"
+        path = store.entry(name).path  # an unknown name is said before anything is asked
         if passphrase_file is not None:
-            passphrase = read_passphrase(passphrase_file)
+            passphrase, source = read_passphrase(passphrase_file), str(passphrase_file)
         elif os.environ.get(PASSPHRASE_VARIABLE):
-            passphrase = os.environ[PASSPHRASE_VARIABLE].encode()
+            passphrase, source = os.environ[PASSPHRASE_VARIABLE].encode(), PASSPHRASE_VARIABLE
+            source += f" (unset it, and {own} is taken)" if own.is_file() else ""
         elif own.is_file():
-            passphrase = read_passphrase(own)
+            passphrase, source = read_passphrase(own), str(own)
         else:
-            KeyStore(folder).entry(name)  # an unknown name is said before anything is asked
-            passphrase = str(click.prompt(f"Passphrase of {name}", hide_input=True, err=True)).encode()
-        return KeyStore(folder).load(name, passphrase)
+            passphrase, source = _ask_passphrase(f"Passphrase of {name}").encode(), "the prompt"
+        try:
+            return store.load(name, passphrase)
+        except LocalError as error:
+            if error.code != "wrong_passphrase":
+                raise
+            raise LocalError(error.code, f"{path} does not open with the passphrase from {source}") from None
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator["Client"]:
@@ -111,7 +114,29 @@ class Place:
             async with self.client() as client:
                 return await function(client)
 
-        return trio.run(run)
+        with self.explaining():
+            return trio.run(run)
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Say of nodes that do not answer which they are, and what to do."""
+        from services.client.errors import Unreachable
+
+        try:
+            yield
+        except Unreachable as error:
+            if error.code not in ("node_unreachable", "node_timeout"):
+                raise
+            is_local = any("://" not in name for name in self.nodes) or not self.nodes
+            folder = network_folder(self.given)
+            if error.code == "node_timeout":
+                hint = f"; hansa network status {folder} shows which nodes run" if is_local else ""
+                raise Unreachable(f"{error.message}{hint}", code=error.code) from None
+            if self.nodes:
+                who = f"{' and '.join(self.nodes)} cannot be reached"
+                hint = f"hansa network status {folder} shows which nodes run" if is_local else error.message
+                raise Unreachable(f"{who}: {hint}") from None
+            raise Unreachable(f"no node answers; is the network up? hansa network up {folder}") from None
 
 
 def read_genesis(path: Path) -> "Genesis":
@@ -126,15 +151,46 @@ def read_genesis(path: Path) -> "Genesis":
         return decode_genesis_untrusted(path.read_bytes())
     except OSError as error:
         raise LocalError("bad_genesis", f"{path}: {error.strerror}") from None
+    except LocalError as error:
+        raise LocalError(error.code, f"{path}: {error.message}") from None
 
 
 def new_passphrase(name: str, passphrase_file: Path | None) -> bytes:
-    """Return the passphrase for a key that is being made: from the file, ``HANSA_PASSPHRASE``, or asked twice."""
+    """Return the passphrase for a key that is being made: from the file, ``HANSA_PASSPHRASE``, or asked twice.
+
+    Raises:
+        LocalError: ``weak_passphrase``, ``bad_passphrase_file``, ``no_passphrase``.
+    """
     from services.client.keystore import read_passphrase
 
     if passphrase_file is not None:
-        return read_passphrase(passphrase_file)
-    if os.environ.get(PASSPHRASE_VARIABLE):
-        return os.environ[PASSPHRASE_VARIABLE].encode()
-    prompt = f"New passphrase for {name}"
-    return str(click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)).encode()
+        passphrase = read_passphrase(passphrase_file)
+    elif PASSPHRASE_VARIABLE in os.environ:
+        passphrase = os.environ[PASSPHRASE_VARIABLE].encode()
+    else:
+        passphrase = _ask_passphrase(f"New passphrase for {name}", is_new=True).encode()
+    if len(passphrase.decode("utf-8", "replace")) < PASSPHRASE_CHARACTERS_MIN:
+        message = f"a new key needs a passphrase of {PASSPHRASE_CHARACTERS_MIN} characters or more"
+        raise LocalError("weak_passphrase", message)
+    return passphrase
+
+
+def _ask_passphrase(prompt: str, *, is_new: bool = False) -> str:
+    """Ask for a passphrase where somebody can answer.
+
+    Raises:
+        LocalError: ``no_passphrase`` without a terminal.
+    """
+    if not _has_terminal():
+        message = f"no terminal to ask for one: give --passphrase-file or {PASSPHRASE_VARIABLE}"
+        raise LocalError("no_passphrase", message)
+    return str(click.prompt(prompt, hide_input=True, confirmation_prompt=is_new, err=True))
+
+
+def _has_terminal() -> bool:
+    """Tell whether there is a terminal to read a passphrase from, whatever standard input is."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return sys.stdin.isatty()
+    return True

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from cli import views
-from cli.options import json_option, network_option
+from cli.options import Number, json_option, network_option
 from cli.output import Output
 from cli.place import Place, read_genesis
 
@@ -22,16 +23,17 @@ def proof() -> None:
 
 
 @proof.command("get")
-@click.argument("kind", type=click.Choice(["block", "transaction", "receipt", "state"]))
-@click.argument("what", metavar="HEIGHT|ID|KEY")
-@click.option("--call", "call_index", metavar="N", type=click.IntRange(0), default=0, help="Which call's receipt.")
+@click.argument("kind", metavar="KIND", type=click.Choice(["block", "transaction", "receipt", "state"]))
+@click.argument("what", metavar="WHAT")
+@click.option("--call", "call_index", metavar="N", type=Number(0), default=0, help="Which call's receipt.")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write the proof here.")
 @network_option
 @json_option
 def get(kind: str, what: str, call_index: int, out: Path | None, place: Place, output: Output) -> None:
-    """Get the proof of a block, a transaction, a receipt, or a state value or its absence; it is checked first.
+    """Get the proof of a block HEIGHT, a transaction ID, a receipt ID, or a state KEY; it is checked first.
 
-    Without --out the file goes to standard output.
+    KIND is block, transaction, receipt or state. Of a key without a value the absence is proven. Without --out
+    the proof file itself goes to standard output, also under --json.
 
     Example: hansa proof get state membership/validators --out validators.proof
     """
@@ -44,7 +46,7 @@ def get(kind: str, what: str, call_index: int, out: Path | None, place: Place, o
         return
     out.write_text(json.dumps(document, indent=2) + "\n")
     data = {"file": str(out), **describe_verified(verified)}
-    output.show(data, lambda console: views.fields(console, "Proof", data))
+    output.show(data, lambda console: views.fields(console, _title("Proof", data), data))
 
 
 @proof.command("verify")
@@ -67,4 +69,8 @@ def verify(file: Path, genesis: Path, output: Output) -> None:
 
     verified: Verified = verify_proof_untrusted(decode_proof_untrusted(file.read_bytes()), read_genesis(genesis))
     data = {"ok": True, **describe_verified(verified)}
-    output.show(data, lambda console: views.fields(console, "The proof holds", data))
+    output.show(data, lambda console: views.fields(console, _title("The proof holds", data), data))
+
+
+def _title(title: str, data: Mapping[str, object]) -> str:
+    return title if data.get("present", True) else f"{title}: there is no value at this key"

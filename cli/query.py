@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def query(contract: str, method: str, arguments: tuple[str, ...], place: Place, output: Output) -> None:
     """Ask a contract's query on one node; for a proven value use state get.
 
-    Example: hansa query rights balance user=user-b
+    Example: hansa query tokens units
     """
     from services.client.calls import query_typed, value_json
 

@@ -5,7 +5,7 @@ from typing import cast
 import rich_click as click
 
 from cli import views
-from cli.options import json_option, network_option
+from cli.options import Number, json_option, network_option
 from cli.output import Output
 from cli.place import Place
 
@@ -20,19 +20,20 @@ def state() -> None:
 @network_option
 @json_option
 def get(key: str, place: Place, output: Output) -> None:
-    """Read the value at a key (CONTRACT/KEY, or 0x-hex) as of the last sealed block, and check its proof.
+    """Read the value at a key (CONTRACT/KEY) as of the last sealed block, and check its proof.
 
     Example: hansa state get membership/validators
     """
     from services.client.calls import read_state
 
     data = place.ask(lambda client: read_state(client, key))
-    output.show(data, lambda console: views.fields(console, key, data))
+    title = "Present" if data["present"] else "Absent: there is no value at this key"
+    output.show(data, lambda console: views.fields(console, title, data))
 
 
 @state.command("scan")
 @click.argument("prefix")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True, help="How many keys.")
+@click.option("--limit", metavar="N", type=Number(1, 500), default=50, show_default=True, help="How many keys.")
 @click.option("--cursor", metavar="KEY", help="Go on behind this key, as the page before said.")
 @network_option
 @json_option

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from cli import views
-from cli.options import json_option, network_option, signer_options
-from cli.output import EXIT_REFUSED, Output, leave
+from cli.options import Number, json_option, network_option, signer_options
+from cli.output import EXIT_REFUSED, Output, leave, note_error_details
 from cli.place import Place
 
 if TYPE_CHECKING:
+    from consensus.ledger.transaction import Transaction
     from services.client.client import Client
 
 
@@ -25,7 +26,15 @@ def tx() -> None:
 @click.argument("arguments", nargs=-1, metavar="[NAME=VALUE | NAME:=JSON]...")
 @click.option("--lane", metavar="TEXT", default="", help="Lane to number the transaction in.")
 @click.option("--once", metavar="KEY", help="Take effect once for this key, however often the command is run.")
-@click.option("--timeout", "timeout_s", metavar="SECONDS", type=click.IntRange(1, 3_600), default=60, show_default=True)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=Number(1, 3_600),
+    default=60,
+    show_default=True,
+    help="How long to wait. The transaction is valid for no longer, so it cannot become final afterwards.",
+)
 @signer_options
 @network_option
 @json_option
@@ -47,16 +56,40 @@ def call(
     Arguments are typed by the contract's declaration: hansa contract describe CONTRACT.
     Accounts may be given by name. Exit code 1 when the receipt says failed.
 
-    Example: hansa tx call tokens transfer unit=point to=user-b amount=250 --as shop
+    Example: hansa tx call tokens define unit=point decimals=0 --as bank-a
     """
     from services.client.calls import call_typed, outcome_json
+    from services.client.errors import Unreachable
+    from services.client.times import utc_text
 
     signer = place.signer(name, keys, passphrase_file)
+    signed: list[str] = []
+
+    def on_signed(transaction: "Transaction") -> None:
+        transaction_id, valid_until_ms = f"0x{transaction.id.hex()}", transaction.body.valid_until_ms
+        signed.append(transaction_id)
+        note_error_details(transactionId=transaction_id, validUntilMs=valid_until_ms)
+        output.progress(f"submitting {transaction_id}, valid until {utc_text(valid_until_ms)} UTC")
 
     async def submit(client: "Client") -> dict[str, object]:
-        outcome = await call_typed(
-            client, signer, contract, method, arguments, lane=lane, once=once, timeout_ms=1_000 * timeout_s
-        )
+        try:
+            outcome = await call_typed(
+                client,
+                signer,
+                contract,
+                method,
+                arguments,
+                lane=lane,
+                once=once,
+                timeout_ms=1_000 * timeout_s,
+                on_signed=on_signed,
+            )
+        except Unreachable as error:
+            if not signed:
+                raise
+            again = "--once KEY makes a call safe to repeat" if once is None else "the same command may be run again"
+            message = f"{error.message}; hansa tx explain {signed[-1]} says where it is; {again}"
+            raise Unreachable(message, code="outcome_unknown") from None
         return outcome_json(outcome)
 
     data = place.ask(submit)
@@ -75,8 +108,15 @@ def show(transaction_id: str, place: Place, output: Output) -> None:
     Example: hansa tx show 0x5f0c…
     """
     from services.client.calls import find_outcome, outcome_json
+    from services.client.errors import Refused
 
-    data = outcome_json(place.ask(lambda client: find_outcome(client, transaction_id)))
+    try:
+        data = outcome_json(place.ask(lambda client: find_outcome(client, transaction_id)))
+    except Refused as error:
+        if error.code != "not_found":
+            raise
+        message = "no final transaction has this id; hansa tx explain says whether one waits"
+        raise Refused(error.code, message) from None
     output.show(data, lambda console: views.outcome(console, data))
 
 
@@ -89,5 +129,7 @@ def explain(transaction_id: str, place: Place, output: Output) -> None:
 
     Example: hansa tx explain 0x5f0c…
     """
-    data = place.ask(lambda client: client.request("tx_explain", {"id": transaction_id}, dict[str, object]))
+    from services.client.calls import explain as explain_transaction
+
+    data = place.ask(lambda client: explain_transaction(client, transaction_id))
     output.show(data, lambda console: views.fields(console, "Transaction", data))

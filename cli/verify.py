@@ -59,17 +59,18 @@ class RemoteSource:
 
 def verify_remote(place: Place, output: Output) -> AuditResult:
     """Verify the chain that a running node serves."""
-    with connect(place.genesis, place.urls) as client:
+    with place.explaining(), connect(place.genesis, place.urls) as client:
         return verify_chain(
             RemoteSource(client), place.genesis, Executor(Registry.shipped()), on_height=_progress(output)
         )
 
 
-def verify_home(home: Path, output: Output) -> AuditResult:
+def verify_home(home: Path, place: Place, output: Output) -> AuditResult:
     """Verify everything that a stopped node has stored.
 
     Raises:
-        LocalError: ``no_home``; ``store_locked`` while the node runs.
+        LocalError: ``no_home``; ``store_locked`` while the node runs; ``wrong_chain`` when ``--genesis`` or
+            ``--network`` name another chain than the home's.
     """
     from node.config import load_config
 
@@ -79,6 +80,10 @@ def verify_home(home: Path, output: Output) -> AuditResult:
     if not (config.data / "CURRENT").is_file():
         raise LocalError("no_home", f"{config.data} holds no database")
     genesis = read_genesis(config.genesis)
+    if place.genesis_path is not None or place.given is not None:
+        wanted, found = place.genesis.chain_id().hex(), genesis.chain_id().hex()
+        if wanted != found:
+            raise LocalError("wrong_chain", f"{home} belongs to chain 0x{found}, not 0x{wanted}")
     try:
         store = LevelStore.open(config.data)
     except StorageError as error:
@@ -104,7 +109,12 @@ def _locate_damage(data: Path, genesis: Genesis, error: StorageError, output: Ou
     with tempfile.TemporaryDirectory(prefix="hansa-salvage-") as folder:
         copy = Path(folder) / "data"
         shutil.copytree(data, copy)
-        result = _verify_store(LevelStore.open(copy, is_salvage=True), genesis, output)
+        try:
+            store = LevelStore.open(copy, is_salvage=True)
+        except StorageError as problem:
+            message = problem.message.replace(str(copy), str(data))
+            raise AuditFailure(0, f"the database cannot be read at all: {message}") from None
+        result = _verify_store(store, genesis, output)
     raise AuditFailure(result.height + 1, f"the database is damaged behind the last block that holds: {error.message}")
 
 

@@ -3,22 +3,15 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cli.output import panel, table
+from cli.output import panel, table, text_of
+from services.client.times import utc_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Answer = Mapping[str, Any]
-
-
-def clock(time_ms: int) -> str:
-    """Return a time as UTC text with milliseconds."""
-    return (
-        datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
-    )
 
 
 def short(text: str | None, digits: int = 8) -> str:
@@ -32,10 +25,12 @@ def outcome(console: "Console", data: Answer) -> None:
     """Draw a final transaction: its block, who signed it, and each receipt."""
     fields: dict[str, object] = {
         "transaction": data["id"],
-        "block": f"{data['height']}  {short(data['blockHash'], 16)}",
-        "time": clock(data["timeMs"]),
+        "block": data["height"],
+        "block hash": data["blockHash"],
+        "time": utc_text(data["timeMs"]),
         "signed by": ", ".join(data["signers"]),
-        "sender": f"{data['sender']}  {_lane(data['lane'])}, number {data['sequence']}",
+        "sender": data["sender"],
+        "lane": f"{_lane(data['lane'])}, number {data['sequence']}",
     }
     for receipt in data["receipts"]:
         label = "receipt" if len(data["receipts"]) == 1 else f"call {receipt['callIndex']}"
@@ -45,7 +40,7 @@ def outcome(console: "Console", data: Answer) -> None:
             if value is not None:
                 fields[f"{label} value"] = value
         for number, event in enumerate(receipt["events"]):
-            pairs = "  ".join(f"{name}={value}" for name, value in event["data"].items())
+            pairs = "  ".join(f"{name}={text_of(value)}" for name, value in event["data"].items())
             fields[f"event {number}"] = f"{event['contract']}.{event['name']}  {pairs}"
     ok = bool(data["ok"])
     panel(console, "Final" if ok else "Final, and failed", fields, good=ok)
@@ -56,7 +51,7 @@ def blocks(console: "Console", rows: Sequence[Answer]) -> None:
     cells = [
         (
             row["height"],
-            clock(row["timeMs"])[:19],
+            utc_text(row["timeMs"])[:19],
             row["transactionCount"],
             row["failedCount"],
             row["proposer"],
@@ -76,7 +71,7 @@ def block(console: "Console", data: Answer) -> None:
         {
             "hash": data["hash"],
             "parent": data["parentHash"],
-            "time": f"{clock(data['timeMs'])}  (uptime {data['uptimeMs']} ms)",
+            "time": f"{utc_text(data['timeMs'])}  (uptime {data['uptimeMs']} ms)",
             "proposer": data["proposer"],
             "signed by": ", ".join(data["signers"]) or "nobody: everyone makes it from genesis",
             "transactions": f"{data['transactionCount']}  ({data['failedCount']} failed, {data['bytes']} bytes)",
@@ -86,22 +81,32 @@ def block(console: "Console", data: Answer) -> None:
         },
     )
     for transaction_id in data["transactionIds"]:
-        console.print(f"  {transaction_id}", highlight=False)
+        console.print(f"  {transaction_id}", highlight=False, soft_wrap=True)
 
 
 def fields(console: "Console", title: str, data: Answer, *, good: bool = True) -> None:
-    """Draw an answer's fields in their order, ``camelCase`` as words and times as UTC."""
-    shown = {name: value for name, value in data.items() if name not in ("ok", "timeMs")}
-    drawn = {"time": clock(data["timeMs"])} if "timeMs" in data else {}
-    drawn |= {_words(name): value for name, value in shown.items()}
+    """Draw an answer's fields in their order, ``camelCase`` as words, times as UTC and lists of records below."""
+    times = {"timeMs": "time (UTC)", "validUntilMs": "valid until (UTC)"}
+    drawn: dict[str, object] = {}
+    records: dict[str, object] = {}
+    for name, item in data.items():
+        if name == "ok":
+            continue
+        if name in times and isinstance(item, int):
+            drawn[times[name]] = utc_text(item)
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            records[_words(name)] = item
+        else:
+            drawn[_words(name)] = item
     panel(console, title, drawn, good=good)
+    for name, item in records.items():
+        value(console, name, item)
 
 
 def value(console: "Console", title: str, data: object) -> None:
     """Draw a contract's value: a list of records as a table, a record as a panel."""
     if isinstance(data, list) and data and all(isinstance(row, dict) and row.keys() == data[0].keys() for row in data):
-        rows = [[item if isinstance(item, str | bool) else json.dumps(item) for item in row.values()] for row in data]
-        table(console, list(data[0]), rows, title=title)
+        table(console, list(data[0]), [list(row.values()) for row in data], title=title)
     else:
         panel(console, title, data if isinstance(data, dict) else {"value": data})
 
@@ -124,10 +129,11 @@ def consensus(console: "Console", data: Answer) -> None:
     }
     if data["suspected"]:
         summary["suspected"] = data["suspected"]
-    panel(console, "Consensus", summary)
+    panel(console, f"Consensus, as {data.get('node', 'one node')} sees it", summary)
     rows = []
     for name in data["validators"]:
-        peer = data["peers"].get(name, {})
+        own = {"height": data["height"], "view": data["view"]} if name == data.get("node") else {}
+        peer = data["peers"].get(name, own)
         prepared, committed = name in data["prepares"], name in data["commits"]
         silent_ms = peer.get("silentMs")
         rows.append((name, peer.get("height"), peer.get("view"), prepared, committed, silent_ms))
@@ -142,7 +148,10 @@ def contract(console: "Console", data: Answer) -> None:
     console.print(Text(f"{data['name']} version {data['version']}", style="bold"))
     console.print(Padding(Text(_plain(data["doc"])), (0, 0, 0, 2)))
     for method in data["methods"]:
-        arguments = [f"{item['name']}{'' if item['required'] else '?'}: {item['type']}" for item in method["arguments"]]
+        arguments = [
+            f"{item['name']}{'' if item['required'] else '?'}: {item['type']}{_limits(item)}"
+            for item in method["arguments"]
+        ]
         line = Text("\n").append(f"{method['kind']} ", style="dim").append(method["name"], style="bold")
         console.print(line.append(f"({', '.join(arguments)}) → {method['returns']}"))
         console.print(Padding(Text(_plain(method["doc"])), (0, 0, 0, 4)))
@@ -152,6 +161,18 @@ def _plain(doc: str) -> str:
     """Return a docstring with its lines joined to paragraphs and without marks."""
     paragraphs = [" ".join(part.split()) for part in doc.replace("``", "").split("\n\n")]
     return "\n".join(paragraphs)
+
+
+def _limits(argument: Answer) -> str:
+    """Return what an argument's type does not say of its limits."""
+    limits = argument.get("limits", {})
+    if argument["type"].removesuffix("?") in ("amount", "account", "name"):
+        return ""
+    low, high = ("min", "max") if "max" in limits else ("minLength", "maxLength")
+    spans = f" {limits.get(low, '')}…{limits[high]}" if high in limits else ""
+    return spans + (
+        f" {limits['pattern'].removeprefix('^').removesuffix(chr(92) + 'Z')}" if "pattern" in limits else ""
+    )
 
 
 def _words(name: str) -> str:

@@ -26,12 +26,17 @@ _any_decoder = msgspec.msgpack.Decoder()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a method; ``default`` says nothing when the argument is required."""
+    """One argument of a method; ``default`` says nothing when the argument is required.
+
+    ``limits`` holds what is declared of ``min`` and ``max`` (integers), ``minLength`` and ``maxLength``
+    (text, bytes, list, map) and ``pattern`` (text).
+    """
 
     name: str
     type: str
     is_required: bool
     default: Value
+    limits: dict[str, int | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,9 @@ def compile_method(function: Callable[..., object]) -> Method:
         is_required = parameter.default is inspect.Parameter.empty
         annotation = _bounded(parameter.annotation, f"{name}: {parameter.name}")
         default = None if is_required else parameter.default
-        arguments.append(Argument(parameter.name, type_name(parameter.annotation), is_required, default))
+        arguments.append(
+            Argument(parameter.name, type_name(parameter.annotation), is_required, default, limits_of(annotation))
+        )
         fields.append((parameter.name, annotation) if is_required else (parameter.name, annotation, default))
     struct = msgspec.defstruct(name, fields, frozen=True, forbid_unknown_fields=True)
     returns = inspect.signature(function).return_annotation
@@ -118,6 +125,16 @@ def type_name(annotation: object) -> str:
         inner = next(part for part in parts if part is not type(None))
         return type_name(inner) + "?"
     return "value"
+
+
+def limits_of(annotation: object) -> dict[str, int | str]:
+    """Return the bounds that ``msgspec.Meta`` puts on a type itself, not on what is inside it."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((limits_of(part) for part in get_args(annotation) if part is not type(None)), {})
+    names = {"ge": "min", "le": "max", "min_length": "minLength", "max_length": "maxLength", "pattern": "pattern"}
+    metas = [part for part in get_args(annotation)[1:] if isinstance(part, msgspec.Meta)]
+    found = {name: getattr(meta, field) for meta in metas for field, name in names.items()}
+    return {name: limit for name, limit in found.items() if limit is not None and limit != INTEGER_MAX}
 
 
 def _holds_value(annotation: object) -> bool:

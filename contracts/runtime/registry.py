@@ -167,6 +167,8 @@ def _method_to_builtins(method: Method) -> dict[str, Any]:
     arguments: list[dict[str, Any]] = []
     for argument in method.arguments:
         entry: dict[str, Any] = {"name": argument.name, "type": argument.type, "required": argument.is_required}
+        if argument.limits:
+            entry["limits"] = argument.limits
         if not argument.is_required:
             entry["default"] = _to_json(argument.default)
         arguments.append(entry)

@@ -5,25 +5,34 @@ is looked up in the genesis document, then in the proven state, so that no node 
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from consensus.ledger.codec import Value, decode_untrusted
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.ids import ADDRESS_BYTES, HASH_BYTES
 from consensus.ledger.receipt import OK, Receipt
 from consensus.ledger.transaction import EACH, LANE_NAME_BYTES_MAX, Transaction, make_call
+from consensus.ledger.validators import decode_validators_untrusted
 from services.client.answers import Answer, hex_of
-from services.client.arguments import Parameter, parse_arguments
-from services.client.client import VALIDITY_MS, Client
+from services.client.arguments import NO_LIMITS, Limits, Parameter, parse_arguments
+from services.client.client import VALIDITY_MS, Client, OnSigned, nobody_hears
 from services.client.errors import Refused
 from services.client.keystore import Signer
 from services.client.lanes import one_shot_lane
 from services.client.outcome import Outcome
+
+T = TypeVar("T")
+
+KEY_CHARACTERS_MAX = 1_024
+CONTRACT_CHARACTERS_MAX = 64
+VALIDATORS_KEY = "membership/validators"
 
 
 class _Argument(Answer, frozen=True):
     name: str
     type: str
     required: bool
+    limits: Limits = NO_LIMITS
 
 
 class _Method(Answer, frozen=True):
@@ -44,17 +53,16 @@ async def typed_arguments(
     Raises:
         LocalError: ``unknown_contract``, ``unknown_method``, ``bad_arguments``, ``unknown_account``.
     """
-    try:
-        described = await client.request("contract_describe", {"contract": contract}, _Contract)
-    except Refused as error:
-        if error.code == "unknown_contract":
-            raise LocalError(error.code, f"{error.message}; hansa contract list shows them") from None
-        raise
+    described = await _describe(client, contract, _Contract)
     found = [item for item in described.methods if item.name == method and item.kind == kind]
     if not found:
+        if any(item.name == method for item in described.methods):
+            other, command = ("a query", "query") if kind == "method" else ("a method", "tx call")
+            message = f"{method} of {contract} is {other}: hansa {command} {contract} {method}"
+            raise LocalError("unknown_method", message)
         names = ", ".join(item.name for item in described.methods if item.kind == kind) or "none"
         raise LocalError("unknown_method", f"{contract} has no {kind} {method}; there are: {names}")
-    declared = [Parameter(item.name, item.type, item.required) for item in found[0].arguments]
+    declared = [Parameter(item.name, item.type, item.required, item.limits) for item in found[0].arguments]
     known = {account.name: bytes(account.address) for account in client.genesis.accounts}
     unknown: list[str] = []
 
@@ -99,8 +107,11 @@ async def call_typed(
     lane: str = "",
     once: str | None = None,
     timeout_ms: int = VALIDITY_MS,
+    on_signed: OnSigned = nobody_hears,
 ) -> Outcome:
     """Call a method with arguments as text and wait for its proven receipt.
+
+    ``on_signed`` hears of each transaction before it is submitted.
 
     ``once`` names a one-shot lane: whoever calls again with the same key gets the first call's outcome,
     as long as the call is the same.
@@ -113,12 +124,12 @@ async def call_typed(
     arguments = await typed_arguments(client, contract, method, tokens, kind="method")
     call = make_call(contract, method, arguments)
     if once is not None:
-        return await client.call_once(signer, [call], one_shot_lane(once), timeout_ms=timeout_ms)
+        return await client.call_once(signer, [call], one_shot_lane(once), timeout_ms=timeout_ms, on_signed=on_signed)
     name = lane.encode()
     if len(name) > LANE_NAME_BYTES_MAX:
         raise LocalError("bad_lane", f"a lane name has up to {LANE_NAME_BYTES_MAX} bytes")
     lanes = client.lanes(signer, prefix=name)
-    return await client.call_many(signer, [call], lanes=lanes, timeout_ms=timeout_ms)
+    return await client.call_many(signer, [call], lanes=lanes, timeout_ms=timeout_ms, on_signed=on_signed)
 
 
 async def query_typed(client: Client, contract: str, method: str, tokens: Sequence[str]) -> Value:
@@ -135,18 +146,29 @@ async def describe(client: Client, contract: str) -> dict[str, object]:
     """Return a contract's description as the node gives it.
 
     Raises:
-        Refused: ``unknown_contract``.
+        LocalError: ``unknown_contract``.
     """
-    return await client.request("contract_describe", {"contract": contract}, dict[str, object])
+    return await _describe(client, contract, dict[str, object])
+
+
+async def _describe(client: Client, contract: str, kind: type[T]) -> T:
+    if not 1 <= len(contract) <= CONTRACT_CHARACTERS_MAX:
+        raise LocalError("unknown_contract", f"{contract[:80]!r} is no contract; hansa contract list shows them")
+    try:
+        return await client.request("contract_describe", {"contract": contract}, kind)
+    except Refused as error:
+        if error.code != "unknown_contract":
+            raise
+        raise LocalError(error.code, f"{error.message}; hansa contract list shows them") from None
 
 
 async def read_state(client: Client, key: str) -> dict[str, object]:
     """Return a proven state value with where and by whom it is proven, ready for JSON."""
-    found = await client.state(key, is_newest=True)
+    found = await client.state(check_key(key), is_newest=True)
     return {
         "key": key,
         "present": found.value is not None,
-        "value": value_json(found.value),
+        "value": stored_json(key, found.value),
         "height": found.height,
         "certifiedBy": found.verified.height,
         "signers": list(found.verified.signers),
@@ -186,6 +208,37 @@ def parse_id(text: str) -> bytes:
     if len(data) != HASH_BYTES:
         raise LocalError("bad_id", f"{text[:80]!r} is no id: 0x and {2 * HASH_BYTES} hex digits")
     return data
+
+
+async def explain(client: Client, transaction_id: str) -> dict[str, object]:
+    """Return where a node says that a transaction is.
+
+    Raises:
+        LocalError: ``bad_id``.
+    """
+    return await client.request("tx_explain", {"id": hex_of(parse_id(transaction_id))}, dict[str, object])
+
+
+def check_key(text: str) -> str:
+    """Return a state key, ``CONTRACT/KEY``.
+
+    Raises:
+        LocalError: ``bad_key``.
+    """
+    contract, slash, rest = text.partition("/")
+    if not (contract and slash and rest) or len(text) > KEY_CHARACTERS_MAX or not text.isprintable():
+        raise LocalError("bad_key", f"{text[:80]!r} is no state key: CONTRACT/KEY, as hansa state scan lists them")
+    return text
+
+
+def stored_json(key: str, value: Value) -> object:
+    """Return a state value as JSON; the validator set, which is stored as its hashed bytes, by its members."""
+    if key != VALIDATORS_KEY or not isinstance(value, bytes):
+        return value_json(value)
+    return [
+        {"name": member.name, "organisation": member.organisation, "voteKey": hex_of(member.vote_key)}
+        for member in decode_validators_untrusted(value).validators
+    ]
 
 
 def value_json(value: Value) -> object:

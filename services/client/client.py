@@ -33,6 +33,10 @@ from services.client.link import Link
 from services.client.outcome import Final, Outcome, Submitted
 from services.client.reader import ATTEMPT_PAUSE_MS, Reader
 from services.client.tasks import single_errors
+from services.client.times import utc_text
+
+OnSigned = Callable[[Transaction], None]
+"""Hears of a signed transaction before it is submitted, so that its id is known whatever happens then."""
 
 VALIDITY_MS = 60_000
 """How long a transaction may wait before it can no longer be included, if nothing else is said."""
@@ -51,6 +55,10 @@ _randomness = SystemRandom()
 _UNDECIDED = {"lane_number_taken", "pool_full", "sender_full"}
 # Another transaction with this number is final, so ours never can be: to sign anew is safe.
 _LANE_TAKEN = {"lane_used", "lane_consumed"}
+
+
+def nobody_hears(transaction: Transaction) -> None:
+    """Do nothing with a signed transaction."""
 
 
 class Client(Reader):
@@ -157,6 +165,7 @@ class Client(Reader):
         mode: int = ATOMIC,
         lanes: Lanes | None = None,
         timeout_ms: int = VALIDITY_MS,
+        on_signed: OnSigned = nobody_hears,
     ) -> Outcome:
         """Sign, submit and wait for proven receipts; ``mode`` is ``ATOMIC`` or ``EACH``.
 
@@ -171,7 +180,7 @@ class Client(Reader):
         for attempt in range(1, ATTEMPTS_MAX + 1):
             async with (lanes or self.lanes(signer)).lease() as lane:
                 try:
-                    return await self._call_in(lane, signer, calls, mode, timeout_ms)
+                    return await self._call_in(lane, signer, calls, mode, timeout_ms, on_signed)
                 except Refused as error:
                     lane.forget()
                     if error.code not in _LANE_TAKEN or attempt == ATTEMPTS_MAX:
@@ -179,13 +188,23 @@ class Client(Reader):
             await trio.sleep(ATTEMPT_PAUSE_MS * attempt / 1000)
         raise InvariantError("the last attempt returns or raises")
 
-    async def _call_in(self, lane: Lane, signer: Signer, calls: Sequence[Call], mode: int, timeout_ms: int) -> Outcome:
+    async def _call_in(
+        self, lane: Lane, signer: Signer, calls: Sequence[Call], mode: int, timeout_ms: int, on_signed: OnSigned
+    ) -> Outcome:
         sequence = await lane.take()
         transaction = self.sign(signer, calls, sequence=sequence, lane=lane.name, mode=mode, validity_ms=timeout_ms)
+        on_signed(transaction)
         return await self.submit_and_wait(transaction, timeout_ms=timeout_ms)
 
     async def call_once(
-        self, signer: Signer, calls: Sequence[Call], lane: bytes, *, mode: int = ATOMIC, timeout_ms: int = VALIDITY_MS
+        self,
+        signer: Signer,
+        calls: Sequence[Call],
+        lane: bytes,
+        *,
+        mode: int = ATOMIC,
+        timeout_ms: int = VALIDITY_MS,
+        on_signed: OnSigned = nobody_hears,
     ) -> Outcome:
         """Make calls that take effect once however often this is run: ``lane`` is one-shot, of 32 bytes.
 
@@ -203,6 +222,7 @@ class Client(Reader):
                     raise Refused("once_used", f"block {outcome.height} holds another call for the same key")
                 return outcome
             transaction = self.sign(signer, calls, sequence=0, lane=lane, mode=mode, validity_ms=timeout_ms)
+            on_signed(transaction)
             try:
                 return await self.submit_and_wait(transaction, timeout_ms=timeout_ms)
             except Refused as error:
@@ -258,8 +278,11 @@ class Client(Reader):
             refusals, step_ms = refusals + 1, ATTEMPT_PAUSE_MS
             if answer.code in _LANE_TAKEN or refusals > self.node_count:
                 raise Refused(answer.code, answer.message)
+        valid_until = utc_text(transaction.body.valid_until_ms)
         raise Unreachable(
-            f"transaction {hex_of(transaction.id)} was not final after {timeout_ms} ms", code="outcome_unknown"
+            f"transaction {hex_of(transaction.id)} was not final after {timeout_ms} ms; it is valid until "
+            f"{valid_until} UTC, and no block after that can hold it",
+            code="outcome_unknown",
         )
 
     async def wait_final(self, transaction_ids: Sequence[bytes], *, timeout_ms: int = VALIDITY_MS) -> list[Final]:

@@ -6,7 +6,7 @@ from consensus.ledger.codec import decode_untrusted
 from consensus.ledger.errors import LocalError
 from consensus.ledger.proof import BlockClaim, ReceiptClaim, StateClaim, TransactionClaim, Verified
 from services.client.answers import hex_of
-from services.client.calls import parse_id, receipt_json, transaction_json, value_json
+from services.client.calls import check_key, parse_id, receipt_json, stored_json, transaction_json
 from services.client.connection import Parameters
 
 
@@ -16,11 +16,11 @@ def request_of(kind: str, what: str, call_index: int = 0) -> tuple[str, Paramete
     ``what`` is a height for ``block``, a transaction id for ``transaction`` and ``receipt``, a key for ``state``.
 
     Raises:
-        LocalError: ``bad_id``, ``bad_height`` or ``bad_proof_kind``.
+        LocalError: ``bad_id``, ``bad_height``, ``bad_key`` or ``bad_proof_kind``.
     """
     match kind:
         case "block":
-            if not what.isascii() or not what.isdecimal() or int(what) == 0:
+            if not what.isascii() or not what.isdecimal() or len(what) > 18 or int(what) == 0:
                 raise LocalError("bad_height", f"{what!r} is no height from 1 on; everyone makes block 0 from genesis")
             return "chain_getBlock", {"height": int(what)}
         case "transaction":
@@ -28,7 +28,7 @@ def request_of(kind: str, what: str, call_index: int = 0) -> tuple[str, Paramete
         case "receipt":
             return "chain_getReceipt", {"id": hex_of(parse_id(what)), "callIndex": call_index}
         case "state":
-            return "state_get", {"key": what}
+            return "state_get", {"key": check_key(what)}
         case _:
             raise LocalError("bad_proof_kind", f"{kind} is none of block, transaction, receipt, state")
 
@@ -50,11 +50,12 @@ def describe_verified(verified: Verified) -> dict[str, object]:
         case ReceiptClaim(receipt, path):
             described |= {"kind": "receipt", "index": path.index, "receipt": receipt_json(receipt)}
         case StateClaim(key, value, _):
+            text = key.decode("utf-8", "replace")
             described |= {
                 "kind": "state",
-                "key": key.decode("utf-8", "replace"),
+                "key": text,
                 "present": value is not None,
-                "value": None if value is None else value_json(decode_untrusted(value)),
+                "value": None if value is None else stored_json(text, decode_untrusted(value)),
                 "sealedHeight": verified.header.sealed_height,
             }
         case _:

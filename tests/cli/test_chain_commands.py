@@ -24,10 +24,12 @@ class Desk:
     folder: Path
     node: SoloNode
 
-    async def run(self, *arguments: str, keys: bool = False) -> Result:
+    async def run(self, *arguments: str, keys: bool = False, columns: str = "80") -> Result:
         options = ["--node", self.node.url, "--genesis", str(self.folder / "genesis.json")]
         options += ["--keys", str(self.folder / "keys")] if keys else []
-        return await trio.to_thread.run_sync(partial(hansa, *arguments, *options, HANSA_PASSPHRASE="p"))
+        return await trio.to_thread.run_sync(
+            partial(hansa, *arguments, *options, HANSA_PASSPHRASE="p", COLUMNS=columns)
+        )
 
     async def call(self, *arguments: str) -> Result:
         return await self.run("tx", "call", *arguments, keys=True)
@@ -48,7 +50,8 @@ async def open_desk(folder: Path) -> AsyncIterator[Desk]:
 
 async def fill(desk: Desk) -> None:
     define = ("tokens", "define", "unit=point", "decimals=0", "description=points", "--as", "bank-a")
-    assert (await desk.call(*define)).exit_code == 0
+    defined = await desk.call(*define)
+    assert defined.exit_code == 0, defined.output
     issue = ("tokens", "issue", "unit=point", "to=user-b", "amount=1000", "--as", "bank-a")
     assert (await desk.call(*issue)).exit_code == 0
 
@@ -87,12 +90,70 @@ async def test_refusals_exit_1_and_wrong_input_2(tmp_path: Path) -> None:
             (("tokens", "nothing", "--as", "user-b"), 2, "unknown_method"),
             (("tokens", "balance", "unit=point", "account=shop", "--as", "user-b"), 2, "unknown_method"),
             (("nothing", "x", "--as", "user-b"), 2, "unknown_contract"),
+            ((*transfer, "amount=0", "--as", "user-b"), 2, "bad_arguments"),
+            ((*transfer, "amount=-5", "--as", "user-b"), 2, "bad_arguments"),
+            (("tokens", "define", "unit=a b", "--as", "bank-a"), 2, "bad_arguments"),
+            (("tokens", "transfer", "unit=point", "to=0x12", "amount=1", "--as", "user-b"), 2, "bad_arguments"),
             ((*transfer, "amount=1", "--as", "user-b", "--lane", "x" * 17), 2, "bad_lane"),
         ]
         for arguments, exit_code, code in cases:
             assert fault(await desk.call(*arguments), exit_code) == code, arguments
-        assert fault(await desk.run("tx", "show", "0x" + "00" * 32), 1) == "not_found"
+        asked = await desk.call("tokens", "balance", "unit=point", "account=shop", "--as", "user-b")
+        assert "hansa query tokens balance" in asked.stderr
+        told = await desk.run("query", "tokens", "transfer")
+        assert "hansa tx call tokens transfer" in told.stderr
+        assert fault(await desk.run("query", "tokens", "units", "limit=-1"), 2) == "bad_arguments"
+        for key in ("", "x", "/x", "tokens/"):
+            assert fault(await desk.run("state", "get", key), 2) == "bad_key"
+        assert fault(await desk.run("tx", "explain", "0x12"), 2) == "bad_id"
+        missing = await desk.run("tx", "show", "0x" + "00" * 32)
+        assert fault(missing, 1) == "not_found"
+        assert "hansa tx explain" in missing.stderr
         assert fault(await desk.run("query", "tokens", "balance", "unit=other", "account=shop"), 1) == "unknown_unit"
+
+
+async def test_ids_stand_unbroken_on_lines_of_their_own(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await fill(desk)
+        pay = await desk.call("tokens", "transfer", "unit=point", "to=shop", "amount=5", "--as", "user-b", "--json")
+        paid = answer(pay)
+        assert not pay.stderr
+        for columns in ("80", "40", ""):
+            shown = await desk.run("tx", "show", paid["id"], columns=columns)
+            words = shown.stdout.split()
+            assert paid["id"] in words
+            assert paid["blockHash"] in words
+        wide = await desk.run("chain", "blocks", columns="40")
+        assert "── 1 " in wide.stdout  # too narrow for a table: a block of names and values for each
+        assert paid["blockHash"][:10] in wide.stdout
+
+
+async def test_a_call_whose_outcome_stays_unknown_names_the_transaction(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await fill(desk)
+        desk.node.is_deciding = False
+        pay = ("tokens", "transfer", "unit=point", "to=shop", "amount=5", "--as", "user-b", "--timeout", "1")
+        plain = await desk.call(*pay)
+        submitting, error = plain.stderr.splitlines()
+        transaction_id = submitting.split()[1].rstrip(",")
+        assert plain.exit_code == 1
+        assert error.startswith(f"error outcome_unknown: transaction {transaction_id}")
+        for hint in ("valid until 20", f"hansa tx explain {transaction_id}", "--once KEY"):
+            assert hint in error
+        failure = json.loads((await desk.call(*pay, "--lane", "a", "--json")).stdout)
+        assert (failure["ok"], failure["error"]["code"]) == (False, "outcome_unknown")
+        assert failure["error"]["transactionId"] in failure["error"]["message"]
+
+
+async def test_the_validator_set_is_shown_by_its_members(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await fill(desk)
+        desk.node.decide()
+        members = answer(await desk.run("state", "get", "membership/validators", "--json"))["value"]
+        assert [member["name"] for member in members][:2] == ["node-0", "node-1"]
+        assert members[0]["voteKey"] in (await desk.run("state", "get", "membership/validators")).stdout
+        absent = await desk.run("state", "get", "membership/none")
+        assert "Absent" in absent.stdout
 
 
 async def test_a_call_once_takes_effect_once(tmp_path: Path) -> None:
@@ -134,7 +195,7 @@ async def test_reading_commands_print_tables_and_json(tmp_path: Path) -> None:
             if command[1] != "describe":
                 assert max(map(len, drawn.stdout.splitlines())) <= 80
             answer(await desk.run(*command, "--json"))
-        assert fault(await desk.run("contract", "describe", "none"), 1) == "unknown_contract"
+        assert fault(await desk.run("contract", "describe", "none"), 2) == "unknown_contract"
         assert fault(await desk.run("chain", "block", "99"), 1) == "not_found"
 
 

@@ -1,5 +1,7 @@
 """Commands without a network: help, usage, keys, folders, offline proofs."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,15 +106,21 @@ def test_errors_are_json_when_json_is_asked_for(tmp_path: Path) -> None:
 
 def test_keys_are_made_listed_and_opened(tmp_path: Path) -> None:
     keys = str(tmp_path / "keys")
-    made = answer(hansa("key", "new", "shop-2", "--keys", keys, "--json", HANSA_PASSPHRASE="p"))
+    made = answer(hansa("key", "new", "shop-2", "--keys", keys, "--json", HANSA_PASSPHRASE="long enough"))
+    assert made["publicKey"] in made["next"]
     listed = answer(hansa("key", "list", "--keys", keys, "--json"))
     assert [(key["name"], key["address"]) for key in listed["keys"]] == [("shop-2", made["address"])]
     secret = tmp_path / "secret"
-    secret.write_text("p\n")
+    secret.write_text("long enough\n")
     shown = answer(hansa("key", "show", "shop-2", "--keys", keys, "--passphrase-file", str(secret), "--json"))
     assert shown["publicKey"] == made["publicKey"]
-    assert fault(hansa("key", "show", "shop-2", "--keys", keys, HANSA_PASSPHRASE="q"), 2) == "wrong_passphrase"
-    assert fault(hansa("key", "new", "shop-2", "--keys", keys, HANSA_PASSPHRASE="p"), 2) == "key_exists"
+    wrong = hansa("key", "show", "shop-2", "--keys", keys, HANSA_PASSPHRASE="q")
+    assert fault(wrong, 2) == "wrong_passphrase"
+    assert "shop-2.pem" in wrong.stderr
+    assert "HANSA_PASSPHRASE" in wrong.stderr
+    assert fault(hansa("key", "new", "shop-2", "--keys", keys, HANSA_PASSPHRASE="long enough"), 2) == "key_exists"
+    for weak in ("", "short", "\u00e9\u00e9\u00e9\u00e9"):
+        assert fault(hansa("key", "new", "shop-3", "--keys", keys, HANSA_PASSPHRASE=weak), 2) == "weak_passphrase"
     assert fault(hansa("key", "new", "No Name", "--keys", keys, HANSA_PASSPHRASE="p"), 2) == "bad_name"
     assert fault(hansa("key", "show", "nobody", "--keys", keys, HANSA_PASSPHRASE="p"), 2) == "unknown_key"
 
@@ -121,28 +129,45 @@ def test_a_network_folder_is_made_once(tmp_path: Path) -> None:
     folder = str(tmp_path / "net")
     made = answer(hansa("network", "init", folder, "--port-base", "41600", "--json"))
     again = answer(hansa("network", "init", folder, "--port-base", "41600", "--json"))
-    assert made == again
+    assert made == again == answer(hansa("network", "init", folder, "--json"))
     assert [node["name"] for node in made["nodes"]] == ["bank-a", "issuer-c", "issuer-f", "permission"]
-    assert made["nodes"][0]["rpc"] == "http://127.0.0.1:41700"
+    assert made["nodes"][0]["rpc"] == "http://127.0.0.1:41700/rpc"
     assert "shop" in [identity["name"] for identity in made["identities"]]
     assert fault(hansa("network", "init", folder, "--validators", "3"), 2) == "network_exists"
+    assert fault(hansa("network", "init", folder, "--port-base", "41601"), 2) == "network_exists"
+    assert hansa("network", "status", folder, "--network", str(tmp_path)).exit_code == 2
+    assert fault(hansa("network", "reset", folder), 2) == "not_confirmed"
     shown = hansa("network", "status", folder)
     assert shown.exit_code == 1
     assert "stopped" in shown.stdout
     assert "\x1b[" not in shown.stdout  # no colours into a file
     assert answer(hansa("key", "show", "shop", "--network", folder, "--json"))["name"] == "shop"
-    assert fault(hansa("chain", "status", "--network", folder), 1) == "node_unreachable"
+    down = hansa("chain", "status", "--network", folder)
+    assert fault(down, 1) == "node_unreachable"
+    assert f"hansa network up {folder}" in down.stderr
+    alone = hansa("chain", "status", "--network", folder, "--node", "issuer-f")
+    assert fault(alone, 1) == "node_unreachable"
+    assert "issuer-f" in alone.stderr
     assert fault(hansa("chain", "status", "--network", folder, "--node", "nobody"), 2) == "unknown_node"
     assert fault(hansa("chain", "verify", "--home", folder, "--network", folder), 2) == "bad_config"
     assert fault(hansa("tx", "call", "a", "b", "--as", "nobody", "--network", folder), 2) == "unknown_key"
-    assert fault(hansa("tx", "show", "0x12", "--network", folder), 2) == "bad_id"
+    assert fault(hansa("chain", "block", "9" * 23, "--network", folder), 2) == "bad_height"
+    other = answer(hansa("network", "init", str(tmp_path / "other"), "--port-base", "41600", "--json"))
+    home = ("chain", "verify", "--home", f"{folder}/nodes/bank-a")
+    (Path(folder) / "nodes" / "bank-a" / "data" / "CURRENT").write_text("")
+    wrong = hansa(*home, "--genesis", f"{other['folder']}/genesis.json")
+    assert fault(wrong, 1) == "wrong_chain"
+    assert fault(hansa(*home, "--network", other["folder"]), 1) == "wrong_chain"
+    assert hansa(*home, "--node", "bank-a").exit_code == 2
 
 
 def test_a_broken_genesis_file_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "genesis.json"
     broken.write_text("{}")
     arguments = ("chain", "status", "--node", "http://127.0.0.1:1", "--genesis", str(broken))
-    assert fault(hansa(*arguments), 2) == "bad_genesis"
+    result = hansa(*arguments)
+    assert fault(result, 2) == "bad_genesis"
+    assert str(broken) in result.stderr.replace("\n", "")
     proof = tmp_path / "proof"
     proof.write_text("{}")
     assert fault(hansa("proof", "verify", str(proof), "--genesis", str(broken)), 1) == "malformed"
@@ -170,4 +195,55 @@ def test_a_bug_is_one_line_and_a_traceback_only_when_asked_for(monkeypatch: pyte
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     keys = str(tmp_path / "file" / "keys")
-    assert fault(hansa("key", "new", "shop", "--keys", keys, HANSA_PASSPHRASE="p"), 2) == "file_error"
+    assert fault(hansa("key", "new", "shop", "--keys", keys, HANSA_PASSPHRASE="long enough"), 2) == "file_error"
+    assert fault(hansa("key", "list", "--keys", keys), 2) == "bad_folder"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nothing", "--json"),
+        ("tx", "call", "tokens", "--json"),
+        ("chain", "block", "x", "--json"),
+        ("chain", "blocks", "--json", "--nope"),
+        ("network", "init", "--json", "--validators", "many"),
+    ],
+)
+def test_wrong_usage_is_json_too(arguments: tuple[str, ...]) -> None:
+    result = hansa(*arguments)
+    assert result.exit_code == 2
+    document = json.loads(result.stdout)
+    assert (document["ok"], document["error"]["code"]) == (False, "usage")
+    assert not result.stderr
+
+
+def test_a_wrong_number_is_explained() -> None:
+    assert "'abc' is not a valid whole number" in hansa("chain", "blocks", "--limit", "abc").stderr
+
+
+def test_a_reader_who_leaves_and_a_full_disk_are_one_line_at_most() -> None:
+    command = [sys.executable, "-m", "cli.main"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        lost = subprocess.run([*command, "--version"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert lost.returncode == 1
+    assert lost.stderr == "error file_error: standard output: No space left on device\n"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        left = subprocess.run([*command, "tx"], stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert "Traceback" not in left.stderr
+    assert "Exception" not in left.stderr
+
+
+def test_without_a_terminal_no_passphrase_is_asked_for(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HANSA_PASSPHRASE"}
+    result = subprocess.run(
+        [sys.executable, "-m", "cli.main", "key", "new", "shop", "--keys", str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error no_passphrase: ")

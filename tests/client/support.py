@@ -9,7 +9,7 @@ import trio
 
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import NodeName
-from consensus.pbft.events import EngineStatus
+from consensus.pbft.events import EngineStatus, Phase
 from node.chain import Chain
 from node.clock import Clock
 from node.intake import Intake
@@ -17,6 +17,7 @@ from node.mempool import Mempool
 from node.rpc.node_backend import NodeBackend
 from node.rpc.server import RpcConfig, serve_rpc
 from node.storage.leveldb import LevelStore
+from node.votes import VoteReport
 from p2p.network import Network
 from services.client.client import Client, open_client
 from services.client.keystore import Signer
@@ -63,9 +64,10 @@ class SoloNode:
             mempool=self.mempool,
             clock=clock,
             submit=submit,  # type: ignore[arg-type]
-            engine_status=lambda: cast(EngineStatus, None),
+            engine_status=self.status,
             peers=list,
             is_ready=lambda: True,
+            votes=lambda: VoteReport({}, {}, None, ()),
         )
 
     backend_type: type[NodeBackend] = NodeBackend
@@ -77,6 +79,28 @@ class SoloNode:
     def wake(self) -> None:
         """Look at the pool."""
         self._work.set()
+
+    def status(self) -> EngineStatus:
+        """Return what an engine would say that waits for nothing."""
+        validators, height = self.chain.head.validators, self.chain.head.header.height + 1
+        return EngineStatus(
+            height=height,
+            view=0,
+            phase=Phase.OPEN,
+            primary=validators.primary(height, 0),
+            is_validator=True,
+            validators=validators.names,
+            quorum=validators.quorum,
+            block_hash=None,
+            prepares=(),
+            commits=(),
+            view_changes={},
+            timeout_ms=1_000,
+            deadline_in_ms=None,
+            suspected=(),
+            evidence=None,
+            peers={},
+        )
 
     def decide(self) -> None:
         """Commit one block of everything that may stand in it; an empty one when nothing may."""

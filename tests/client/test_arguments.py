@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from consensus.ledger.codec import INTEGER_MAX, INTEGER_MIN, Value
 from consensus.ledger.errors import LocalError
-from services.client.arguments import Parameter, parse_arguments
+from services.client.arguments import Limits, Parameter, parse_arguments
 
 ADDRESSES = {"shop": b"s" * 20}
 
@@ -65,6 +65,14 @@ def test_the_declared_type_decides_what_a_token_means(kind: str, token: str, val
         ("value", "x:=NaN", "no fractions"),
         ("list<int>", "x:=[1", "no valid JSON"),
         ("list<int>", "x:=" + "[" * 100_000, "no valid JSON"),
+        ("amount", "x=0", r"from 1 to 1000000000000000, not '0'"),
+        ("amount", "x=-5", "from 1 to"),
+        ("amount", "x=1000000000000001", "from 1 to"),
+        ("list<amount>", "x:=[1, 0]", "from 1 to"),
+        ("name", "x=", "from 1 to 64 characters, not 0"),
+        ("name", "x=" + "n" * 65, "from 1 to 64 characters, not 65"),
+        ("account", "x=0x12", "40 hex digits"),
+        ("account", "x=0xzz", "0x and an even number"),
         ("int", "y=1", "there is no argument y"),
         ("int", "x", "name=value"),
     ],
@@ -82,6 +90,30 @@ def test_missing_and_doubled_arguments_are_named() -> None:
         parse_arguments(["b=1"], declared, look_up)
     with pytest.raises(LocalError, match="a is given twice"):
         parse_arguments(["a=1", "a=1"], declared, look_up)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "token", "hint"),
+    [
+        ("int", Limits(min=1, max=100), "x=-1", "from 1 to 100"),
+        ("int", Limits(max=9), "x=10", "up to 9"),
+        ("int", Limits(min=0), "x=-1", "from 0 on"),
+        ("bytes", Limits(min_length=33, max_length=33), "x=0x00", "exactly 33 bytes, not 1"),
+        ("list<int>", Limits(max_length=1), "x:=[1, 2]", "up to 1 items, not 2"),
+        ("text", Limits(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z"), "x=\u6625 \u5b63", "of the form"),
+        ("text", Limits(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z"), "x=Shop", "of the form"),
+    ],
+)
+def test_what_lies_outside_the_declared_limits_is_refused(kind: str, limits: Limits, token: str, hint: str) -> None:
+    with pytest.raises(LocalError, match=hint) as caught:
+        parse_arguments([token], [Parameter("x", kind, True, limits)], look_up)
+    assert caught.value.code == "bad_arguments"
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "[", r"^[z-a]{1,2}\Z", "x" * 10_000])
+def test_patterns_that_could_keep_us_busy_are_left_to_the_chain(pattern: str) -> None:
+    declared = [Parameter("x", "text", True, Limits(pattern=pattern))]
+    assert parse_arguments(["x=" + "a" * 40 + "!"], declared, look_up) == {"x": "a" * 40 + "!"}
 
 
 @given(st.integers(INTEGER_MIN, INTEGER_MAX))

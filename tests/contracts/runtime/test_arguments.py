@@ -102,7 +102,11 @@ def test_description() -> None:
     description = make_registry(PROBE).describe("probe")
     assert description is not None
     built = description.to_builtins()
-    assert (built["name"], built["version"], built["doc"]) == ("probe", 1, "Does small things.")
+    assert (built["name"], built["version"], built["doc"]) == (
+        "probe",
+        1,
+        "Does small things.\n\nA contract for tests.",
+    )
     methods = {method["name"]: method for method in built["methods"]}
     assert list(methods) == sorted(methods)
     assert methods["typed"] == {
@@ -111,8 +115,8 @@ def test_description() -> None:
         "doc": "Take every kind of argument.\n\nReturns the amount.",
         "returns": "int",
         "arguments": [
-            {"name": "to", "type": "account", "required": True},
-            {"name": "amount", "type": "amount", "required": True},
+            {"name": "to", "type": "account", "required": True, "limits": {"minLength": 20, "maxLength": 20}},
+            {"name": "amount", "type": "amount", "required": True, "limits": {"min": 1, "max": 10**15}},
             {"name": "names", "type": "list<name>", "required": True},
             {"name": "flags", "type": "map<bool>", "required": True},
             {"name": "small", "type": "int?", "required": False, "default": None},
