@@ -22,6 +22,7 @@ from consensus.ledger.block import (
 )
 from consensus.ledger.errors import InvariantError, PeerError
 from consensus.ledger.ids import NodeName
+from consensus.ledger.transaction import Transaction
 from consensus.ledger.validators import Certificate, certificate_codec
 from consensus.pbft.engine import Engine
 from consensus.pbft.events import (
@@ -169,6 +170,7 @@ class Driver:
         self._work = Work(waiting=False)
         self._is_to_look = False
         self._postponed: Propose | None = None
+        self._own: tuple[int, int, tuple[Transaction, ...]] | None = None
         """A question for a block that waits until nothing is left to catch up with."""
         self._on_commit: list[Callable[[Commit], None]] = []
         self._on_view: list[Callable[[], None]] = []
@@ -323,6 +325,7 @@ class Driver:
                 tell = log.info if view > 0 else log.debug
                 tell("view entered", height=height, view=view, primary=primary, opened=opened)
                 self.view_changes += view > 0 and not opened
+                self._note_refusal(height, view)
                 for notice in self._on_view:
                     notice()
             case _:
@@ -347,8 +350,15 @@ class Driver:
             # It was admissible when it came; a block since, a rotated key say, has changed that.
             if error.code != "lane_gap":
                 log.info("transaction dropped", transaction=transaction.id.hex(), code=error.code)
-                self.mempool.remove(transaction)
+                self.mempool.remove(transaction, code=error.code)
+        self._own = (effect.height, effect.view, candidate.transactions)
         return Proposed(effect.height, effect.view, candidate.block)
+
+    def _note_refusal(self, height: int, view: int) -> None:
+        """Tell the pool when the view ended in which this node made a proposal."""
+        if self._own is not None and self._own[0] == height and view > self._own[1]:
+            self.mempool.refused(self._own[2])
+            self._own = None
 
     def _validate(self, block: Block, *, first_seen: bool) -> Validated:
         if first_seen and abs(block.header.time_ms - self._clock.wall_ms()) > CLOCK_TOLERANCE_MS:

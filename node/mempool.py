@@ -19,6 +19,13 @@ from contracts.runtime.lanes import load_lane
 from contracts.runtime.state import StateReader
 from node.verification import Verifier
 
+GONE_REMEMBERED_MAX = 8_192
+"""How many transactions that waited in vain are remembered, the newest."""
+
+
+REFUSALS_MAX = 2
+"""After how many proposals that came to nothing a transaction waits for a block without others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolLimits:
@@ -41,7 +48,8 @@ class Entry:
 
     ``ready_after`` is the number of blocks committed when it became next in its lane, None before.
     ``turn`` is how many transactions of its sender may be served from then on before it was left out.
-    ``repeated_ms`` orders what is handed on again: the arrival, later the last repetition.
+    ``repeated_ms`` orders what is handed on again: the arrival, later the last repetition. ``refusals``
+    counts the own proposals with it that came to nothing.
     """
 
     transaction: Transaction
@@ -49,6 +57,15 @@ class Entry:
     repeated_ms: int
     ready_after: int | None = None
     turn: int = 0
+    refusals: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Why a transaction that waited here will never be included: a refusal's code, and how long it was valid."""
+
+    code: str
+    valid_until_ms: int
 
 
 @dataclass(slots=True)
@@ -67,7 +84,7 @@ class _Sender:
 
 
 class Mempool:
-    """What waits to be proposed."""
+    """What waits to be proposed, and what became of what waited in vain."""
 
     def __init__(self, executor: Executor, verifier: Verifier, limits: PoolLimits | None = None) -> None:
         self._executor = executor
@@ -78,6 +95,7 @@ class Mempool:
         self._bytes = 0
         self._blocks = 0
         self._ready: OrderedDict[Hash, Entry] = OrderedDict()
+        self._gone: OrderedDict[Hash, Gone] = OrderedDict()
         self._valid_until_ms_min = 0
         """No waiting transaction ends before this time."""
 
@@ -95,6 +113,10 @@ class Mempool:
     def entry(self, transaction_id: bytes) -> Entry | None:
         """Return what is known of a waiting transaction."""
         return self._entries.get(Hash(transaction_id))
+
+    def gone(self, transaction_id: bytes) -> Gone | None:
+        """Return why a transaction waits no longer without being included, if that was lately."""
+        return self._gone.get(Hash(transaction_id))
 
     def gap_before(self, transaction: Transaction) -> int | None:
         """Return the number its lane waits for when that one is not here, None when the way is free."""
@@ -186,8 +208,17 @@ class Mempool:
     def select(self, *, count_max: int, bytes_max: int, calls_max: int, time_ms: int) -> list[Transaction]:
         """Return ready transactions in the order they may be executed, senders taking turns.
 
-        Nothing is removed: what a block takes leaves the pool when the block is committed.
+        Nothing is removed: what a block takes leaves the pool when the block is committed. What stood in
+        ``REFUSALS_MAX`` proposals that came to nothing travels only when nothing else is ready, so that one
+        transaction that no block can hold does not spoil them all.
         """
+        limits = {"count_max": count_max, "bytes_max": bytes_max, "calls_max": calls_max}
+        trusted = self._select(refusals_max=REFUSALS_MAX - 1, time_ms=time_ms, **limits)
+        return trusted or self._select(refusals_max=None, time_ms=time_ms, **limits)
+
+    def _select(
+        self, *, refusals_max: int | None, count_max: int, bytes_max: int, calls_max: int, time_ms: int
+    ) -> list[Transaction]:
         taken: list[Transaction] = []
         turns: deque[Iterator[Transaction]] = deque()
         newcomers = iter(self._senders.values())
@@ -197,7 +228,7 @@ class Mempool:
             sender = next(newcomers, None)
             if sender is None and not turns:
                 break
-            turn = turns.popleft() if sender is None else self._of_sender(sender, time_ms)
+            turn = turns.popleft() if sender is None else self._of_sender(sender, time_ms, refusals_max)
             transaction = next(turn, None)
             if transaction is None:
                 continue
@@ -209,11 +240,13 @@ class Mempool:
             turns.append(turn)
         return taken
 
-    def _of_sender(self, sender: _Sender, time_ms: int) -> Iterator[Transaction]:
+    def _of_sender(self, sender: _Sender, time_ms: int, refusals_max: int | None) -> Iterator[Transaction]:
         for lane in sender.lanes.values():
             number = lane.next
             while (entry := lane.entries.get(number)) is not None:
                 if entry.transaction.body.valid_until_ms < time_ms:
+                    break
+                if refusals_max is not None and entry.refusals > refusals_max:
                     break
                 yield entry.transaction
                 number += 1
@@ -280,6 +313,7 @@ class Mempool:
                 if number in lane.entries:
                     gone = self._drop(address, sender, body.lane, number)
                     if gone.id != transaction.id:
+                        self._remember(gone, "lane_used")
                         dropped.append(gone)
             lane.next = max(lane.next, body.sequence + 1)
             if lane.entries:
@@ -307,8 +341,8 @@ class Mempool:
             try:
                 check_sender(state, transaction)
                 self._verifier.check_unchanged_untrusted(transaction, state)
-            except PeerError:
-                self.remove(transaction)
+            except PeerError as error:
+                self.remove(transaction, code=error.code)
                 gone.append(transaction)
         return gone
 
@@ -320,22 +354,29 @@ class Mempool:
             entry.transaction for entry in self._entries.values() if entry.transaction.body.valid_until_ms < time_ms
         ]
         for transaction in late:
-            self.remove(transaction)
+            self.remove(transaction, code="expired")
         ends = (entry.transaction.body.valid_until_ms for entry in self._entries.values())
         self._valid_until_ms_min = min(ends, default=0)
         return late
 
-    def remove(self, transaction: Transaction) -> None:
-        """Drop one transaction, wherever it waits."""
+    def remove(self, transaction: Transaction, *, code: str) -> None:
+        """Drop one transaction, wherever it waits; ``code`` says why it will never be included."""
         if transaction.id in self._entries:
+            self._remember(transaction, code)
             sender = self._senders[transaction.sender]
             self._drop(transaction.sender, sender, transaction.body.lane, transaction.body.sequence)
 
-    def postpone(self, transactions: Sequence[Transaction]) -> None:
-        """Let the senders of a proposal that was refused twice wait behind all others."""
+    def _remember(self, transaction: Transaction, code: str) -> None:
+        self._gone[transaction.id] = Gone(code, transaction.body.valid_until_ms)
+        if len(self._gone) > GONE_REMEMBERED_MAX:
+            self._gone.popitem(last=False)
+
+    def refused(self, transactions: Sequence[Transaction]) -> None:
+        """Take note that a proposal with these transactions came to nothing."""
         for transaction in transactions:
-            if transaction.sender in self._senders:
-                self._senders.move_to_end(transaction.sender)
+            entry = self._entries.get(transaction.id)
+            if entry is not None:
+                entry.refusals += 1
 
     def _drop(self, address: bytes, sender: _Sender, lane_name: bytes, number: int) -> Transaction:
         lane = sender.lanes[lane_name]

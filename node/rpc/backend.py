@@ -53,7 +53,8 @@ class Submission:
 class Explanation:
     """Where a transaction is that is not final.
 
-    ``stage`` is ``unknown``, ``queued`` or ``refused``; ``code`` says why it is not sealed; ``holders`` are this
+    ``stage`` is ``unknown``, ``queued``, ``refused``, or ``expired`` when it can never become final any more;
+    ``code`` says why it is not sealed; ``holders`` are this
     node and the validators it hands the transaction on to; ``waited_ms`` is how long it has been here.
     """
 

@@ -51,7 +51,7 @@ def diagnose(
     findings += [Finding("warning", "not_voting", _why_idle(votes, name, node), about=name) for name in idle]
     if status.primary in away:
         findings.append(Finding("warning", "primary_away", f"the primary {status.primary} is away"))
-    findings += _progress(status) + _views(status, away) + _behind(status, away)
+    findings += _progress(status) + _views(status, away + idle) + _behind(status, away)
     if status.evidence is not None:
         evidence = status.evidence
         message = f"{evidence.signer} is proven guilty of {evidence.kind} at height {evidence.height}"

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 
 import trio
 
@@ -217,11 +218,21 @@ class NodeBackend:
         entry = self._mempool.entry(transaction_id)
         if entry is not None:
             gap = self._mempool.gap_before(entry.transaction)
+            valid_until_ms = entry.transaction.body.valid_until_ms
             code, message = "waiting_for_block", "it is next in its lane and waits for a block"
-            if gap is not None:
+            if self._clock.wall_ms() > valid_until_ms:
+                what = "a block under way may still hold it, no later one can"
+                code, message = "validity_over", f"it was valid until {_time(valid_until_ms)}: {what}"
+            elif gap is not None:
                 code, message = "lane_gap", f"number {gap} of its lane has not come in yet"
             waited_ms = self._clock.monotonic_ms() - entry.arrival_ms
             return Explanation("queued", code, message, self._holders(), waited_ms)
+        gone = self._mempool.gone(transaction_id)
+        if gone is not None and gone.code == "expired":
+            message = f"it waited here and was valid until {_time(gone.valid_until_ms)}: it can never become final"
+            return Explanation("expired", "expired", message)
+        if gone is not None:
+            return Explanation("refused", gone.code, "it waited here until a block made it impossible")
         refusal = self._refusals.get(transaction_id)
         if refusal is not None:
             return Explanation("refused", refusal.code, refusal.message)
@@ -279,3 +290,8 @@ class NodeBackend:
             "validators": len(status.validators),
             "quorum": status.quorum,
         }
+
+
+def _time(time_ms: int) -> str:
+    """Return a moment for people, in UTC."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

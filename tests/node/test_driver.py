@@ -302,7 +302,7 @@ async def test_the_engine_hears_what_the_pool_holds_now_not_what_it_held_when_as
     monkeypatch.setattr(node.driver.engine, "step", step)
     transaction = site.sign("bank-a", define("cny"))
     node.intake.submit_untrusted([transaction.raw])
-    node.mempool.remove(transaction)
+    node.mempool.remove(transaction, code="dropped")
     await nursery.start(node.driver.run)
     with trio.fail_after(10):
         await ticked.wait()

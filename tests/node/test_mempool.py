@@ -11,7 +11,7 @@ from consensus.ledger.keys import PrivateKey
 from consensus.ledger.transaction import ONE_SHOT_LANE_BYTES, Transaction, make_call
 from contracts.runtime.execution import BlockContext, Executor
 from node import verification
-from node.mempool import Mempool, PoolLimits
+from node.mempool import Gone, Mempool, PoolLimits
 from node.verification import Verifier
 from tests.node.support import GENESIS_TIME_MS, make_consortium, make_executor
 
@@ -149,7 +149,9 @@ def test_what_expires_is_let_go_and_is_not_handed_out_meanwhile() -> None:
     bench.add(brief)
     chosen = bench.pool.select(count_max=9, bytes_max=1 << 20, calls_max=9, time_ms=NOW_MS + 11)
     assert chosen == []
+    assert bench.pool.gone(brief.id) is None
     assert bench.pool.expire(NOW_MS + 11) == [brief]
+    assert bench.pool.gone(brief.id) == Gone("expired", NOW_MS + 10)
     assert len(bench.pool) == 0
     assert bench.pool.bytes_held == 0
 
@@ -163,6 +165,19 @@ def test_a_transaction_passed_by_often_and_long_is_overdue() -> None:
     assert bench.pool.is_overdue(now_ms=101)
     bench.commit([note("user-e")])
     assert not bench.pool.is_overdue(now_ms=10_000)
+
+
+def test_what_stood_in_two_refused_proposals_waits_for_a_block_without_others() -> None:
+    bench = Bench()
+    poison, other = note("user-b"), note("user-e")
+    bench.add(poison)
+    bench.add(other)
+    bench.pool.refused([poison])
+    assert bench.select() == [poison, other]
+    bench.pool.refused([poison])
+    assert bench.select() == [other]
+    bench.commit([other])
+    assert bench.select() == [poison]
 
 
 def test_a_block_is_bounded_by_bytes_and_calls_but_never_empty_for_one_large_transaction() -> None:

@@ -14,6 +14,7 @@ from consensus.ledger.transaction import EACH, make_call
 from consensus.ledger.validators import certificate_codec
 from node.rpc.methods import methods
 from tests.node.rpc.support import CONSORTIUM, Server, TestNode
+from tests.node.support import GENESIS_TIME_MS
 
 
 def hex_of(data: bytes) -> str:
@@ -88,6 +89,27 @@ async def test_a_list_is_answered_one_by_one(node: TestNode, server: Server) -> 
     explained = await server.result("tx_explain", id=hex_of(spent.id))
     assert (explained["stage"], explained["code"]) == ("refused", "lane_used")
     assert (await server.result("tx_explain", id=hex_of(bytes(32))))["stage"] == "unknown"
+
+
+async def test_what_expired_in_the_pool_is_known_to_be_lost(node: TestNode, server: Server) -> None:
+    call = make_call("tokens", "define", {"unit": "cny", "decimals": 2, "description": "yuan"})
+    brief = node.consortium.sign("bank-a", [call], valid_until_ms=GENESIS_TIME_MS + 1_000)
+    await server.result("tx_submit", transactions=hex_of(brief.raw))
+    node.clock.ms = GENESIS_TIME_MS + 1_001
+    waiting = await server.result("tx_explain", id=hex_of(brief.id))
+    assert (waiting["stage"], waiting["code"]) == ("queued", "validity_over")
+    node.mempool.expire(GENESIS_TIME_MS + 1_001)
+    lost = await server.result("tx_explain", id=hex_of(brief.id))
+    assert (lost["stage"], lost["code"]) == ("expired", "expired")
+    assert "valid until 2023-11-14 22:13:21 UTC: it can never become final" in lost["message"]
+
+
+async def test_what_another_under_its_number_made_impossible_is_refused(node: TestNode, server: Server) -> None:
+    loser, winner = node.transfer(0), node.transfer(0, amount=2)
+    await server.result("tx_submit", transactions=hex_of(loser.raw))
+    node.commit([winner])
+    explained = await server.result("tx_explain", id=hex_of(loser.id))
+    assert (explained["stage"], explained["code"]) == ("refused", "lane_used")
 
 
 async def test_waiting_ends_with_its_time_and_says_why(node: TestNode, server: Server) -> None:
