@@ -2,7 +2,7 @@
 
 import rich_click as click
 
-from cli.options import json_option
+from cli.options import Number, json_option
 from cli.output import Output, leave
 
 
@@ -12,11 +12,9 @@ def bench() -> None:
 
 
 @bench.command("throughput")
-@click.option(
-    "--seconds", metavar="S", type=click.IntRange(1, 600), default=8, show_default=True, help="Time of each row."
-)
+@click.option("--seconds", metavar="S", type=Number(1, 600), default=8, show_default=True, help="Time of each row.")
 @click.option("--rows", metavar="A,B", default="", help="Measure these rows alone, for example single,lone.")
-@click.option("--validators", metavar="N", type=click.IntRange(1, 100), default=4, show_default=True)
+@click.option("--validators", metavar="N", type=Number(1, 100), default=4, show_default=True)
 @json_option
 def throughput(seconds: int, rows: str, validators: int, output: Output) -> None:
     """Measure transfers among 10,000 accounts: transactions and calls a second, latencies, the signature bound.

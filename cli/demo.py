@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from cli.options import json_option
+from cli.options import Number, json_option
 from cli.output import Output, leave
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _folder = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the demo's own network: a new one, or one that a demo has kept; else a temporary one.",
 )
-_seed = click.option("--seed", metavar="N", type=click.IntRange(0), default=1, show_default=True)
+_seed = click.option("--seed", metavar="N", type=Number(0), default=1, show_default=True)
 
 
 @click.group()
@@ -36,7 +36,7 @@ def demo() -> None:
     help="CSV file, or folder of them, with the columns InvoiceNo, StockCode, Description, Quantity, "
     "InvoiceDate, UnitPrice, CustomerID, Country; else a seeded synthetic day.",
 )
-@click.option("--limit", metavar="N", type=click.IntRange(1), help="Play so many orders at the most.")
+@click.option("--limit", metavar="N", type=Number(1), help="Play so many orders at the most.")
 @_seed
 @_keep
 @_folder

@@ -52,11 +52,11 @@ def new(name: str, folder: Path | None, keys: Path | None, passphrase_file: Path
         "file": str(store.folder / f"{name}.pem"),
     }
     call = f"hansa tx call membership register_account name={name} public_key={data['publicKey']} --as ADMIN"
-    next_steps = {"an admin of your organisation registers it with": call}
 
     def draw(console: "Console") -> None:
         views.fields(console, "New key", data)
-        panel(console, "Next", next_steps)
+        panel(console, "Next: an admin of your organisation registers it", {})
+        console.print(call, markup=False, soft_wrap=True)
 
     output.show(data | {"next": call}, draw)
 

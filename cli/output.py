@@ -182,7 +182,12 @@ def _wrapped(line: str, columns: int) -> list[str]:
 def _cell(value: object) -> "Text":
     from rich.text import Text
 
-    return value if isinstance(value, Text) else Text(text_of(value))
+    if isinstance(value, Text):
+        return value
+    # What others wrote must not steer the terminal.
+    return Text(
+        "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text_of(value))
+    )
 
 
 def text_of(value: object) -> str:

@@ -134,8 +134,8 @@ class Place:
                 raise Unreachable(f"{error.message}{hint}", code=error.code) from None
             if self.nodes:
                 who = f"{' and '.join(self.nodes)} cannot be reached"
-                hint = f"hansa network status {folder} shows which nodes run" if is_local else error.message
-                raise Unreachable(f"{who}: {hint}") from None
+                hint = f": hansa network status {folder} shows which nodes run" if is_local else ""
+                raise Unreachable(f"{who}{hint}") from None
             raise Unreachable(f"no node answers; is the network up? hansa network up {folder}") from None
 
 

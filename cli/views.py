@@ -146,7 +146,7 @@ def contract(console: "Console", data: Answer) -> None:
     from rich.text import Text
 
     console.print(Text(f"{data['name']} version {data['version']}", style="bold"))
-    console.print(Padding(Text(_plain(data["doc"])), (0, 0, 0, 2)))
+    console.print(Padding(Text(_plain(data["doc"])), (0, 0, 0, 2), expand=False))
     for method in data["methods"]:
         arguments = [
             f"{item['name']}{'' if item['required'] else '?'}: {item['type']}{_limits(item)}"
@@ -154,12 +154,13 @@ def contract(console: "Console", data: Answer) -> None:
         ]
         line = Text("\n").append(f"{method['kind']} ", style="dim").append(method["name"], style="bold")
         console.print(line.append(f"({', '.join(arguments)}) → {method['returns']}"))
-        console.print(Padding(Text(_plain(method["doc"])), (0, 0, 0, 4)))
+        console.print(Padding(Text(_plain(method["doc"])), (0, 0, 0, 4), expand=False))
 
 
 def _plain(doc: str) -> str:
-    """Return a docstring with its lines joined to paragraphs and without marks."""
-    paragraphs = [" ".join(part.split()) for part in doc.replace("``", "").split("\n\n")]
+    """Return a docstring with its lines joined to paragraphs and list items, and without marks."""
+    parts = re.split(r"\n\n|\n(?=\s*- )", doc.replace("``", ""))
+    paragraphs = [" ".join(part.split()) for part in parts]
     return "\n".join(paragraphs)
 
 
@@ -169,7 +170,9 @@ def _limits(argument: Answer) -> str:
     if argument["type"].removesuffix("?") in ("amount", "account", "name"):
         return ""
     low, high = ("min", "max") if "max" in limits else ("minLength", "maxLength")
-    spans = f" {limits.get(low, '')}…{limits[high]}" if high in limits else ""
+    spans = f" {limits[low]}…{limits[high]}" if low in limits and high in limits else ""
+    if high in limits and low not in limits:
+        spans = f" up to {limits[high]}"
     return spans + (
         f" {limits['pattern'].removeprefix('^').removesuffix(chr(92) + 'Z')}" if "pattern" in limits else ""
     )

@@ -282,6 +282,9 @@ class Connection:
             self._answer(incoming.id, incoming)
         elif incoming.method:
             self._notify(incoming.method, bytes(incoming.params))
+        elif incoming.error is not None and len(self._slots) == 1:
+            # The node could not even read the id, and only one request can be meant.
+            self._answer(next(iter(self._slots)), incoming)
 
     def _answer(self, request_id: int, answer: _Incoming | list[FrameAnswer]) -> None:
         slot = self._slots.get(request_id)

@@ -194,7 +194,7 @@ async def test_reading_commands_print_tables_and_json(tmp_path: Path) -> None:
             assert drawn.exit_code == 0, drawn.output
             if command[1] != "describe":
                 assert max(map(len, drawn.stdout.splitlines())) <= 80
-            answer(await desk.run(*command, "--json"))
+            assert answer(await desk.run(*command, "--json"))["ok"] is True
         assert fault(await desk.run("contract", "describe", "none"), 2) == "unknown_contract"
         assert fault(await desk.run("chain", "block", "99"), 1) == "not_found"
 

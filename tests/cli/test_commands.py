@@ -223,7 +223,7 @@ def test_a_wrong_number_is_explained() -> None:
 
 def test_a_reader_who_leaves_and_a_full_disk_are_one_line_at_most() -> None:
     command = [sys.executable, "-m", "cli.main"]
-    with open("/dev/full", "w") as full:  # noqa: PTH123
+    with open("/dev/full", "w") as full:
         lost = subprocess.run([*command, "--version"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert lost.returncode == 1
     assert lost.stderr == "error file_error: standard output: No space left on device\n"

@@ -37,6 +37,7 @@ def test_a_consortium_is_used_stopped_and_used_again(folder: str, tmp_path: Path
     assert [node["state"] for node in card["nodes"]] == ["ready"] * 4
     again = answer(hansa("network", "up", folder, "--json"))
     assert [node["pid"] for node in again["nodes"]] == [node["pid"] for node in card["nodes"]]
+    assert "starting" not in hansa("network", "up", folder).stderr
     define = ("tx", "call", "tokens", "define", "unit=point", "decimals=0", "--as", "bank-a", *at)
     drawn = hansa(*define)
     assert drawn.exit_code == 0, drawn.output

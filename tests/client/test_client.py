@@ -50,6 +50,14 @@ async def test_a_call_returns_its_proven_receipt(tmp_path: Path) -> None:
         assert (await client.outcome(outcome.transaction.id)).receipts == outcome.receipts
 
 
+async def test_a_node_that_cannot_read_a_request_refuses_it_at_once(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client:
+        with pytest.raises(Refused) as caught:
+            await client.request("chain_getBlock", {"height": 10**23}, dict[str, object])
+        assert caught.value.code == "parse_error"
+
+
 async def test_a_failed_receipt_is_an_outcome_and_raises_when_asked(tmp_path: Path) -> None:
     node = SoloNode(tmp_path / "a")
     async with running(node), client_of(node) as client:
