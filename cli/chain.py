@@ -117,9 +117,11 @@ def verify(home: Path | None, place: Place, output: Output) -> None:
         "certificates": result.certificates,
     }
     fields = {
-        "height": f"{result.height}  0x{result.block_hash.hex()}",
+        "height": result.height,
+        "hash": f"0x{result.block_hash.hex()}",
         "certificates": f"{result.certificates} checked",
         "transactions": f"{result.transactions} executed again, {result.receipts} receipts the same",
-        "state root": f"0x{result.sealed_root.hex()}  at height {result.sealed_height}",
+        "sealed height": result.sealed_height,
+        "state root": f"0x{result.sealed_root.hex()}",
     }
     output.show(data, lambda console: panel(console, "The chain holds", fields))

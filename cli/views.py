@@ -77,7 +77,8 @@ def block(console: "Console", data: Answer) -> None:
             "transactions": f"{data['transactionCount']}  ({data['failedCount']} failed, {data['bytes']} bytes)",
             "receipts root": data["receiptsRoot"],
             "writes root": data["writesRoot"],
-            "sealed": f"height {data['sealedHeight']}  {short(data['sealedRoot'], 16)}",
+            "sealed height": data["sealedHeight"],
+            "sealed root": data["sealedRoot"],
         },
     )
     for transaction_id in data["transactionIds"]:

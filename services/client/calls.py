@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 KEY_CHARACTERS_MAX = 1_024
 CONTRACT_CHARACTERS_MAX = 64
+_STAGES = ("final", "queued", "expired", "refused", "unknown")
+"""Where a transaction can be, what says most first."""
 VALIDATORS_KEY = "membership/validators"
 
 
@@ -211,12 +213,16 @@ def parse_id(text: str) -> bytes:
 
 
 async def explain(client: Client, transaction_id: str) -> dict[str, object]:
-    """Return where a node says that a transaction is.
+    """Return where the nodes say that a transaction is: what the one says that knows most, and all nodes' stages.
 
     Raises:
         LocalError: ``bad_id``.
     """
-    return await client.request("tx_explain", {"id": hex_of(parse_id(transaction_id))}, dict[str, object])
+    params: dict[str, object] = {"id": hex_of(parse_id(transaction_id))}
+    answers = await client.request_each("tx_explain", params, dict[str, object])
+    stages = {url: str(answer.get("stage", "unknown")) for url, answer in answers.items()}
+    best = min(answers, key=lambda url: _STAGES.index(stages[url]) if stages[url] in _STAGES else len(_STAGES))
+    return {**answers[best], "node": best, "stages": stages}
 
 
 def check_key(text: str) -> str:

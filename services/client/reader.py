@@ -92,6 +92,31 @@ class Reader:
                 return result
         raise first_error or Unreachable("no node is known")
 
+    async def request_each(self, method: str, params: Parameters, kind: type[T]) -> dict[str, T]:
+        """Ask all nodes side by side; return by URL what those answer that can be reached.
+
+        Raises:
+            Refused: a node's error answer.
+            Unreachable: no node answers.
+            PeerError: as :meth:`request`.
+        """
+        answers: dict[str, T] = {}
+        errors: list[HansaError] = []
+
+        async def ask(link: Link) -> None:
+            try:
+                answers[link.url] = await (await link.connection()).request(method, params, kind)
+            except Unreachable as error:
+                errors.append(error)
+
+        with single_errors():
+            async with trio.open_nursery() as nursery:
+                for link in self._links:
+                    nursery.start_soon(ask, link)
+        if not answers:
+            raise errors[0]
+        return {link.url: answers[link.url] for link in self._links if link.url in answers}
+
     def leave_node(self) -> None:
         """Prefer the next node from now on."""
         self._preferred = (self._preferred + 1) % len(self._links)

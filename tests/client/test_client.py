@@ -12,7 +12,7 @@ from consensus.ledger.receipt import Receipt
 from consensus.ledger.transaction import EACH, make_call
 from node.rpc.node_backend import NodeBackend
 from node.storage.layout import Location
-from services.client.calls import call_typed, query_typed
+from services.client.calls import call_typed, explain, query_typed
 from services.client.client import Client
 from services.client.errors import Refused, Unreachable
 from services.client.events import Events
@@ -48,6 +48,21 @@ async def test_a_call_returns_its_proven_receipt(tmp_path: Path) -> None:
         assert isinstance(balance, dict)
         assert balance["available"] == 250
         assert (await client.outcome(outcome.transaction.id)).receipts == outcome.receipts
+
+
+async def test_where_a_transaction_is_says_the_node_that_knows_most(tmp_path: Path) -> None:
+    first, second, dead = SoloNode(tmp_path / "a"), SoloNode(tmp_path / "b"), SoloNode(tmp_path / "c")
+    second.is_deciding = False
+    async with running(first, second), client_of(second) as other:
+        calls = [make_call("tokens", "transfer", to_shop(1))]
+        transaction = other.sign(signer("user-b"), calls, sequence=0)
+        assert (await other.submit(transaction)).is_accepted
+        dead.port = 1
+        async with client_of(dead, first, second) as client:
+            told = await explain(client, "0x" + transaction.id.hex())
+        assert (told["stage"], told["node"]) == ("queued", second.url)
+        assert told["stages"] == {first.url: "unknown", second.url: "queued"}
+    dead.store.close()
 
 
 async def test_a_node_that_cannot_read_a_request_refuses_it_at_once(tmp_path: Path) -> None:
