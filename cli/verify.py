@@ -13,6 +13,7 @@ from consensus.ledger.genesis import Genesis
 from contracts.runtime.execution import Executor
 from contracts.runtime.registry import Registry
 from node.audit import AuditFailure, AuditResult, StoreSource, verify_chain
+from node.storage.check import check_files
 from node.storage.leveldb import LevelStore
 from services.client.answers import Answer, HexText, bytes_of
 from services.client.sync import SyncClient, connect
@@ -85,6 +86,7 @@ def verify_home(home: Path, place: Place, output: Output) -> AuditResult:
         if wanted != found:
             raise LocalError("wrong_chain", f"{home} belongs to chain 0x{found}, not 0x{wanted}")
     try:
+        check_files(config.data)
         store = LevelStore.open(config.data)
     except StorageError as error:
         if error.code != "corrupted":
@@ -101,7 +103,7 @@ def _verify_store(store: LevelStore, genesis: Genesis, output: Output) -> AuditR
 
 
 def _locate_damage(data: Path, genesis: Genesis, error: StorageError, output: Output) -> NoReturn:
-    """Find the height at which a database that cannot be opened is damaged, on a copy of it.
+    """Find out how far a damaged database holds, on a copy of it.
 
     Raises:
         AuditFailure: always.
@@ -113,9 +115,9 @@ def _locate_damage(data: Path, genesis: Genesis, error: StorageError, output: Ou
             store = LevelStore.open(copy, is_salvage=True)
         except StorageError as problem:
             message = problem.message.replace(str(copy), str(data))
-            raise AuditFailure(0, f"the database cannot be read at all: {message}") from None
+            raise AuditFailure(None, f"the database cannot be read at all: {message}") from None
         result = _verify_store(store, genesis, output)
-    raise AuditFailure(result.height + 1, f"the database is damaged behind the last block that holds: {error.message}")
+    raise AuditFailure(None, f"{error.message}; all blocks up to height {result.height} hold")
 
 
 def _progress(output: Output) -> Callable[[int], None]:

@@ -1,8 +1,9 @@
-"""Proving a whole chain again: every certificate checked, every block executed, every stored byte compared.
+"""Proving a whole chain again: every certificate checked, every block executed, every stored record compared.
 
 The chain is rebuilt from the genesis document in a store of its own, with the same code that a node
 runs, from nothing but blocks and certificates. A home folder is then compared record by record with
-what was rebuilt, so that one flipped bit anywhere is found, and named by its height where it has one.
+what was rebuilt, and every block of the database is read with its checksum, so that one flipped bit in any
+record is found, and named by its height where it has one. :mod:`node.storage.check` looks at the rest.
 """
 
 import tempfile
@@ -39,10 +40,10 @@ _OTHERS = {
 
 
 class AuditFailure(LocalError):
-    """The chain does not hold; ``height`` is where."""
+    """The chain does not hold; ``height`` is where, None when it is known of no height."""
 
-    def __init__(self, height: int, message: str) -> None:
-        super().__init__("chain_broken", f"height {height}: {message}")
+    def __init__(self, height: int | None, message: str) -> None:
+        super().__init__("chain_broken", message if height is None else f"height {height}: {message}")
         self.height = height
 
 
@@ -75,7 +76,10 @@ class StoreSource:
 
     def final_blocks(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Yield what is stored up to the head; a missing record ends the walk with an error."""
-        head = self.store.get(layout.META_HEAD)
+        try:
+            head = self.store.get(layout.META_HEAD)
+        except StorageError as error:
+            raise AuditFailure(None, f"the head cannot be read: {error.message}") from None
         for height in range(1, int.from_bytes(head or b"", "big") + 1):
             try:
                 block = self.store.get(layout.at_height(layout.BLOCK, height))
@@ -142,18 +146,23 @@ def _rebuild(source: ChainSource, chain: Chain, rebuilt: Store, on_height: Calla
 def _compare(stored: Store, rebuilt: Store) -> None:
     """Walk both stores side by side; whatever follows from the blocks must be the same in both."""
     for kind, what in (_BY_HEIGHT | _OTHERS).items():
-        try:
-            _compare_kind(kind, what, stored, rebuilt)
-        except StorageError as error:
-            raise AuditFailure(_head_height(rebuilt), f"{what}: {error.message}") from None
+        _compare_kind(kind, what, stored, rebuilt)
+    try:
+        for _ in stored.scan(b""):
+            pass  # what is compared with nothing, votes for example, is read with its checksum at least
+    except StorageError as error:
+        raise AuditFailure(None, f"{error.message}; all blocks up to height {_head_height(rebuilt)} hold") from None
 
 
 def _compare_kind(kind: bytes, what: str, stored: Store, rebuilt: Store) -> None:
     nothing = (b"", None)
     left, right = stored.scan(kind), rebuilt.scan(kind)
     while True:
-        found: tuple[bytes, bytes | None] = next(left, nothing)
         expected: tuple[bytes, bytes | None] = next(right, nothing)
+        try:
+            found: tuple[bytes, bytes | None] = next(left, nothing)
+        except StorageError as error:
+            raise _unreadable(kind, what, expected[0], error, head=_head_height(rebuilt)) from None
         if found == expected:
             if found == nothing:
                 return
@@ -163,6 +172,15 @@ def _compare_kind(kind: bytes, what: str, stored: Store, rebuilt: Store) -> None
         height = int.from_bytes(key[1:9], "big") if by_height else _head_height(rebuilt)
         name = "" if by_height else f" {_readable(key[1:])}"
         raise AuditFailure(height, f"the stored {what}{name} is not what executing the chain gives")
+
+
+def _unreadable(kind: bytes, what: str, key: bytes, error: StorageError, *, head: int) -> AuditFailure:
+    """Say which record, the next that should have come, cannot be read."""
+    if kind in _BY_HEIGHT and key:
+        return AuditFailure(int.from_bytes(key[1:9], "big"), f"the stored {what} cannot be read: {error.message}")
+    name = f" {_readable(key[1:])}" if key else ""
+    message = f"the stored {what}{name} cannot be read: {error.message}; all blocks up to height {head} hold"
+    return AuditFailure(None, message)
 
 
 def _head_height(store: Store) -> int:

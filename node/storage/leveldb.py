@@ -51,9 +51,9 @@ class LevelStore:
         except plyvel.IOError as error:
             if "lock" in str(error).lower():
                 raise LocalError("store_locked", f"another process holds {folder}") from None
-            raise StorageError("disk_failed", f"cannot open {folder}: {error}") from None
+            raise StorageError("disk_failed", f"cannot open {folder}: {_words(error)}") from None
         except plyvel.Error as error:
-            raise StorageError("corrupted", f"cannot open {folder}: {error}") from None
+            raise StorageError("corrupted", f"cannot open {folder}: {_words(error)}") from None
         return cls(database)
 
     def get(self, key: bytes) -> bytes | None:
@@ -101,5 +101,11 @@ def _after(prefix: bytes) -> bytes | None:
 
 def _storage_error(error: Exception) -> StorageError:
     if isinstance(error, plyvel.CorruptionError):
-        return StorageError("corrupted", f"the database is damaged: {error}")
-    return StorageError("disk_failed", f"the database failed: {error}")
+        return StorageError("corrupted", f"the database is damaged: {_words(error)}")
+    return StorageError("disk_failed", f"the database failed: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    """Return what LevelDB says, which plyvel hands over as bytes."""
+    (said, *_) = error.args or ("",)
+    return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
