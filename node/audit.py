@@ -79,7 +79,7 @@ class StoreSource:
         try:
             head = self.store.get(layout.META_HEAD)
         except StorageError as error:
-            raise AuditFailure(None, f"the head cannot be read: {error.message}") from None
+            raise AuditFailure(None, f"the height of the head cannot be read: {error.message}") from None
         for height in range(1, int.from_bytes(head or b"", "big") + 1):
             try:
                 block = self.store.get(layout.at_height(layout.BLOCK, height))

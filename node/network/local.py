@@ -32,6 +32,8 @@ STOP_MS_MAX = 10_000
 BUSY_MS_MAX = 15_000
 """Time to wait while another program starts or ends the network."""
 READY_POLL_S = 0.05
+SETTLE_S = 0.3
+"""How long after they became ready all nodes must still be there."""
 HEALTH_TIMEOUT_S = 1.0
 HEALTH_BYTES_MAX = 64 * 1024
 
@@ -65,7 +67,7 @@ async def start(
     On an error the nodes that this call has started are ended again.
 
     Raises:
-        LocalError: ``port_in_use`` naming port and node, ``node_exited`` with the end of its log,
+        LocalError: ``port_in_use`` naming port and node, ``node_exited`` with what its log says,
             ``not_ready`` after ``timeout_ms``, ``network_busy`` when another program starts or ends it,
             ``unknown_node``.
     """
@@ -80,6 +82,10 @@ async def start(
             for home in new:
                 node_process(home).start(_environment())
             await _wait_ready(homes, timeout_ms)
+            if new:
+                # A database may be damaged where only the first work looks.
+                await trio.sleep(SETTLE_S)
+                await _wait_ready(new, timeout_ms)
             ready = True
         finally:
             if not ready:
@@ -203,7 +209,8 @@ async def _wait_ready(homes: Sequence[NodeHome], timeout_ms: int) -> None:
         process = node_process(home)
         while await read_health(home.rpc) is None:
             if process.pid() is None:
-                raise LocalError("node_exited", f"{home.name} ended at its start: {process.log_tail()}")
+                why = f"{process.last_words()} (log: {home.log_file})"
+                raise LocalError("node_exited", f"{home.name} ended at its start: {why}")
             await trio.sleep(READY_POLL_S)
         waiting.discard(home.name)
 

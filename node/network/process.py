@@ -38,6 +38,13 @@ class _PidFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     began: str
 
 
+class _LogLine(msgspec.Struct, frozen=True):
+    level: str
+    event: str = ""
+    code: str = ""
+    why: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalProcess:
     """A program of ours on this machine, whether it runs or not.
@@ -96,10 +103,19 @@ class LocalProcess:
         Raises:
             LocalError: ``not_running``.
         """
+        if not self._try_signal(number):
+            raise LocalError("not_running", f"{self.name} does not run")
+
+    def _try_signal(self, number: signal.Signals) -> bool:
+        """Send a signal; return false when the process does not run, or ends at this very moment."""
         pid = self.pid()
         if pid is None:
-            raise LocalError("not_running", f"{self.name} does not run")
-        os.kill(pid, number)
+            return False
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     async def stop(self, *, timeout_ms: int) -> bool:
         """End the process: SIGTERM, and SIGKILL after ``timeout_ms``; false when that was needed.
@@ -107,9 +123,8 @@ class LocalProcess:
         A frozen process is woken, so that it can end in order. Does nothing when it does not run.
         """
         orderly = True
-        if self.pid() is not None:
-            self.send_signal(signal.SIGTERM)
-            self.send_signal(signal.SIGCONT)
+        if self._try_signal(signal.SIGTERM):
+            self._try_signal(signal.SIGCONT)  # who was awake may be gone by now
             with trio.move_on_after(timeout_ms / 1000):
                 await self.wait_stopped()
             if self.pid() is not None:
@@ -120,8 +135,7 @@ class LocalProcess:
 
     async def kill(self) -> None:
         """End the process with SIGKILL and wait until it is gone; does nothing when it does not run."""
-        if self.pid() is not None:
-            self.send_signal(signal.SIGKILL)
+        if self._try_signal(signal.SIGKILL):
             await self.wait_stopped()
 
     async def wait_stopped(self) -> None:
@@ -138,6 +152,18 @@ class LocalProcess:
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])
+
+    def last_words(self) -> str:
+        """Return why the process ended, as far as its log says: the last error, else the last line."""
+        lines = [line for line in self.log_tail().splitlines() if line.strip()]
+        for line in reversed(lines):
+            try:
+                entry = msgspec.json.decode(line, type=_LogLine)
+            except msgspec.MsgspecError:
+                continue
+            if entry.level == "error":
+                return ": ".join(filter(None, (entry.code, entry.why or entry.event)))
+        return lines[-1].strip() if lines else "its log says nothing"
 
     def _record(self) -> _PidFile:
         try:

@@ -32,6 +32,14 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 CRASH = "import sys; sys.exit('the disk is on fire')"
 MUTE = "import signal; print('up', flush=True); signal.pause()"
+BRIEF = PLAY_NODE.replace(
+    "self.wfile.write(body)",
+    """self.wfile.write(body)
+        self.wfile.flush()
+        print('{"level": "error", "event": "stopped", "code": "corrupted", "why": "a block is damaged"}', flush=True)
+        print('{"level": "info", "event": "peer down"}', flush=True)
+        import os; os._exit(3)""",
+)
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
 
 
@@ -60,6 +68,21 @@ async def test_process_starts_once_freezes_wakes_and_ends(tmp_path):
             await trio.lowlevel.checkpoint()
     assert await player.stop(timeout_ms=5_000)
     assert player.state() is ProcessState.STOPPED
+    assert not player.pid_file.exists()
+
+
+async def test_process_that_ends_while_it_is_told_to_has_ended(tmp_path, monkeypatch):
+    player, kill = process(tmp_path, STUBBORN), os.kill
+    player.start(dict(os.environ))
+
+    def end_at_once(pid: int, number: int) -> None:
+        kill(pid, signal.SIGKILL)
+        while player.state() is not ProcessState.STOPPED:
+            pass
+        monkeypatch.undo()
+
+    monkeypatch.setattr(os, "kill", end_at_once)
+    assert await player.stop(timeout_ms=5_000)
     assert not player.pid_file.exists()
 
 
@@ -105,7 +128,11 @@ def network(tmp_path, monkeypatch):
     """Two homes whose processes are players with a health page."""
 
     def player(home: NodeHome) -> LocalProcess:
-        accidents = [program for name, program in (("crash", CRASH), ("mute", MUTE)) if (home.folder / name).exists()]
+        accidents = [
+            program
+            for name, program in (("crash", CRASH), ("mute", MUTE), ("brief", BRIEF))
+            if (home.folder / name).exists()
+        ]
         program = accidents[0] if accidents else PLAY_NODE
         command = (sys.executable, "-c", program, str(home.rpc.port))
         return LocalProcess(home.name, command, home.run / "node.pid", home.log_file)
@@ -156,6 +183,17 @@ async def test_node_that_ends_at_its_start_is_named_with_its_log(network):
         await local.start(network)
     assert raised.value.code == "node_exited"
     assert {item.state for item in await local.status(network)} == {ProcessState.STOPPED}
+
+
+async def test_node_that_ends_right_after_it_was_ready_is_named_with_its_reason(network):
+    home = network.node("issuer-c")
+    (home.folder / "brief").touch()
+    with pytest.raises(LocalError) as raised:
+        await local.start(network)
+    assert raised.value.code == "node_exited"
+    assert raised.value.message == (
+        f"issuer-c ended at its start: corrupted: a block is damaged (log: {home.log_file})"
+    )
 
 
 async def test_node_that_never_answers_is_ended_after_the_deadline(network):
