@@ -34,6 +34,7 @@ _REFUSALS = {
     "contract_code_missing",
     "network_busy",
     "node_exited",
+    "node_frozen",
     "not_ready",
     "not_running",
     "port_in_use",

@@ -68,8 +68,8 @@ async def start(
 
     Raises:
         LocalError: ``port_in_use`` naming port and node, ``node_exited`` with what its log says,
-            ``not_ready`` after ``timeout_ms``, ``network_busy`` when another program starts or ends it,
-            ``unknown_node``.
+            ``node_frozen`` for one that a signal has stopped, ``not_ready`` after ``timeout_ms``,
+            ``network_busy`` when another program starts or ends it, ``unknown_node``.
     """
     homes = _chosen(network, names)
     async with _locked(network):
@@ -211,6 +211,8 @@ async def _wait_ready(homes: Sequence[NodeHome], timeout_ms: int) -> None:
             if process.pid() is None:
                 why = f"{process.last_words()} (log: {home.log_file})"
                 raise LocalError("node_exited", f"{home.name} ended at its start: {why}")
+            if process.state() is ProcessState.FROZEN:
+                raise LocalError("node_frozen", f"{home.name} is frozen (SIGSTOP): kill -CONT {process.pid()} wakes it")
             await trio.sleep(READY_POLL_S)
         waiting.discard(home.name)
 

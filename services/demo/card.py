@@ -176,13 +176,16 @@ def _lines_table(report: Report) -> Table:
 
 def _fields(report: Report) -> dict[str, str]:
     facts, killed, frozen = report.facts, report.facts.killed, report.facts.frozen
+    orders = facts.book.classes[LineClass.CUSTOMER_ORDER].invoices
     rights = {_RIGHTS_TITLES.get(name, name): value for name, value in report.rights.items()}
     return {
+        "played": f"{report.schedule.count(Kind.CREATE):,} of {orders:,} customer orders",
         "events": ", ".join(f"{count:,} {name}" for name, count in report.events.items()),
         "rights": ", ".join(f"{value:,} {name}" for name, value in rights.items()),
         "users": f"{len(facts.expected)} under pseudonyms",
         "work": f"{report.call_count:,} calls in {len(facts.sent)} transactions, {len(facts.blocks)} blocks, "
         f"{report.play_s:.1f} s after {report.start_s:.1f} s of start",
+        "refused": f"1 order above the quota, on purpose: {facts.probe.code}, a failed receipt in the chain",
         "killed": f"{killed.node} at height {killed.from_height}, back at {killed.to_height}",
         "frozen": f"{frozen.node}, primary after height {frozen.from_height}, woken at {frozen.to_height}; "
         f"{report.later_view_count} blocks by another primary",

@@ -158,6 +158,8 @@ async def test_network_up_status_accidents_down(network):
     with trio.fail_after(5):
         while (await local.status(network))[1].state is not ProcessState.FROZEN:
             await trio.lowlevel.checkpoint()
+    with trio.fail_after(20), pytest.raises(LocalError, match=f"issuer-c is frozen .*-CONT {again[1].pid}"):
+        await local.start(network)
     local.resume(network, "issuer-c")
     local.freeze(network, "issuer-c")
     assert await local.stop(network) == {"bank-a": True, "issuer-c": True}
