@@ -170,8 +170,9 @@ class Driver:
         self._work = Work(waiting=False)
         self._is_to_look = False
         self._postponed: Propose | None = None
-        self._own: tuple[int, int, tuple[Transaction, ...]] | None = None
         """A question for a block that waits until nothing is left to catch up with."""
+        self._own: tuple[int, int, tuple[Transaction, ...]] | None = None
+        """The newest own proposal: height, view, transactions."""
         self._on_commit: list[Callable[[Commit], None]] = []
         self._on_view: list[Callable[[], None]] = []
         self.evidence: deque[Evidence] = deque(maxlen=EVIDENCE_MAX)
