@@ -42,8 +42,7 @@ def new(name: str, folder: Path | None, keys: Path | None, passphrase_file: Path
 
     store = KeyStore(keys or network_folder(folder) / "identities")
     store.check_free(name)
-    own = store.folder / "passphrase"
-    passphrase = new_passphrase(name, passphrase_file or (own if own.is_file() else None))
+    passphrase = new_passphrase(name, passphrase_file, store.folder / "passphrase")
     signer = store.create(name, passphrase)
     data = {
         "name": name,

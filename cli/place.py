@@ -155,8 +155,10 @@ def read_genesis(path: Path) -> "Genesis":
         raise LocalError(error.code, f"{path}: {error.message}") from None
 
 
-def new_passphrase(name: str, passphrase_file: Path | None) -> bytes:
-    """Return the passphrase for a key that is being made: from the file, ``HANSA_PASSPHRASE``, or asked twice.
+def new_passphrase(name: str, passphrase_file: Path | None, network_file: Path) -> bytes:
+    """Return the passphrase for a key that is being made.
+
+    From the file, else ``HANSA_PASSPHRASE``, else the network's own file, else asked twice.
 
     Raises:
         LocalError: ``weak_passphrase``, ``bad_passphrase_file``, ``no_passphrase``.
@@ -167,6 +169,8 @@ def new_passphrase(name: str, passphrase_file: Path | None) -> bytes:
         passphrase = read_passphrase(passphrase_file)
     elif PASSPHRASE_VARIABLE in os.environ:
         passphrase = os.environ[PASSPHRASE_VARIABLE].encode()
+    elif network_file.is_file():
+        passphrase = read_passphrase(network_file)
     else:
         passphrase = _ask_passphrase(f"New passphrase for {name}", is_new=True).encode()
     if len(passphrase.decode("utf-8", "replace")) < PASSPHRASE_CHARACTERS_MIN:

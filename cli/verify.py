@@ -26,6 +26,7 @@ class _RawBlock(Answer, frozen=True):
     height: int
     raw: HexText
     certificate_raw: HexText | None
+    receipts_raw: HexText
 
 
 class _RawPage(Answer, frozen=True):
@@ -40,8 +41,8 @@ class RemoteSource:
     def __init__(self, client: SyncClient) -> None:
         self._client = client
 
-    def final_blocks(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """Yield (height, block, certificate) from height 1 on."""
+    def final_blocks(self) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+        """Yield (height, block, certificate, receipts) from height 1 on."""
         height, head = 1, None
         while head is None or height <= head:
             params = {"start": height, "limit": PAGE_BLOCKS, "order": "ascending", "raw": True}
@@ -54,7 +55,8 @@ class RemoteSource:
                     raise PeerError("bad_answer", f"the node answers block {block.height} instead of {height}")
                 if height > head:
                     return
-                yield height, bytes_of(block.raw), bytes_of(block.certificate_raw or "0x")
+                certificate = bytes_of(block.certificate_raw or "0x")
+                yield height, bytes_of(block.raw), certificate, bytes_of(block.receipts_raw)
                 height += 1
 
 

@@ -64,8 +64,11 @@ class AuditResult:
 class ChainSource(Protocol):
     """Where the blocks come from."""
 
-    def final_blocks(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """Yield (height, block, certificate) as stored, from height 1 on, without a gap."""
+    def final_blocks(self) -> Iterator[tuple[int, bytes, bytes, bytes | None]]:
+        """Yield (height, block, certificate, receipts) as stored, from height 1 on, without a gap.
+
+        Receipts are None where the source is compared as a whole anyway.
+        """
 
 
 class StoreSource:
@@ -74,7 +77,7 @@ class StoreSource:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def final_blocks(self) -> Iterator[tuple[int, bytes, bytes]]:
+    def final_blocks(self) -> Iterator[tuple[int, bytes, bytes, bytes | None]]:
         """Yield what is stored up to the head; a missing record ends the walk with an error."""
         try:
             head = self.store.get(layout.META_HEAD)
@@ -88,7 +91,7 @@ class StoreSource:
                 raise AuditFailure(height, error.message) from None
             if block is None or certificate is None:
                 raise AuditFailure(height, "the block or its certificate is missing")
-            yield height, block, certificate
+            yield height, block, certificate, None
 
 
 def verify_chain(
@@ -116,7 +119,7 @@ def verify_chain(
 
 def _rebuild(source: ChainSource, chain: Chain, rebuilt: Store, on_height: Callable[[int], None]) -> AuditResult:
     transactions = receipts = certificates = 0
-    for height, block_bytes, certificate_bytes in source.final_blocks():
+    for height, block_bytes, certificate_bytes, receipts_bytes in source.final_blocks():
         try:
             block = decode_block_untrusted(block_bytes)
             certificate = certificate_codec.decode_untrusted(certificate_bytes)
@@ -126,6 +129,8 @@ def _rebuild(source: ChainSource, chain: Chain, rebuilt: Store, on_height: Calla
             raise AuditFailure(height, f"{error.code}: {error.message}") from None
         rebuilt.write(chain.commit_batch(candidate, certificate))
         chain.adopt(candidate, certificate)
+        if receipts_bytes is not None and receipts_bytes != rebuilt.get(layout.at_height(layout.RECEIPTS, height)):
+            raise AuditFailure(height, "the receipts that the node serves are not what executing the block gives")
         transactions += len(candidate.transactions)
         receipts += len(candidate.execution.receipts)
         certificates += 1

@@ -221,7 +221,10 @@ class Node:
         key = PrivateKey.from_pem(_read(self.config.vote_key))
         may_vote, records = vote_log.open_log(store, self.config.keys, key.public.compressed)
         if not may_vote:
-            log.error("not voting", why="the vote key has a vote log elsewhere; rejoin with a new key")
+            log.error(
+                "not voting",
+                why="this store is not where the vote key's votes are written; docs/errors.md says what to do",
+            )
         config = Config(
             name=self.config.name if may_vote else NOT_VOTING,
             signer=KeySigner(key, chain_id),

@@ -29,7 +29,7 @@ from node.rpc.render import (
     receipt_json,
 )
 from node.rpc.schema import Cursor, HashHex, Height, Hex, NameText, NoParams, Params
-from node.storage.layout import Location
+from node.storage.layout import Location, Receipts, receipts_codec
 
 BLOCKS_PAGE_MAX = 100
 RAW_PAGE_BYTES_MAX = 4 * 1024 * 1024
@@ -236,6 +236,8 @@ def _block(view: CommittedView, *, with_raw: bool) -> dict[str, Json]:
     if with_raw:
         result["raw"] = hex_of(view.committed.block.encode())
         result["certificateRaw"] = None if certificate is None else hex_of(certificate_codec.encode(certificate))
+        receipts = Receipts(list(view.committed.receipts), list(view.committed.receipt_counts))
+        result["receiptsRaw"] = hex_of(receipts_codec.encode(receipts))
     return result
 
 

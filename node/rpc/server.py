@@ -84,7 +84,10 @@ async def serve_rpc(
         StorageError, InvariantError: a read met them; the node must stop.
     """
     if not config.is_remote_allowed and not _is_loopback(config.host):
-        raise LocalError("rpc_not_loopback", f"{config.host} is no loopback address; allow remote callers explicitly")
+        raise LocalError(
+            "rpc_not_loopback",
+            f"{config.host} is no loopback address; let a TLS proxy with access rules stand before the node",
+        )
     listening = listener.open_socket(config.host, config.port)
     failure = Failure()
     feed = Feed(backend)

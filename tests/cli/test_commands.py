@@ -247,3 +247,14 @@ def test_without_a_terminal_no_passphrase_is_asked_for(tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert result.stderr.startswith("error no_passphrase: ")
+
+
+def test_the_variable_goes_before_the_networks_own_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "passphrase").write_text("the network's own\n")
+    monkeypatch.setenv("HANSA_PASSPHRASE", "correct-horse-1")
+    made = hansa("key", "new", "r1", "--keys", str(keys))
+    assert made.exit_code == 0, made.output
+    shown = hansa("key", "show", "r1", "--keys", str(keys))
+    assert shown.exit_code == 0, shown.output
