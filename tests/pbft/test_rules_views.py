@@ -1,4 +1,4 @@
-"""P14 to P16, P19 to P22: leaving views and opening them."""
+"""P14 to P16, P19 to P23: leaving views and opening them."""
 
 from random import Random
 
@@ -256,7 +256,7 @@ def test_r29_a_decision_ends_a_view_change() -> None:
     assert (status.height, status.view, status.phase) == (2, 0, Phase.OPEN)
 
 
-# P16 and jumps
+# P16 and P23, jumps
 
 
 def test_r22_p16_alone_a_replica_stays_one_view_ahead() -> None:
