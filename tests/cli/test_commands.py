@@ -249,12 +249,12 @@ def test_without_a_terminal_no_passphrase_is_asked_for(tmp_path: Path) -> None:
     assert result.stderr.startswith("error no_passphrase: ")
 
 
-def test_the_variable_goes_before_the_networks_own_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = tmp_path / "keys"
-    keys.mkdir()
-    (keys / "passphrase").write_text("the network's own\n")
-    monkeypatch.setenv("HANSA_PASSPHRASE", "correct-horse-1")
-    made = hansa("key", "new", "r1", "--keys", str(keys))
+def test_the_variable_goes_before_the_networks_own_passphrase(tmp_path: Path) -> None:
+    (tmp_path / "passphrase").write_text("the network's own\n")
+    variable = "correct-horse-1"
+    made = hansa("key", "new", "r1", "--keys", str(tmp_path), HANSA_PASSPHRASE=variable)
     assert made.exit_code == 0, made.output
-    shown = hansa("key", "show", "r1", "--keys", str(keys))
-    assert shown.exit_code == 0, shown.output
+    assert KeyStore(tmp_path).load("r1", variable.encode()).name == "r1"
+    made = hansa("key", "new", "r2", "--keys", str(tmp_path))
+    assert made.exit_code == 0, made.output
+    assert KeyStore(tmp_path).load("r2", b"the network's own").name == "r2"
