@@ -10,7 +10,7 @@ casts no vote until the membership has admitted a new key.
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -34,15 +34,44 @@ class Incarnation(Record, frozen=True):
 incarnation_codec: RecordCodec[Incarnation] = RecordCodec(Incarnation, bytes_max=128)
 
 
+class KeySide(Protocol):
+    """Where the copy beside the key is kept. Both methods raise StorageError ``disk_failed``."""
+
+    def load(self) -> bytes | None:
+        """Return what was saved last, None on the first start."""
+
+    def save(self, data: bytes) -> None:
+        """Replace it, synced, so that a crash leaves the old or the new one."""
+
+
+class IncarnationFile:
+    """The copy in the folder of the keys."""
+
+    def __init__(self, keys: Path) -> None:
+        self._path = keys / INCARNATION_FILE
+
+    def load(self) -> bytes | None:
+        """Read the file, if it is there."""
+        return _read_if_there(self._path)
+
+    def save(self, data: bytes) -> None:
+        """Replace the file."""
+        _write_synced(self._path, data)
+
+
 def open_log(store: Store, keys: Path, vote_key: bytes) -> tuple[bool, dict[bytes, bytes]]:
     """Return whether this key may vote with this store, and the engine's records.
 
     Raises:
         StorageError: ``corrupted`` when either copy of the incarnation cannot be read, ``disk_failed``.
     """
-    path = keys / INCARNATION_FILE
+    return open_log_beside(store, IncarnationFile(keys), vote_key)
+
+
+def open_log_beside(store: Store, key_side: KeySide, vote_key: bytes) -> tuple[bool, dict[bytes, bytes]]:
+    """Do the same wherever the copy beside the key is kept."""
     stored = _decode(store.get(layout.META_INCARNATION), vote_key)
-    beside = _decode(_read_if_there(path), vote_key)
+    beside = _decode(key_side.load(), vote_key)
     if beside is None and stored is None:
         stored = beside = Incarnation(vote_key, secrets.token_bytes(16), 0)
     elif beside is None and stored is not None and stored.starts == 1:
@@ -53,7 +82,7 @@ def open_log(store: Store, keys: Path, vote_key: bytes) -> tuple[bool, dict[byte
     next_start = Incarnation(vote_key, stored.id, stored.starts + 1)
     data = incarnation_codec.encode(next_start)
     store.write([(layout.META_INCARNATION, data)])
-    _write_synced(path, data)
+    key_side.save(data)
     return True, {key[1:]: value for key, value in store.scan(layout.VOTE)}
 
 
