@@ -7,8 +7,11 @@ READY := $(VENV)/.ready
 NETWORK ?= net
 SEEDS ?= 200
 FIRST_SEED ?= 1
+CYCLES ?= 100
+SEED ?= 1
+VALIDATORS ?= 4
 
-.PHONY: help setup demo test quick lint up down sim bench lock clean
+.PHONY: help setup demo test quick lint up down sim kill-loop bench lock clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +47,9 @@ down: $(READY) ## stop it
 
 sim: $(READY) ## more of the seeded simulation: make sim SEEDS=2000 FIRST_SEED=1
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+
+kill-loop: $(READY) ## kill -9 under load: make kill-loop CYCLES=100 SEED=1 VALIDATORS=4
+	$(BIN)/python -m tests.network.kill_loop --cycles $(CYCLES) --seed $(SEED) --validators $(VALIDATORS)
 
 bench: $(READY) ## what a network on this machine does
 	$(BIN)/hansa bench throughput

@@ -23,6 +23,7 @@ _STAT = Path("/proc/self/stat")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STOPPED_STATES = frozenset({"T", "t"})
 _GONE_STATES = frozenset({"Z", "X", "x"})
+_ENDING = "D"
 
 
 class ProcessState(Enum):
@@ -191,7 +192,10 @@ def _look_at(pid: int) -> tuple[str, str] | None:
         except OSError:
             return None
         fields = stat.rpartition(")")[2].split()
-        return f"{_BOOT_ID.read_text().strip()}:{fields[19]}", fields[0]
+        state, threads, began = fields[0], int(fields[17]), fields[19]
+        # A killed process looks gone while its last threads still hold its ports and locks.
+        is_ending = state in _GONE_STATES and threads > 1
+        return f"{_BOOT_ID.read_text().strip()}:{began}", _ENDING if is_ending else state
     return _ask_ps(["ps", "-o", "state=,lstart=", "-p", str(pid)])
 
 

@@ -56,13 +56,14 @@ class TrialNetwork:
         return f"{self.network.folder} is left running" if self._is_kept else "all its processes are ended"
 
     async def leave(self, running: Sequence[str]) -> None:
-        """Let these nodes run, awake, and no others."""
-        for home in self.network.nodes:
+        """Let these nodes run, awake, and no others, members that joined meanwhile included."""
+        network = load_network(self.network.folder)
+        for home in network.nodes:
             if local.node_process(home).pid() is not None:
-                self.resume(home.name)  # harmless to who is awake; who freezes right now does not look it yet
-        await local.stop(self.network, [home.name for home in self.network.nodes if home.name not in running])
+                local.resume(network, home.name)  # harmless to who is awake; who freezes right now does not look it yet
+        await local.stop(network, [home.name for home in network.nodes if home.name not in running])
         if running:
-            await local.start(self.network, running)
+            await local.start(network, running)
 
     def key(self, identity: str) -> PrivateKey:
         """Return the key of an identity.

@@ -1,6 +1,5 @@
 """A local network of real node processes for a test, and a load that remembers what was acknowledged."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,57 +8,23 @@ from pathlib import Path
 import trio
 
 from consensus.ledger.codec import Value
-from consensus.ledger.genesis import Activation
 from consensus.ledger.keys import PrivateKey
 from consensus.ledger.transaction import Transaction, make_call
-from contracts.runtime.registry import Registry
 from node.network import local
-from node.network.genesis import default_plan
-from node.network.homes import LocalNetwork, init_network
+from node.network.homes import LocalNetwork
+from node.network.trial import trial_network
 from services.client.client import Client, open_client
 from services.client.errors import Refused, Unreachable
 from services.client.keystore import Signer
 
-PORTS = range(20_000, 32_000, 250)
-
-
-def free_port_base() -> int:
-    """Return a port base whose p2p and RPC ports are free just now."""
-    for base in PORTS:
-        if all(_is_free(base + offset + index) for offset in (0, 100) for index in range(8)):
-            return base
-    raise RuntimeError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def make_network(folder: Path, validators: int = 4) -> LocalNetwork:
-    """Return a new network folder with keys, genesis and homes."""
-    activations = [
-        Activation(contract.name, contract.version, contract.code_hash.hex())
-        for contract in Registry.shipped().newest()
-    ]
-    return init_network(folder, default_plan(validators=validators), activations, port_base=free_port_base())
+HELD_TIMEOUT_S = 20
 
 
 @asynccontextmanager
 async def running_network(folder: Path, validators: int = 4) -> AsyncIterator[LocalNetwork]:
     """Give a running network, and end every process of it afterwards."""
-    network = make_network(folder, validators)
-    try:
-        await local.start(network)
-        yield network
-    finally:
-        with trio.CancelScope(shield=True):
-            await local.stop(network)
+    async with trial_network(folder, validators=validators) as trial:
+        yield trial.network
 
 
 def signer(network: LocalNetwork, name: str) -> Signer:
@@ -161,3 +126,13 @@ async def missing(network: LocalNetwork, name: str, transactions: list[Transacti
             except Refused as error:
                 lost.append(f"{transaction.id.hex()}: {error}")
     return lost
+
+
+async def not_held(network: LocalNetwork, name: str, transactions: list[Transaction]) -> list[str]:
+    """Return the ids of the transactions that one node does not hold with their receipts; the node is believed."""
+    async with client_of(network, name) as client:
+        try:
+            finals = await client.wait_final([item.id for item in transactions], timeout_ms=1_000 * HELD_TIMEOUT_S)
+        except Unreachable as error:
+            return [str(error)]
+    return [item.transaction_id.hex() for item in finals if item.failed_count]

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from random import Random
 
 import pytest
 import trio
@@ -16,53 +15,26 @@ from node.network.homes import LocalNetwork
 from node.storage import layout
 from node.storage.leveldb import LevelStore
 from services.client.errors import Unreachable
-from tests.network.support import (
-    Load,
-    client_of,
-    missing,
-    open_campaign,
-    order,
-    running_network,
-    same_block,
-    signer,
-)
+from tests.network import kill_loop
+from tests.network.kill_loop import more_acknowledged
+from tests.network.support import Load, client_of, open_campaign, order, running_network, signer
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
-KILLS = 10
-SUBMITTERS = 8
 WITHOUT_QUORUM_S = 60
 RECOVERY_S = 24
 
 
-async def more_acknowledged(load: Load, count: int) -> None:
-    """Return once this many more transactions are acknowledged."""
-    goal = len(load.acknowledged) + count
-    async with client_of(load.network) as client:
-        with trio.fail_after(60):
-            while len(load.acknowledged) < goal:
-                await client.pause()
+async def test_thirty_cycles_of_kills_under_load_lose_nothing_and_contradict_nothing(tmp_path: Path) -> None:
+    report = await kill_loop.run(tmp_path / "net", cycles=30, seed=1)
+    assert report.cycles == 30
+    assert set(report.plans) == {"one", "two", "all", "starting"}
+    assert report.acknowledged >= 30 * kill_loop.SUBMITTERS
 
 
-async def test_ten_kills_of_random_validators_under_load_lose_nothing_acknowledged(tmp_path: Path) -> None:
-    random = Random(10)
-    async with running_network(tmp_path / "net") as network:
-        await open_campaign(network)
-        load = Load(network, "kills-0")
-        async with trio.open_nursery() as nursery:
-            for number in range(SUBMITTERS):
-                await nursery.start(Load(network, f"kills-{number}", load.acknowledged).run)
-            for _ in range(KILLS):
-                victim = random.choice([node.name for node in network.nodes])
-                await more_acknowledged(load, random.randrange(SUBMITTERS, 40))
-                await local.kill(network, victim)
-                await more_acknowledged(load, random.randrange(SUBMITTERS, 20))
-                await local.start(network, [victim])
-            nursery.cancel_scope.cancel()
-        await same_block(network, timeout_s=60)
-        for node in network.nodes:
-            assert await missing(network, node.name, load.acknowledged) == []
-        assert len(load.acknowledged) >= 2 * KILLS * SUBMITTERS
+async def test_r59_a_single_validator_keeps_what_it_acknowledged_when_it_is_killed(tmp_path: Path) -> None:
+    report = await kill_loop.run(tmp_path / "net", cycles=5, seed=1, validators=1)
+    assert report.acknowledged >= 5 * kill_loop.SUBMITTERS
 
 
 async def test_without_a_quorum_for_a_minute_nothing_commits_and_soon_after_everything_does(tmp_path: Path) -> None:

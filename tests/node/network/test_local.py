@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import trio
@@ -42,11 +43,21 @@ BRIEF = PLAY_NODE.replace(
 )
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
 
+LEADERLESS = """
+import ctypes, signal, threading
+threading.Thread(target=threading.Event().wait).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
 
 def process(folder, program: str, *arguments: str) -> LocalProcess:
     """Return a process of this Python program."""
     command = (sys.executable, "-c", program, *arguments)
     return LocalProcess("player", command, folder / "run" / "player.pid", folder / "log" / "player.log")
+
+
+def state_letter(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 async def printed(player: LocalProcess, text: str) -> None:
@@ -84,6 +95,18 @@ async def test_process_that_ends_while_it_is_told_to_has_ended(tmp_path, monkeyp
     monkeypatch.setattr(os, "kill", end_at_once)
     assert await player.stop(timeout_ms=5_000)
     assert not player.pid_file.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="threads are told by /proc alone")
+async def test_process_whose_last_threads_still_hold_its_ports_has_not_ended(tmp_path):
+    player = process(tmp_path, LEADERLESS)
+    pid = player.start(dict(os.environ))
+    with trio.fail_after(20):
+        while state_letter(pid) != "Z":
+            await trio.lowlevel.checkpoint()
+    assert player.state() is ProcessState.RUNNING
+    await player.kill()
+    assert player.state() is ProcessState.STOPPED
 
 
 async def test_stubborn_process_is_killed_after_the_deadline(tmp_path):
