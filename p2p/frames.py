@@ -33,6 +33,8 @@ class FrameKind(IntEnum):
     ACK = 66
     KEEP_ALIVE = 67
     BYE = 68
+    CLOCK_QUESTION = 69
+    CLOCK_ANSWER = 70
 
     @property
     def is_for_session(self) -> bool:

@@ -9,9 +9,11 @@ refuses the new one, since dropping an older transaction would leave a gap in it
 counted, and nobody ever waits for a slow peer.
 
 The reader awaits the handler for each frame, so a busy node slows its peers down through TCP. Both
-directions have deadlines: a side that has nothing to say sends KEEP_ALIVE.
+directions have deadlines: a side that has nothing to say sends KEEP_ALIVE. Now and then each side asks the
+other what time it is (``p2p.clock``).
 """
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ import trio
 
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import NodeName
+from p2p.clock import ClockOffset, ClockProbe
 from p2p.frames import FrameDecoder, FrameKind, encode_frame
 from p2p.hello_machine import decode_bye_untrusted, encode_bye
 from p2p.tls import PeerIdentity
@@ -32,6 +35,11 @@ Handler: TypeAlias = Callable[[NodeName, FrameKind, bytes], Awaitable[None]]
 
 Blame: TypeAlias = Callable[[NodeName, str], bool]
 """Charges a peer for a code and tells whether it is refused from now on."""
+
+
+def system_wall_ms() -> int:
+    """Return ms since 1970 UTC as this machine believes."""
+    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +60,8 @@ class SessionLimits:
     """Time for one batch to leave, after which the session ends."""
     close_ms_max: int = 1_000
     """Time for what is queued, and the reason, to leave when we end the session."""
+    clock_ms: int = 5_000
+    """Time between two questions for the peer's clock, the first of which is asked at once; 0 asks never."""
 
 
 class SendQueue:
@@ -145,12 +155,15 @@ class Session:
     address: str
     dialled: bool
     connected_since_ms: int
+    wall_ms: Callable[[], int] = system_wall_ms
     counters: Counters = field(default_factory=Counters)
     reason: str = ""
     """Code of why the session ended, empty while it runs."""
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _wake: trio.Event = field(default_factory=trio.Event)
     _closing: str = ""
+    _is_cut: bool = False
+    _clock: ClockProbe = field(default_factory=ClockProbe)
     queue: SendQueue = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,6 +173,11 @@ class Session:
     def name(self) -> NodeName:
         """The peer's name."""
         return self.identity.name
+
+    @property
+    def clock(self) -> ClockOffset | None:
+        """How far the peer's clock is from ours, None before it was asked."""
+        return self._clock.offset
 
     def send(self, kind: FrameKind, frame: bytes) -> bool:
         """Queue an encoded frame; false when the session ends or the queue refuses it."""
@@ -173,7 +191,11 @@ class Session:
         self.send(FrameKind.KEEP_ALIVE, _KEEP_ALIVE)
 
     def finish(self, code: str, *, drop_queue: bool = False) -> None:
-        """End the session in order: what is queued and the reason leave first, within ``close_ms_max``."""
+        """End the session in order: what is queued and the reason leave first, within ``close_ms_max``.
+
+        With ``drop_queue`` the peer has no say any more: nothing but the reason leaves, no frame is taken.
+        """
+        self._is_cut = self._is_cut or drop_queue
         if self._closing:
             return
         self._closing = code
@@ -193,12 +215,13 @@ class Session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, nursery.cancel_scope)
                 nursery.start_soon(self._write, nursery.cancel_scope)
+                nursery.start_soon(self._ask_time)
         self._end("closed")
 
     async def _read(self, scope: trio.CancelScope) -> None:
         try:
             while await self._receive():
-                while (frame := self.decoder.next_untrusted()) is not None:
+                while not self._is_cut and (frame := self.decoder.next_untrusted()) is not None:
                     self.counters.frames_received += 1
                     if not await self._handle_untrusted(frame.kind, frame.payload):
                         return
@@ -233,9 +256,20 @@ class Session:
         elif kind is FrameKind.BYE:
             self.finish(decode_bye_untrusted(payload), drop_queue=True)
             return False
+        elif kind is FrameKind.CLOCK_QUESTION:
+            answer = ClockProbe.answer_untrusted(payload, wall_ms=self.wall_ms())
+            self.send(FrameKind.CLOCK_ANSWER, encode_frame(FrameKind.CLOCK_ANSWER, answer))
+        elif kind is FrameKind.CLOCK_ANSWER:
+            self._clock.answered_untrusted(payload, now_ms=_now_ms(), wall_ms=self.wall_ms())
         elif kind is not FrameKind.KEEP_ALIVE:
             raise PeerError("unexpected_frame", f"{kind.name} in an established session")
         return True
+
+    async def _ask_time(self) -> None:
+        while self.limits.clock_ms:
+            question = self._clock.ask(now_ms=_now_ms())
+            self.send(FrameKind.CLOCK_QUESTION, encode_frame(FrameKind.CLOCK_QUESTION, question))
+            await trio.sleep(self.limits.clock_ms / 1000)
 
     async def _write(self, scope: trio.CancelScope) -> None:
         try:
@@ -267,6 +301,10 @@ class Session:
 
     def _end(self, code: str) -> None:
         self.reason = self.reason or code
+
+
+def _now_ms() -> int:
+    return int(trio.current_time() * 1_000)
 
 
 _KEEP_ALIVE = encode_frame(FrameKind.KEEP_ALIVE, b"")

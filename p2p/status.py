@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from consensus.ledger.ids import NodeName
+from p2p.clock import ClockOffset
 from p2p.session import Session
 
 
@@ -11,6 +12,7 @@ class PeerStatus:
     """What a peer looks like from here. ``state`` is ``connected``, ``down`` or ``refused``.
 
     ``dialled`` tells whether we opened the connection; what stands from there on counts for the session alone.
+    ``is_doubled`` says that two processes seem to speak under this name.
     """
 
     name: NodeName
@@ -28,6 +30,8 @@ class PeerStatus:
     frames_received: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    clock: ClockOffset | None = None
+    is_doubled: bool = False
 
     @property
     def connected(self) -> bool:
@@ -43,6 +47,7 @@ def peer_status(
     penalty_points: int,
     is_refused: bool,
     last_error: str,
+    is_doubled: bool = False,
 ) -> PeerStatus:
     """Return the status of a peer with or without a session."""
     if session is None:
@@ -52,6 +57,7 @@ def peer_status(
             address="{}:{}".format(*dialled_at) if dialled_at else "",
             penalty_points=penalty_points,
             last_error=last_error,
+            is_doubled=is_doubled,
         )
     return PeerStatus(
         name=name,
@@ -69,4 +75,6 @@ def peer_status(
         frames_received=session.counters.frames_received,
         bytes_sent=session.counters.bytes_sent,
         bytes_received=session.counters.bytes_received,
+        clock=session.clock,
+        is_doubled=is_doubled,
     )

@@ -13,7 +13,7 @@ from consensus.ledger.keys import PrivateKey
 from node.network.ca import Authority, to_pem, utc_now
 from p2p.frames import FrameKind
 from p2p.network import Network, NetworkConfig
-from p2p.session import SessionLimits
+from p2p.session import SessionLimits, system_wall_ms
 from p2p.tls import TlsIdentity, Trust
 
 CHAIN = ChainId(b"\x11" * 32)
@@ -92,6 +92,7 @@ def make_network(
     handler: Callable[[NodeName, FrameKind, bytes], object] | None = None,
     limits: SessionLimits | None = None,
     trust: Trust | None = None,
+    wall_ms: Callable[[], int] = system_wall_ms,
     **settings: int,
 ) -> Network:
     """Return a network of a node that touches its inbox whenever a session begins or ends."""
@@ -112,6 +113,7 @@ def make_network(
         admits=admits,
         random=Random(name),
         on_peer=lambda peer, connected: inbox.touch(),
+        wall_ms=wall_ms,
     )
 
 

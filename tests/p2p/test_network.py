@@ -14,6 +14,7 @@ from p2p.frames import FRAME_BYTES_MAX, FrameDecoder, FrameKind, encode_frame
 from p2p.handshake import Handshake, Handshaker
 from p2p.hello_machine import Side, decode_bye_untrusted
 from p2p.network import Network
+from p2p.session import SessionLimits
 from p2p.tls import TlsIdentity, Trust, client_context, server_context
 from tests.p2p.support import CHAIN, HOST, LONG_AGO, Certificates, Inbox, free_port, make_network
 
@@ -56,9 +57,10 @@ async def converse(identity: TlsIdentity, trust: Trust, port: int, *data: bytes)
 
 async def test_two_nodes_exchange_frames_in_order(certificates):
     inbox_a, inbox_b = Inbox(), Inbox()
-    b = make_network(certificates, "b", inbox_b)
+    limits = SessionLimits(clock_ms=0)  # the frames are counted
+    b = make_network(certificates, "b", inbox_b, limits=limits)
     async with running(b) as [port]:
-        a = make_network(certificates, "a", inbox_a, peers={"b": port})
+        a = make_network(certificates, "a", inbox_a, peers={"b": port}, limits=limits)
         async with running(a):
             await inbox_a.until(lambda: a.connected() == (B,))
             payloads = [b"%d" % number for number in range(1_000)]

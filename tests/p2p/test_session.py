@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
@@ -60,7 +60,7 @@ async def running(
         decoder=FrameDecoder(payload_bytes_max=FRAME_BYTES_MAX),
         handler=handler or inbox.handle,
         blame=blame,
-        limits=limits or SessionLimits(),
+        limits=replace(limits or SessionLimits(), clock_ms=0),
         address="memory",
         dialled=True,
         connected_since_ms=0,
