@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -116,7 +116,7 @@ class Trust:
             name = _only(certificate, NameOID.COMMON_NAME)
             organisation = _only(certificate, NameOID.ORGANIZATION_NAME)
             key = PublicKey.load_untrusted(_compressed_key(certificate))
-        except (ValueError, LocalError) as error:
+        except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm, LocalError, PeerError) as error:
             raise PeerError("untrusted_certificate", str(error)) from None
         if not any(_signed_by(certificate, root) for root in self.roots.get(organisation, ())):
             raise PeerError("untrusted_certificate", f"no root of {organisation} vouches for {name}")
@@ -148,6 +148,24 @@ def _with_identity(context: ssl.SSLContext, identity: TlsIdentity, trust: Trust)
     return context
 
 
+def trust_also(context: ssl.SSLContext, trust: Trust, *, known: Trust) -> list[str]:
+    """Let handshakes from now on reach these roots too; return the organisations whose roots cannot be loaded.
+
+    A context cannot forget a root. That one counts no longer is for :meth:`Trust.identify_untrusted` to say,
+    which every peer has to pass after TLS.
+    """
+    unusable: list[str] = []
+    for organisation, roots in trust.roots.items():
+        for root in roots:
+            if root in known.roots.get(organisation, ()):
+                continue
+            try:
+                context.load_verify_locations(cadata=root.public_bytes(serialization.Encoding.DER))
+            except ssl.SSLError:
+                unusable.append(organisation)
+    return unusable
+
+
 def tls_error(error: BaseException) -> PeerError:
     """Return the error that stands for a failed TLS handshake: the peer's fault unless shown otherwise."""
     cause = error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else error
@@ -175,6 +193,6 @@ def _compressed_key(certificate: x509.Certificate) -> bytes:
 def _signed_by(certificate: x509.Certificate, root: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
