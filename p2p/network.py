@@ -9,17 +9,20 @@ new session down this way probes the old one, which breaks if nobody is behind i
 **Strangers.** A connection has ``handshake_ms_max`` for TLS and hello together (R69), and at most
 ``handshakes_max`` accepted ones are under way; beyond that the oldest gives way, because an honest peer
 needs milliseconds. Errors are charged to the peer's name once it is proven, before that to its address.
-A refused address cannot connect; addresses that configured peers are dialled at are never refused, since
-otherwise whoever shares one with a validator could shut it out.
+A refused address cannot connect; addresses that peers are dialled at are never refused, since otherwise
+whoever shares one with a validator could shut it out.
+
+**Members.** Who belongs may change while the network runs (:meth:`Network.members_changed`): new roots count
+from the next handshake on, new peers are dialled, and whoever is no longer let in loses its session at once.
+A name whose sessions clash again and again is worn by two processes (``p2p.doubles``).
 
 **Order.** Frames of one kind to one peer arrive in the order of ``send``, as long as the session lives;
 a session that ends loses what was queued. Whoever needs a frame to arrive sends it again.
 """
 
 import errno
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 from typing import TypeAlias
@@ -29,13 +32,14 @@ import trio
 
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.ids import ChainId, NodeName
+from p2p.doubles import DoubleWatch
 from p2p.frames import FrameKind, encode_frame
 from p2p.handshake import Handshake, Handshaker
 from p2p.hello_machine import Side
 from p2p.penalties import PenaltyBook
-from p2p.session import Handler, Session, SessionLimits
+from p2p.session import Handler, Session, SessionLimits, system_wall_ms
 from p2p.status import PeerStatus, peer_status
-from p2p.tls import PeerIdentity, TlsIdentity, Trust, client_context, server_context
+from p2p.tls import PeerIdentity, TlsIdentity, Trust, client_context, server_context, trust_also
 
 __all__ = ["Admits", "Network", "NetworkConfig", "OnPeer", "PeerStatus"]
 
@@ -55,7 +59,8 @@ OnPeer: TypeAlias = Callable[[NodeName, bool], None]
 class NetworkConfig:
     """Everything a node's network needs to know.
 
-    ``port`` 0 takes a free one. ``peers`` are dialled; others may come in when ``admits`` lets them.
+    ``port`` 0 takes a free one. ``peers`` are dialled, until :meth:`Network.members_changed` names others;
+    who is not dialled may come in when ``admits`` lets it.
     """
 
     name: NodeName
@@ -89,6 +94,7 @@ class Network:
         admits: asked when a session is about to stand, and again by :meth:`recheck`.
         random: source of the jitter in dialling; nothing else depends on it.
         on_peer: told about sessions that begin and end.
+        wall_ms: our clock, which peers' clocks are compared with; ms since 1970 UTC.
     """
 
     def __init__(
@@ -99,12 +105,14 @@ class Network:
         admits: Admits,
         random: Random,
         on_peer: OnPeer = lambda name, connected: None,
+        wall_ms: Callable[[], int] = system_wall_ms,
     ) -> None:
         self._config = config
         self._handler = handler
         self._admits = admits
         self._random = random
         self._on_peer = on_peer
+        self._wall_ms = wall_ms
         self._handshaker = Handshaker(
             chain_id=config.chain_id,
             identity=config.identity,
@@ -115,6 +123,10 @@ class Network:
             timeout_ms=config.handshake_ms_max,
         )
         self._sessions: dict[NodeName, Session] = {}
+        self._peers = dict(config.peers)
+        self._dialling: set[NodeName] = set()
+        self._nursery: trio.Nursery | None = None
+        self._doubles = DoubleWatch()
         self._penalties = PenaltyBook()
         self._last_errors: dict[NodeName, str] = {}
         self._last_stranger = ("", "")
@@ -139,9 +151,8 @@ class Network:
         async with trio.open_nursery() as nursery:
             serve = partial(trio.serve_listeners, self._accept, listeners, handler_nursery=nursery)
             nursery.start_soon(serve)
-            for peer, (host, peer_port) in sorted(config.peers.items()):
-                if peer != config.name:
-                    nursery.start_soon(self._keep_dialling, peer, host, peer_port)
+            self._nursery = nursery
+            self._dial_all()
             log.info("listening", host=config.host, port=port)
             task_status.started(port)
             await self._stopping.wait()
@@ -181,17 +192,18 @@ class Network:
         return tuple(sorted(self._sessions))
 
     def peers(self) -> list[PeerStatus]:
-        """Return the status of every configured or connected peer, by name."""
-        names = (set(self._config.peers) | set(self._sessions)) - {self._config.name}
+        """Return the status of every peer that is dialled or connected, by name."""
+        names = (set(self._peers) | set(self._sessions)) - {self._config.name}
         now_s = trio.current_time()
         return [
             peer_status(
                 name,
                 self._sessions.get(name),
-                dialled_at=self._config.peers.get(name),
+                dialled_at=self._peers.get(name),
                 penalty_points=self._penalties.points(name, now_s=now_s),
                 is_refused=self._penalties.refusal_left_s(name, now_s=now_s) > 0,
                 last_error=self._last_errors.get(name, ""),
+                is_doubled=self._doubles.is_doubled(name, now_s=now_s),
             )
             for name in sorted(names)
         ]
@@ -204,15 +216,37 @@ class Network:
             session.finish("refused_for_a_while", drop_queue=True)
         return refused
 
+    def members_changed(self, trust: Trust, peers: Mapping[NodeName, tuple[str, int]]) -> None:
+        """Take over who belongs now: the roots that count, and whom to dial where.
+
+        Handshakes from now on are judged by ``trust``; sessions that ``admits`` no longer lets in end at once,
+        and what was queued for them does not leave. Roots that TLS cannot load are left out and logged.
+        """
+        for context in (self._handshaker.server_context, self._handshaker.client_context):
+            for organisation in trust_also(context, trust, known=self._handshaker.trust):
+                log.warning("root not usable", organisation=organisation)
+        self._handshaker = replace(self._handshaker, trust=trust)
+        self._peers = dict(list(peers.items())[: self._config.sessions_max])
+        self._dial_all()
+        self.recheck()
+        self._signal_change()
+
     def recheck(self) -> None:
-        """Ask ``admits`` again for every session and end those it no longer lets in; call after membership changed."""
+        """Ask ``admits`` again for every session and end those it no longer lets in."""
         for session in list(self._sessions.values()):
             if not self._is_admitted(session.identity):
                 session.finish("not_admitted", drop_queue=True)
 
     # Dialling
 
-    async def _keep_dialling(self, peer: NodeName, host: str, port: int) -> None:
+    def _dial_all(self) -> None:
+        """See to it that every peer is being dialled; who is no longer one ceases by itself."""
+        for peer in sorted(set(self._peers) - self._dialling - {self._config.name}):
+            if self._nursery is not None:
+                self._dialling.add(peer)
+                self._nursery.start_soon(self._keep_dialling, peer)
+
+    async def _keep_dialling(self, peer: NodeName) -> None:
         config = self._config
         failures = 0
         while True:
@@ -223,12 +257,15 @@ class Network:
             await trio.sleep(self._penalties.refusal_left_s(peer, now_s=trio.current_time()))
             if peer in self._sessions:
                 continue
-            if await self._dial(peer, host, port):
+            if peer not in self._peers:
+                break
+            if await self._dial(peer, *self._peers[peer]):
                 failures = 0
                 continue
             failures += 1
             pause_ms = min(config.back_off_ms_max, config.back_off_ms_min << min(failures - 1, 16))
             await trio.sleep(pause_ms / 1000 * (0.5 + self._random.random()))
+        self._dialling.remove(peer)
 
     async def _dial(self, peer: NodeName, host: str, port: int) -> bool:
         """Connect, shake hands and run the session to its end; false when it ended before it had settled."""
@@ -269,7 +306,7 @@ class Network:
                 done = await self._handshaker.shake(transport, Side.LISTENER)
             except PeerError as error:
                 self._note_stranger(address, error)
-                if all(address != host for host, _ in self._config.peers.values()):
+                if all(address != host for host, _ in self._peers.values()):
                     self._penalties.add(address, error.code, now_s=trio.current_time())
             finally:
                 self._handshakes.pop(scope, None)
@@ -287,6 +324,7 @@ class Network:
         session = self._sessions.get(identity.name)
         if session is not None and not _takes_over(self.name, session, dialled=side is Side.DIALLER):
             session.probe()
+            self._note_clash(session, identity)
             raise PeerError("duplicate_session", f"{identity.name} has a session already")
         if session is None and len(self._sessions) >= self._config.sessions_max:
             raise PeerError("too_many_sessions", f"{self._config.sessions_max} sessions stand")
@@ -309,17 +347,21 @@ class Network:
             limits=self._config.limits,
             address=address,
             dialled=dialled,
-            connected_since_ms=time.time_ns() // 1_000_000,
+            connected_since_ms=system_wall_ms(),
+            wall_ms=self._wall_ms,
         )
         try:
             previous = self._sessions.get(name)
-            if previous is not None and not _takes_over(self.name, previous, dialled=dialled):
+            if not self._is_admitted(done.identity):
+                session.finish("not_admitted", drop_queue=True)  # membership changed within the handshake
+            elif previous is not None and not _takes_over(self.name, previous, dialled=dialled):
                 session.finish("duplicate_session")
             else:
                 self._sessions[name] = session
                 self._signal_change()
                 log.info("peer connected", peer=name, address=address, dialled=dialled)
                 if previous is not None:
+                    self._note_clash(previous, done.identity)
                     previous.finish("duplicate_session")
                 else:
                     self._on_peer(name, True)
@@ -346,6 +388,13 @@ class Network:
         if self._last_stranger != (address, error.code):
             log.info("handshake failed", address=address, code=error.code, message=error.message)
         self._last_stranger = (address, error.code)
+
+    def _note_clash(self, session: Session, newcomer: PeerIdentity) -> None:
+        """Note that a peer has come a second time; with a successor certificate it was restarted, else maybe copied."""
+        if newcomer.fingerprint == session.identity.fingerprint and self._doubles.clashed(
+            newcomer.name, now_s=trio.current_time()
+        ):
+            log.warning("two processes under one name", peer=newcomer.name, address=session.address)
 
     def _note(self, name: NodeName, code: str, message: str) -> None:
         if self._last_errors.get(name) != code:

@@ -25,9 +25,11 @@ POINTS: dict[str, float] = {
     "malformed": 25.0,
     "too_large": 25.0,
     "duplicate_session": 0.0,
+    "not_admitted": 2.0,
 }
 """What an error costs where it differs from ``POINTS_DEFAULT``: bytes that no honest program sends cost more,
-two nodes that dial each other at the same time do nothing wrong."""
+two nodes that dial each other at the same time do nothing wrong, and a new member may come before this node has
+read in the chain that it is one."""
 
 
 @dataclass(slots=True)

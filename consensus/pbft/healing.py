@@ -14,6 +14,9 @@ from consensus.pbft.events import Broadcast, CatchUp, PeerStatus, Phase, Send
 from consensus.pbft.messages import BlockBody, Decided, FetchBlock, Status
 from consensus.pbft.state import State
 
+LOOK_AGAIN_MS = 30_000
+"""How often a validator follows a certificate of nobody it knows."""
+
 
 def ask(state: State) -> None:
     """Tell everyone where this replica stands, which asks for what it lacks."""
@@ -114,7 +117,9 @@ def on_decided(state: State, sender: NodeName, message: Decided) -> None:
     if certificate.height < state.height or state.progress.phase is Phase.DECIDED:
         return
     if certificate.height > state.height:
-        if not _is_catching_up(state, certificate.height) and known_by_honest(certificate, state.roster):
+        if not _is_catching_up(state, certificate.height) and (
+            known_by_honest(certificate, state.roster) or _may_look(state)
+        ):
             _catch_up(state, certificate, sender)
         return
     if state.progress.certificate is not None:
@@ -145,6 +150,21 @@ def on_block_body(state: State, message: BlockBody) -> None:
         return
     if all(other.hash != block.hash for other in state.validating):
         state.validate(block, first_seen=False)
+
+
+def _may_look(state: State) -> bool:
+    """Tell whether to look for blocks although no validator known here stands behind them (P24).
+
+    All that were known may have left meanwhile. Looking keeps a primary from proposing for a moment, so a
+    validator does it only after long silence and seldom; an observer has nothing to lose.
+    """
+    if not state.is_validator:
+        return True
+    is_stalled = state.now_ms - state.progress.began_ms >= state.config.timeout_ms_max
+    if not is_stalled or (state.looked_ms is not None and state.now_ms - state.looked_ms < LOOK_AGAIN_MS):
+        return False
+    state.looked_ms = state.now_ms
+    return True
 
 
 def _is_catching_up(state: State, height: int) -> bool:

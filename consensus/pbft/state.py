@@ -121,6 +121,8 @@ class State:
         self.asked_ms = 0
         self.catching_up: tuple[int, int] | None = None
         """Height and time of the last ``CatchUp``."""
+        self.looked_ms: int | None = None
+        """When a certificate of validators unknown here was last followed (P24)."""
         self.head = head
         self.roster = Roster(head.validators, config.verifier)
         self.progress = Progress(self.roster, 0)
