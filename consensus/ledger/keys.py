@@ -37,6 +37,7 @@ class Purpose(StrEnum):
     NEW_VIEW = "new-view"
     HELLO = "hello"
     GENESIS = "genesis"
+    SEAT = "seat"
 
 
 def signed_bytes(purpose: Purpose, chain_id: ChainId, payload: bytes) -> bytes:

@@ -21,6 +21,11 @@ VALIDATORS_MAX = 100
 NodeNameText = Annotated[str, msgspec.Meta(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9-]*\Z")]
 
 
+def quorum_of(size: int) -> int:
+    """Return q = ⌈(n+f+1)/2⌉, how many of ``size`` members decide."""
+    return (size + (size - 1) // 3 + 2) // 2
+
+
 class Validator(Record, frozen=True):
     """One voting node. ``vote_key`` is its compressed public key, 33 bytes."""
 
@@ -73,7 +78,7 @@ class ValidatorSet:
     @property
     def quorum(self) -> int:
         """q, how many votes decide."""
-        return (self.size + self.faulty_max + 2) // 2
+        return quorum_of(self.size)
 
     @property
     def names(self) -> tuple[NodeName, ...]:
@@ -144,6 +149,23 @@ _vote_codec: RecordCodec[_Vote] = RecordCodec(_Vote, bytes_max=128)
 def vote_payload(height: int, view: int, block_hash: bytes) -> bytes:
     """Return what a prepare or commit signature covers, beside purpose and chain id."""
     return _vote_codec.encode(_Vote(height, view, block_hash))
+
+
+class _Seat(Record, frozen=True):
+    node: str
+    vote_key: bytes
+    height: int
+
+
+_seat_codec: RecordCodec[_Seat] = RecordCodec(_Seat, bytes_max=128)
+
+
+def seat_payload(node: str, vote_key: bytes, height: int) -> bytes:
+    """Return what a node signs with ``Purpose.SEAT`` to take a seat with this vote key (33 bytes).
+
+    ``height`` is one that the node has reached, so that old proofs seat nobody.
+    """
+    return _seat_codec.encode(_Seat(node, vote_key, height))
 
 
 def check_certificate_untrusted(certificate: Certificate, validators: ValidatorSet, chain_id: ChainId) -> None:

@@ -25,8 +25,8 @@ import msgspec
 
 from consensus.ledger.codec import Value
 from consensus.ledger.errors import PeerError, Revert
-from consensus.ledger.ids import ADDRESS_BYTES, tagged_hash
-from consensus.ledger.keys import PublicKey
+from consensus.ledger.ids import ADDRESS_BYTES, ChainId, tagged_hash
+from consensus.ledger.keys import PublicKey, Purpose
 from contracts.runtime.accounts import AccountRecord, account_key, decode_account
 from contracts.runtime.lanes import LaneRecord, load_lane
 from contracts.runtime.meter import (
@@ -38,6 +38,7 @@ from contracts.runtime.meter import (
     PUT_STEPS,
     SCAN_ENTRY_STEPS,
     SCAN_STEPS,
+    VERIFY_STEPS,
     Meter,
 )
 from contracts.runtime.state import Overlay
@@ -278,6 +279,19 @@ class Context:
             return PublicKey.load_untrusted(public_key).address
         except PeerError as error:
             raise Revert("bad_key", error.message) from None
+
+    def verifies(self, public_key: bytes, signature: bytes, purpose: Purpose, payload: bytes) -> bool:
+        """Tell whether this is the signature (64 bytes) of the payload for this purpose on this chain.
+
+        Raises:
+            Revert: ``bad_key`` for bytes that are no compressed P-256 key (33 bytes).
+        """
+        self._host.meter.charge(VERIFY_STEPS + (len(payload) >> 6))
+        try:
+            key = PublicKey.load_untrusted(public_key)
+        except PeerError as error:
+            raise Revert("bad_key", error.message) from None
+        return key.verifies(signature, Purpose(purpose), ChainId(self.chain_id), payload)
 
     def _nested(self, contract: str, method: str, arguments: dict[str, Value], *, is_query: bool) -> Any:
         meter = self._host.meter

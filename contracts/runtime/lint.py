@@ -25,9 +25,9 @@ ALLOWED_IMPORTS: dict[str, frozenset[str]] = {
     "consensus.ledger.errors": frozenset({"LocalError", "Revert"}),
     "consensus.ledger.genesis": frozenset({"Genesis"}),
     "consensus.ledger.ids": frozenset({"ADDRESS_BYTES", "HASH_BYTES", "ZERO_HASH", "account_address"}),
-    "consensus.ledger.keys": frozenset({"PUBLIC_KEY_BYTES", "SIGNATURE_BYTES"}),
+    "consensus.ledger.keys": frozenset({"PUBLIC_KEY_BYTES", "SIGNATURE_BYTES", "Purpose"}),
     "consensus.ledger.validators": frozenset(
-        {"VALIDATORS_MAX", "Validator", "ValidatorSet", "decode_validators_untrusted"}
+        {"VALIDATORS_MAX", "Validator", "ValidatorSet", "decode_validators_untrusted", "quorum_of", "seat_payload"}
     ),
     "contracts.runtime.accounts": frozenset({"ACCOUNT_PREFIX", "ACTIVE", "AccountRecord", "NAME_PREFIX", "SUSPENDED"}),
     "contracts.runtime.contract": frozenset(contract_exports),

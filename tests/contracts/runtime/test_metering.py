@@ -84,6 +84,7 @@ BOMBS = {
     "events": "while True:\n    context.emit('x')",
     "hashes": "while True:\n    context.hash(b'')",
     "keys": f"while True:\n    context.address_of({bytes([2]) + bytes(31) + bytes([5])!r})",
+    "signatures": f"while True:\n    context.verifies({bytes([2]) + bytes(31) + bytes([5])!r}, bytes(64), 'seat', b'')",
     "a stop that is caught": (
         "while True:\n    try:\n        context.require(False, 'x')\n    except Revert:\n        pass"
     ),
