@@ -1,8 +1,13 @@
 """Lanes as state holds them: which number of a sender's lane comes next, and what became of the last one."""
 
+from typing import TypeVar
+
 import msgspec
 
+from consensus.ledger.errors import StorageError
 from contracts.runtime.state import StateReader
+
+R = TypeVar("R")
 
 LANES_PER_ACCOUNT_MAX = 256
 """How many counted lanes an account may open; a one-shot lane costs one record and is not counted."""
@@ -39,13 +44,25 @@ def lane_count_key(sender: bytes) -> bytes:
 def load_lane(state: StateReader, sender: bytes, lane: bytes) -> LaneRecord | None:
     """Return a lane's record, None for a lane that was never used."""
     data = state.get(lane_key(sender, lane))
-    return None if data is None else _decoder.decode(data)
+    return None if data is None else _trusted(_decoder, data)
 
 
 def load_lane_count(state: StateReader, sender: bytes) -> int:
     """Return how many counted lanes an account has opened."""
     data = state.get(lane_count_key(sender))
-    return 0 if data is None else _count_decoder.decode(data)
+    return 0 if data is None else _trusted(_count_decoder, data)
+
+
+def _trusted(decoder: "msgspec.msgpack.Decoder[R]", data: bytes) -> R:
+    """Decode what execution wrote; bytes that no longer decode mean a damaged store.
+
+    Raises:
+        StorageError: ``corrupted``.
+    """
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError):
+        raise StorageError("corrupted", "the record of a lane cannot be read") from None
 
 
 def encode_lane(record: LaneRecord) -> bytes:

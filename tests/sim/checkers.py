@@ -3,6 +3,7 @@
 The exception is the memory bound, which walks the engine's containers.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from consensus.ledger.errors import HansaError
@@ -73,20 +74,29 @@ class _Said:
 
 
 class Checkers:
-    """All rules over one schedule. ``correct`` names the nodes that follow the protocol."""
+    """All rules over one schedule.
 
-    def __init__(self, validators: ValidatorSet, verifier: Verifier, correct: list[NodeName]) -> None:
-        self._validators = validators
-        self._roster = Roster(validators, verifier)
-        self._roster.quorum = validators.quorum  # whatever a broken engine believes
+    ``correct`` names the nodes that follow the protocol on sound disks. Of the ``fragile`` ones, whose disks break,
+    only this is asked: they never say two things with one key, and what they call final is.
+    """
+
+    def __init__(
+        self, validators: ValidatorSet, verifier: Verifier, correct: list[NodeName], fragile: Collection[NodeName] = ()
+    ) -> None:
+        self._verifier = verifier
+        self._rosters: dict[int, Roster] = {}
+        """Who votes at a height, for every height whose predecessor is final somewhere."""
+        self.learn(1, validators)
         self.correct = correct
-        self._keys = {NodeName(item.name): item.vote_key for item in validators.validators}
-        self._said: dict[tuple[NodeName, int], _Said] = {}
+        self.fragile = frozenset(fragile)
+        self._said: dict[tuple[NodeName, bytes, int], _Said] = {}
         self.blocks: dict[int, bytes] = {}
         """Height → the one hash."""
         self.transactions: dict[bytes, int] = {}
         """Id → the one height."""
         self.acknowledged: dict[NodeName, int] = dict.fromkeys(correct, 0)
+        self.silenced: set[tuple[NodeName, int]] = set()
+        """Machines (name and number of a twin) whose disk refused a write, until their program starts again."""
         """Node → the height up to which it told anyone that blocks are final."""
         self.evidence = 0
         self.views = 0
@@ -94,25 +104,53 @@ class Checkers:
         self.claims = 0
         """View-change votes of correct nodes that claim a prepared block."""
 
+    # -- who votes -------------------------------------------------------------------------------------
+
+    def learn(self, height: int, validators: ValidatorSet) -> None:
+        """Take note of who votes at a height, as a node sees it."""
+        known = self._rosters.get(height)
+        if known is None:
+            before = self._rosters.get(height - 1)
+            if before is not None and before.validators == validators:
+                self._rosters[height] = before
+                return
+            roster = self._rosters[height] = Roster(validators, self._verifier)
+            roster.quorum = validators.quorum  # whatever a broken engine believes
+        elif known.validators != validators:
+            raise Violation("validators", f"another set votes on block {height} here: {validators.names}")
+
+    def roster_at(self, height: int) -> Roster:
+        """Return who votes at a height; above what is final, those who vote next."""
+        return self._rosters[min(height, max(self._rosters))]
+
+    @property
+    def newest(self) -> Roster:
+        """Who votes on the block after the newest final one."""
+        return self._rosters[max(self._rosters)]
+
     # -- what is said ----------------------------------------------------------------------------------
 
-    def sent(self, sender: NodeName, message: Message, disk: Disk, now_ms: int) -> None:
-        """Check a message at the moment when a correct node sends it."""
-        view = message.view if isinstance(message, PrePrepare | NewView) else None
-        primary = None if view is None else self._validators.primary(message.height, view)  # type: ignore[union-attr]
+    def sent(self, sender: NodeName, key: bytes, message: Message, disk: Disk, now_ms: int) -> None:
+        """Check a message at the moment when an honest node, which votes with this key, sends it."""
+        primary = None
+        if isinstance(message, PrePrepare | NewView):
+            primary = self.roster_at(message.height).primary(message.height, message.view)
         statement = statement_of(message, sender, primary)
         if statement is None:
             return
-        said = self._said.setdefault((sender, statement.height), _Said())
-        key = (statement.kind, statement.view)
-        if key in said.contents:
-            if said.contents[key] != statement.content:
-                raise Violation("double_vote", f"{sender} says two things as {statement}, first {said.contents[key]!r}")
+        said = self._said.setdefault((sender, key, statement.height), _Said())
+        slot = (statement.kind, statement.view)
+        if slot in said.contents:
+            if said.contents[slot] != statement.content:
+                first = said.contents[slot]
+                raise Violation("double_vote", f"{sender} says two things as {statement}, first {first!r}")
             return
-        said.contents[key] = statement.content
+        said.contents[slot] = statement.content
         self._check_order(sender, said, statement)
-        self._check_durable(sender, statement, disk)
-        views_max = 4 * self._roster.size + now_ms // VIEW_MS_MIN
+        if sender in self.fragile:
+            return
+        self._check_durable(sender, key, statement, disk)
+        views_max = 4 * self.roster_at(statement.height).size + now_ms // VIEW_MS_MIN
         if statement.view > views_max:
             raise Violation("storm", f"{sender} is in view {statement.view} after {now_ms} ms")
 
@@ -130,13 +168,13 @@ class Checkers:
             if claimed < said.committed_view:
                 raise Violation("lost_claim", f"{sender} committed in view {said.committed_view}: {statement}")
 
-    def _check_durable(self, sender: NodeName, statement: Statement, disk: Disk) -> None:
+    def _check_durable(self, sender: NodeName, key: bytes, statement: Statement, disk: Disk) -> None:
         """What is said must be in the vote log already, or its height be final."""
         if disk.get(layout.at_height(layout.BLOCK, statement.height)) is not None:
             return
         records = {key[1:]: value for key, value in disk.scan(layout.VOTE)}
         try:
-            votes = VoteLog(self._keys[sender]).restore(records, statement.height)
+            votes = VoteLog(key).restore(records, statement.height)
         except HansaError as error:
             raise Violation("vote_log", f"{sender}: {error}") from None
         match statement.kind:
@@ -160,7 +198,7 @@ class Checkers:
     # -- what becomes final ----------------------------------------------------------------------------
 
     def committed(self, name: NodeName, candidate: Candidate, certificate: Certificate) -> None:
-        """Check a block that a correct node calls final."""
+        """Check a block that an honest node calls final."""
         block = candidate.block
         known = self.blocks.setdefault(block.height, block.hash)
         if known != block.hash:
@@ -168,7 +206,7 @@ class Checkers:
         if (certificate.height, certificate.block_hash) != (block.height, block.hash):
             raise Violation("certificate", f"{name} commits block {block.height} with the certificate of another")
         try:
-            check_commit_certificate_untrusted(certificate, self._roster)
+            check_commit_certificate_untrusted(certificate, self.roster_at(block.height))
         except HansaError as error:
             raise Violation("certificate", f"{name} commits block {block.height}: {error}") from None
         for transaction in candidate.transactions:
@@ -176,9 +214,17 @@ class Checkers:
                 raise Violation("executed_once", f"{transaction.id.hex()} stands in two blocks")
         if len({transaction.id for transaction in candidate.transactions}) != len(candidate.transactions):
             raise Violation("executed_once", f"block {block.height} holds a transaction twice")
+        self.learn(block.height + 1, candidate.execution.validators)
+        if name in self.fragile:
+            return
         if block.height != self.acknowledged[name] + 1:
             raise Violation("order", f"{name} commits block {block.height} after {self.acknowledged[name]}")
         self.acknowledged[name] = block.height
+
+    def spoke(self, name: NodeName, twin: int) -> None:
+        """Check that nothing leaves a machine after its disk refused a write (R47)."""
+        if (name, twin) in self.silenced:
+            raise Violation("sent_after_failed_write", f"{name} goes on after its disk refused a write")
 
     def restarted(self, name: NodeName, disk: Disk) -> None:
         """Check that a node finds on its disk whatever it acknowledged; it may find one block more."""
@@ -207,7 +253,8 @@ class Checkers:
 
     def check_memory(self, name: NodeName, engine: Engine) -> None:
         """Check that nothing in an engine grows with views or messages (R16)."""
-        items_max = CONTAINER_ITEMS_BASE + CONTAINER_ITEMS_PER_VALIDATOR * self._roster.size
+        size_max = max(roster.size for roster in self._rosters.values())
+        items_max = CONTAINER_ITEMS_BASE + CONTAINER_ITEMS_PER_VALIDATOR * size_max
         for path, count in container_sizes(engine, "engine"):
             if count > items_max:
                 raise Violation("memory", f"{name} holds {count} items in {path}")

@@ -23,6 +23,8 @@ class Fabric:
         self._deliver = deliver
         self._random = Random(f"{plan.seed}/network")
         self._cut: set[tuple[NodeName, NodeName]] = set()
+        self._dead: dict[tuple[NodeName, NodeName], bool] = {}
+        """Directed links drawn so far, and whether nothing passes there until the faults heal."""
         self._healed = False
         self.frames = 0
 
@@ -32,7 +34,7 @@ class Fabric:
         """Take a frame to be delivered never, once or twice; ``content`` names the type of a consensus message."""
         random, plan = self._random, self._plan
         self.frames += 1
-        if (sender, to) in self._cut:
+        if (sender, to) in self._cut or self._is_dead(sender, to):
             return
         copies = 1
         if not self._healed:
@@ -43,6 +45,14 @@ class Fabric:
             copies += random.randrange(1_000) < plan.duplicate_permille
         for _ in range(copies):
             self._scheduler.after(extra_ms + self._delay_ms(), lambda: self._arrive(sender, to, kind, payload))
+
+    def _is_dead(self, sender: NodeName, to: NodeName) -> bool:
+        if self._healed or not self._plan.one_way_permille:
+            return False
+        if (sender, to) not in self._dead:
+            drawn = Random(f"{self._plan.seed}/{sender}/{to}").randrange(1_000)
+            self._dead[sender, to] = drawn < self._plan.one_way_permille
+        return self._dead[sender, to]
 
     def _delay_ms(self) -> int:
         random, plan = self._random, self._plan

@@ -3,7 +3,7 @@
 Swarm testing: each fault is on in about half of the schedules, so that none hides what another would show.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from random import Random
 
 from tests.sim.byzantine import STRATEGIES
@@ -21,6 +21,7 @@ LOSSY_KINDS = (
     ("BlockBody", "PrePrepare"),
 )
 REAL_KEYS_EVERY = 16
+UNLIMITED_SHARE = 0.25
 FAR_OFF_MS = 3_600_000
 """A clock that far off lets its node vote for nobody's fresh block; few at a time, else nothing happens."""
 
@@ -31,8 +32,12 @@ class Plan:
 
     Messages of ``lossy_kinds`` are lost with a probability of their own: what hurts is often the loss of one kind.
     ``skew_permille`` says how many clocks are off, by ``skew_ms_max`` at the most. ``liars`` gives each Byzantine
-    node its strategies. ``drift_permille`` bounds how much faster or slower a clock runs; it stays on in the
-    liveness phase, like the liars.
+    node its strategies. ``drift_permille`` bounds how much faster or slower a clock runs; for timers it stays on in
+    the liveness phase, like the liars.
+
+    ``fragile`` nodes are honest, and their disks do what LevelDB rules out. ``one_way_permille`` of all directed
+    links are dead until the faults heal. An ``unlimited`` schedule breaks more machines than may break at a time: only
+    that nothing contradictory happens is checked then, not that anything happens.
     """
 
     seed: int
@@ -60,6 +65,15 @@ class Plan:
     drift_permille: int = 0
     disk_ms_max: int = 0
     conflict_permille: int = 0
+    unlimited: bool = False
+    one_way_permille: int = 0
+    clock_step_every_ms: int = 0
+    write_error_permille: int = 0
+    fragile: tuple[int, ...] = ()
+    torn_permille: int = 0
+    misdirected_permille: int = 0
+    rot_every_ms: int = 0
+    wipe_every_ms: int = 0
     liars: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     def describe(self) -> str:
@@ -70,6 +84,38 @@ class Plan:
 
 def draw_plan(seed: int) -> Plan:
     """Draw the schedule of a seed."""
+    return _with_breakage(_draw_basics(seed))
+
+
+def _with_breakage(plan: Plan) -> Plan:
+    """Add what has a stream of its own: bad disks, dead links, clocks that are set, and how many machines may break."""
+    random = Random(f"{plan.seed}/breakage")
+    unlimited = random.random() < UNLIMITED_SHARE
+
+    def some(*choices: int) -> int:
+        strength = random.choice(choices)
+        return strength if random.random() < 0.4 else 0
+
+    lying = {index for index, _ in plan.liars}
+    honest = [index for index in range(plan.validators) if index not in lying]
+    spare = len(honest) if unlimited else (plan.validators - 1) // 3 - len(lying)
+    fragile = tuple(sorted(random.sample(honest, random.randint(0, spare))))
+    return replace(
+        plan,
+        unlimited=unlimited,
+        one_way_permille=some(100, 300),
+        clock_step_every_ms=some(1_000, 5_000),
+        write_error_permille=some(2, 10, 50),
+        fragile=fragile,
+        torn_permille=random.choice((0, 500, 1_000)) if fragile else 0,
+        misdirected_permille=random.choice((0, 10, 100)) if fragile else 0,
+        rot_every_ms=random.choice((0, 1_000, 5_000)) if fragile else 0,
+        wipe_every_ms=some(1_000, 5_000) if unlimited else 0,
+        crash_every_ms=plan.crash_every_ms or (some(100, 300) if unlimited else 0),
+    )
+
+
+def _draw_basics(seed: int) -> Plan:
     random = Random(f"{seed}/plan")
     validators = random.choice(SIZES)
 

@@ -7,7 +7,7 @@ driver: it is the one part of a node that the simulator does not run as it is.
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, assert_never
 
 from consensus.ledger.block import (
@@ -21,6 +21,7 @@ from consensus.ledger.codec import decode, encode
 from consensus.ledger.errors import PeerError
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import NodeName
+from consensus.ledger.transaction import Transaction
 from consensus.ledger.validators import Certificate, certificate_codec
 from consensus.pbft.certificates import check_commit_certificate_untrusted
 from consensus.pbft.config import Config
@@ -53,11 +54,13 @@ from node.chain import Candidate, Chain
 from node.driver import BLOCK_CALLS_MAX, CLOCK_TOLERANCE_MS, Divergence
 from node.intake import REPEAT_AFTER_MS, REPEATED_MAX
 from node.mempool import Mempool, PoolLimits
+from node.program import NOT_VOTING
 from node.storage import layout
 from node.storage.store import Write
-from node.sync import FinalBlock, SyncRequest, SyncResponse, request_codec, response_codec
+from node.sync import SLOW_SHARE, FinalBlock, SyncRequest, SyncResponse, request_codec, response_codec
+from node.vote_log import open_log_beside
 from p2p.frames import FrameKind
-from tests.sim.disk import Disk
+from tests.sim.disk import Disk, KeyFile
 
 SYNC_TIMEOUT_MS = 3_000
 PASSES_MAX = 4
@@ -87,6 +90,9 @@ class Surroundings(Protocol):
     def boundary(self) -> None:
         """Pass from one effect to the next: where a crash may hit."""
 
+    def selected(self, transactions: list[Transaction]) -> list[Transaction]:
+        """Return what the own proposal takes of what the pool offers: all of it, unless the machine lies."""
+
     def observe(self, effect: Evidence | Penalise | ViewEntered) -> None:
         """Take note of what the engine reports."""
 
@@ -114,12 +120,22 @@ class Process:
     """Engine, chain and mempool of a running node."""
 
     def __init__(
-        self, *, name: NodeName, disk: Disk, genesis: Genesis, executor: Executor, config: Config, around: Surroundings
+        self,
+        *,
+        name: NodeName,
+        disk: Disk,
+        key_file: KeyFile,
+        genesis: Genesis,
+        executor: Executor,
+        config: Config,
+        around: Surroundings,
     ) -> None:
         self.name = name
         self.chain = Chain(disk, genesis, executor)
         self.mempool = Mempool(executor, self.chain.verifier, PoolLimits(passes_max=PASSES_MAX))
-        records = {key[1:]: value for key, value in disk.scan(layout.VOTE)}
+        self.may_vote, records = open_log_beside(disk, key_file, config.signer.public_key)
+        if not self.may_vote:
+            config = replace(config, name=NOT_VOTING)
         self.engine = Engine.restore(config, self.chain.head, records)
         self._verifier = config.verifier
         self._disk = disk
@@ -191,10 +207,10 @@ class Process:
         selected = self.mempool.select(
             count_max=BLOCK_TRANSACTIONS_MAX, bytes_max=BLOCK_BYTES_MAX, calls_max=BLOCK_CALLS_MAX, time_ms=time_ms
         )
-        candidate, refused = self.chain.build(self.name, time_ms, selected)
+        candidate, refused = self.chain.build(self.name, time_ms, self._around.selected(selected))
         for transaction, error in refused:
             if error.code != "lane_gap":
-                self.mempool.remove(transaction)
+                self.mempool.remove(transaction, code=error.code)
         return Proposed(effect.height, effect.view, candidate.block)
 
     def _validate(self, block: Block, *, first_seen: bool) -> Validated:
@@ -326,6 +342,7 @@ class Fetcher:
         self._asked_height = 0
         self._blocks: deque[FinalBlock] = deque()
         self._is_delivering = False
+        self._is_slow = False
 
     @property
     def is_running(self) -> bool:
@@ -345,7 +362,7 @@ class Fetcher:
     def tick(self, now_ms: int) -> None:
         """Leave a peer that does not answer."""
         if self._asked_ms is not None and now_ms - self._asked_ms >= SYNC_TIMEOUT_MS:
-            self._asked_ms = None
+            self._asked_ms, self._is_slow = None, True
             self._peer_done()
 
     def answered(self, peer: NodeName, payload: bytes) -> None:
@@ -354,6 +371,7 @@ class Fetcher:
             return
         response: SyncResponse = response_codec.decode_untrusted(payload)
         if response.number == self._number:
+            self._is_slow = self._around.monotonic_ms() - self._asked_ms > SLOW_SHARE * SYNC_TIMEOUT_MS
             self._asked_ms = None
             self._blocks = deque(response.blocks)
             self._deliver()
@@ -374,10 +392,12 @@ class Fetcher:
 
     def _peer_done(self) -> None:
         peer = self._round[0]
-        if self._height > self._asked_height:
+        advanced = self._height > self._asked_height
+        if advanced:
             self._failures.pop(peer, None)
         else:
             self._failures[peer] = self._failures.get(peer, 0) + 1
+        if self._is_slow or not advanced:
             del self._round[0]
         self._ask()
 

@@ -8,16 +8,17 @@ from hashlib import blake2b
 from consensus.ledger.keys import PrivateKey, Purpose
 
 
-def _signature(secret: bytes, purpose: Purpose, payload: bytes) -> bytes:
-    return blake2b(purpose.encode() + b"\0" + payload, key=secret).digest()
+def _signature(secret: bytes, purpose: Purpose, payload: bytes, chain: bytes = b"") -> bytes:
+    return blake2b(purpose.encode() + b"\0" + payload, key=secret, person=chain).digest()
 
 
 class CheapSigner:
-    """Signs in the name of one vote key."""
+    """Signs in the name of one vote key, on the chain of the simulation or on another."""
 
-    def __init__(self, key: PrivateKey, secret: bytes) -> None:
+    def __init__(self, key: PrivateKey, secret: bytes, chain: bytes = b"") -> None:
         self._public_key = key.public.compressed
         self._secret = secret
+        self._chain = chain
 
     @property
     def public_key(self) -> bytes:
@@ -26,7 +27,7 @@ class CheapSigner:
 
     def sign(self, purpose: Purpose, payload: bytes) -> bytes:
         """Return 64 bytes."""
-        return _signature(self._secret, purpose, payload)
+        return _signature(self._secret, purpose, payload, self._chain)
 
 
 class CheapVerifier:
