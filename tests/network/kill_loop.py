@@ -16,10 +16,22 @@ from random import Random
 import trio
 
 from consensus.ledger.errors import LocalError
+from consensus.ledger.proof import proof_from_json_untrusted
 from node.network import local
 from node.network.homes import LocalNetwork
+from services.client.answers import ProofAnswer
+from services.client.errors import Refused
 from tests.network.statements import StatementBook, evidence_in_logs
-from tests.network.support import Load, client_of, missing, not_held, open_campaign, running_network, same_block
+from tests.network.support import (
+    Load,
+    client_of,
+    missing,
+    not_held,
+    open_campaign,
+    pass_time,
+    running_network,
+    same_block,
+)
 
 SUBMITTERS = 6
 PROVEN_PER_NODE = 100
@@ -108,20 +120,33 @@ async def _cycle(network: LocalNetwork, random: Random, book: StatementBook, rep
     names = [node.name for node in network.nodes]
     plan = random.choice(("one", "one", "two", "all", "starting"))
     victims = random.sample(names, {"two": min(2, len(names)), "all": len(names)}.get(plan, 1))
-    await _moment(random, KILL_DELAY_MS_MAX)
+    await pass_time(random.randrange(KILL_DELAY_MS_MAX))
     await kill(network, victims)
     if plan == "starting":
         await kill_at_start(network, victims[0], random.randrange(START_MS_MIN, START_MS_MAX))
     report.kills += len(victims) + (plan == "starting")
-    for name in victims:
-        book.read_stopped(network.node(name))
-    await _moment(random, DOWN_MS_MAX)
+    book.read_stopped([network.node(name) for name in victims])
+    for name in set(names) - set(victims):
+        await _add_certificates(network, name, book)
+    book.check_durable()
+    await pass_time(random.randrange(DOWN_MS_MAX))
     begin_s = trio.current_time()
     await local.start(network, victims)
     await same_block(network, timeout_s=RECOVERY_TIMEOUT_S)
     report.longest_recovery_ms = max(report.longest_recovery_ms, round(1000 * (trio.current_time() - begin_s)))
     report.cycles += 1
     report.plans[plan] = report.plans.get(plan, 0) + 1
+
+
+async def _add_certificates(network: LocalNetwork, name: str, book: StatementBook) -> None:
+    """Ask a running node for its certificates of the blocks that stopped ones voted for last."""
+    async with client_of(network, name) as client:
+        for height, _ in book.stopped.values():
+            try:
+                answer = await client.request("chain_getBlock", {"height": height, "prove": True}, ProofAnswer)
+            except Refused:
+                continue  # not final there
+            book.add_certificate(proof_from_json_untrusted(answer.proof).certificate)
 
 
 async def kill(network: LocalNetwork, names: list[str]) -> None:
@@ -143,13 +168,8 @@ async def kill_at_start(network: LocalNetwork, name: str, after_ms: int) -> None
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start)
-        await trio.sleep(after_ms / 1000)
+        await pass_time(after_ms)
         await local.kill(network, name)
-
-
-async def _moment(random: Random, ms_max: int) -> None:
-    """Let a random while pass: an accident keeps no step with what the nodes do."""
-    await trio.sleep(random.randrange(ms_max) / 1000)
 
 
 def _require(faults: list[str], what: str) -> None:

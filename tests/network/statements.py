@@ -7,7 +7,7 @@ the certificate of every block. A statement binds (who, what, height, view) to o
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,23 +40,34 @@ class StatementBook:
     genesis: Genesis
     said: dict[tuple[str, str, int, int], bytes | Claim | None] = field(default_factory=dict)
     contradictions: list[str] = field(default_factory=list)
+    stopped: dict[str, tuple[int, RestoredVotes]] = field(default_factory=dict)
+    """Whose logs were read last: the height in progress there, and what they hold."""
     _left: dict[tuple[str, int], int] = field(default_factory=dict)
     """The highest view that a replica's log has moved it to, by name and height."""
 
-    def read_stopped(self, home: NodeHome) -> None:
-        """Read the vote log and the newest certificate of a node that does not run; its files stay untouched."""
-        with _copy_of(home) as store:
-            height = _head(store) + 1
-            records = {key[1:]: value for key, value in store.scan(layout.VOTE)}
-            own = VoteLog(PrivateKey.from_pem((home.folder / "keys" / "vote.pem").read_bytes()).public.compressed)
-            self.add_log(home.name, height, own.restore(records, height))
-            if height > 1:
-                self.add_certificate(_certificate(store, height - 1))
+    def read_stopped(self, homes: Sequence[NodeHome]) -> None:
+        """Read vote logs and newest certificates of nodes that do not run; their files stay untouched."""
+        logs: dict[str, tuple[int, RestoredVotes]] = {}
+        for home in homes:
+            with _copy_of(home) as store:
+                height = _head(store) + 1
+                records = {key[1:]: value for key, value in store.scan(layout.VOTE)}
+                own = VoteLog(PrivateKey.from_pem((home.folder / "keys" / "vote.pem").read_bytes()).public.compressed)
+                logs[home.name] = height, own.restore(records, height)
+                if height > 1:
+                    self.add_certificate(_certificate(store, height - 1))
+        for name, (height, votes) in logs.items():
+            self.add_log(name, height, votes)
+        self.stopped = logs
+
+    def check_durable(self) -> None:
+        """Check that what others hold of the votes of those who were read last stands in their own logs (P12)."""
+        for name, (height, votes) in self.stopped.items():
+            self._is_durable(name, height, votes)
 
     def read_whole(self, homes: list[NodeHome]) -> int:
         """Read everything that stopped nodes hold and compare it height by height; return the lowest head."""
-        for home in homes:
-            self.read_stopped(home)
+        self.read_stopped(homes)
         contents: dict[tuple[bytes, int], bytes] = {}
         heads = []
         for home in homes:
@@ -65,6 +76,7 @@ class StatementBook:
                 for height in range(1, heads[-1] + 1):
                     self.add_certificate(_certificate(store, height))
                 self._compare(home.name, store, contents)
+        self.check_durable()
         return min(heads)
 
     def add_log(self, name: str, height: int, votes: RestoredVotes) -> None:
@@ -91,6 +103,19 @@ class StatementBook:
         """Take note of a block's certificate."""
         for signature in certificate.signatures:
             self._says(signature.signer, COMMIT, certificate.height, certificate.view, certificate.block_hash)
+
+    def _is_durable(self, name: str, height: int, votes: RestoredVotes) -> None:
+        logged = {
+            ACCEPT: votes.accepted.view if votes.accepted is not None else -1,
+            COMMIT: votes.prepared.view if votes.prepared is not None else -1,
+            LEAVE: votes.view,
+        }
+        for what, view in logged.items():
+            sent = [
+                said_view for signer, kind, at, said_view in self.said if (signer, kind, at) == (name, what, height)
+            ]
+            if max(sent, default=-1) > view:
+                self.contradictions.append(f"{name} sent a {what} at height {height} that its log does not know")
 
     def _add_prepared(self, certificate: PreparedCertificate) -> None:
         signers = [self._primary(certificate.height, certificate.view), *(item.signer for item in certificate.prepares)]

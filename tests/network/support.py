@@ -27,6 +27,12 @@ async def running_network(folder: Path, validators: int = 4) -> AsyncIterator[Lo
         yield trial.network
 
 
+async def pass_time(ms: int) -> None:
+    """Let a while pass before an accident, which keeps no step with what nodes do; nothing may wait this way."""
+    with trio.move_on_after(ms / 1000):
+        await trio.sleep_forever()
+
+
 def signer(network: LocalNetwork, name: str) -> Signer:
     """Return an identity of the network, ready to sign."""
     key: PrivateKey = network.key(name)
