@@ -133,6 +133,11 @@ class CatchUp:
         """Whether a certificate names a height above ours."""
         return self._target_height > self._height
 
+    @property
+    def target_height(self) -> int:
+        """The height that the newest certificate names."""
+        return self._target_height
+
     def want(self, height: int, source: NodeName) -> None:
         """Catch up to a certified height, asking first the peer that showed the certificate."""
         if height > self._target_height:

@@ -6,12 +6,23 @@ Blocks go on without it while a quorum is left, so that nothing but a look at it
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from enum import Enum
 
 from consensus.ledger.ids import NodeName
 from consensus.pbft.messages import Commit, Message, Prepare, PrePrepare, ViewChange
 
 AHEAD_MAX = 2
 """How far above the newest final block a vote may be to count: a claimed height proves nothing."""
+
+
+class Standing(Enum):
+    """What the chain lets a node do with the vote key that it holds, in the words of its log."""
+
+    VOTING = "its vote key is in the validator set"
+    OBSERVING = "it is admitted and follows; its organisation's admin may seat it"
+    NO_LOG = "not voting: its data were wiped or are an older copy, and a key without its vote log could contradict itself"
+    OTHER_KEY = "not voting: the chain names another vote key for it; this process holds an old one or a new one"
+    OUTSIDE = "not voting: it is no member node; its peers let it in no more"
 
 
 @dataclass(frozen=True, slots=True)

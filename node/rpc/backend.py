@@ -15,6 +15,7 @@ from consensus.pbft.events import EngineStatus, Head
 from contracts.runtime.registry import Description
 from contracts.runtime.state import StateReader
 from node.reader import HistoryEntry
+from node.rpc.doctor import Facts
 from node.storage.layout import Location
 from node.votes import VoteReport
 from p2p.network import PeerStatus
@@ -187,6 +188,10 @@ class Backend(Protocol):
 
     def votes(self) -> VoteReport:
         """Return what is known of the validators' votes."""
+        ...
+
+    def facts(self) -> Facts:
+        """Return what the doctor judges."""
         ...
 
     def monotonic_ms(self) -> int:

@@ -1,9 +1,8 @@
 """``consensus_*`` and ``net_*``: how agreement goes, who takes part, what is missing."""
 
-from consensus.ledger.ids import NodeName
 from consensus.pbft.events import EngineStatus
 from node.rpc.context import Context, methods
-from node.rpc.doctor import diagnose
+from node.rpc.doctor import diagnose, roll_call
 from node.rpc.protocol import Json
 from node.rpc.render import hex_of, validators_json
 from node.rpc.schema import NoParams
@@ -33,26 +32,35 @@ async def consensus_validators(context: Context, _: NoParams) -> Json:
 
 @methods.add("consensus_doctor", NoParams)
 async def consensus_doctor(context: Context, _: NoParams) -> Json:
-    """What stands in the way of the next block: what the quorum lacks, who is away, silent, behind, in another view."""
-    backend = context.backend
-    status, votes = backend.consensus(), backend.votes()
-    connected = frozenset(NodeName(peer.name) for peer in backend.peers() if peer.connected)
-    now_ms = backend.monotonic_ms()
-    findings = diagnose(status, votes, backend.node_name, connected, now_ms)
+    """What stands in the way of the next block: what the quorum lacks, who is away, silent, behind, whose clock is off.
+
+    ``away`` and ``idle`` are the validators that this node does not reach, or hears no votes of.
+    """
+    facts = context.backend.facts()
+    roll, findings = roll_call(facts), diagnose(facts)
     return {
-        "node": backend.node_name,
+        "node": facts.node,
         "healthy": all(finding.level == "ok" for finding in findings),
         "findings": [
-            {"level": item.level, "code": item.code, "message": item.message, "about": item.about or None}
+            {
+                "level": item.level,
+                "code": item.code,
+                "message": item.message,
+                "about": item.about or None,
+                "advice": item.advice or None,
+            }
             for item in findings
         ],
-        "status": status_json(status, votes, now_ms),
+        "connected": list[Json](sorted(facts.connected)),
+        "away": [*roll.away],
+        "idle": [*roll.idle],
+        "status": status_json(facts.status, facts.votes, facts.now_ms),
     }
 
 
 @methods.add("net_peers", NoParams)
 async def net_peers(context: Context, _: NoParams) -> Json:
-    """All other nodes known here, with their links' figures."""
+    """All other nodes known here, with their links' figures, and how far their clocks are ahead of ours."""
     return [
         {
             "name": peer.name,
@@ -69,6 +77,8 @@ async def net_peers(context: Context, _: NoParams) -> Json:
             "dropped": peer.dropped,
             "penaltyPoints": peer.penalty_points,
             "lastError": peer.last_error,
+            "clockAheadMs": None if peer.clock is None else peer.clock.ahead_ms,
+            "clockUncertaintyMs": None if peer.clock is None else peer.clock.uncertainty_ms,
         }
         for peer in context.backend.peers()
     ]

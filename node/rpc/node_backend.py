@@ -11,7 +11,7 @@ from consensus.ledger.ids import Address, ChainId, Hash, NodeName
 from consensus.ledger.proof import Proof
 from consensus.ledger.receipt import Receipt
 from consensus.ledger.transaction import Transaction
-from consensus.pbft.events import EngineStatus, Head
+from consensus.pbft.events import EngineStatus, Evidence, Head
 from contracts.runtime.execution import BlockContext
 from contracts.runtime.registry import Description
 from contracts.runtime.state import StateReader
@@ -22,8 +22,9 @@ from node.mempool import Mempool
 from node.proofs import ProofMaker
 from node.reader import HistoryEntry
 from node.rpc.backend import Committed, Explanation, Submission
+from node.rpc.doctor import Facts
 from node.storage.layout import Location
-from node.votes import VoteReport
+from node.votes import Standing, VoteReport
 from p2p.network import PeerStatus
 
 SUBMIT_SLICE = 64
@@ -84,6 +85,9 @@ class NodeBackend:
         votes: what is known of the validators' votes.
         peers: the network's view of the other nodes.
         is_ready: whether the node takes part already.
+        standing: what the chain lets the node do with its vote key.
+        evidence: what validators have been proven guilty of lately, oldest first.
+        certified_height: the highest block that a certificate has been seen for.
     """
 
     def __init__(
@@ -98,6 +102,9 @@ class NodeBackend:
         votes: Callable[[], VoteReport],
         peers: Callable[[], list[PeerStatus]],
         is_ready: Callable[[], bool],
+        standing: Callable[[], Standing] = lambda: Standing.VOTING,
+        evidence: Callable[[], Sequence[Evidence]] = tuple,
+        certified_height: Callable[[], int] = lambda: 0,
     ) -> None:
         self._name = name
         self._chain = chain
@@ -108,6 +115,9 @@ class NodeBackend:
         self._votes = votes
         self._peers = peers
         self._is_ready = is_ready
+        self._standing = standing
+        self._evidence = evidence
+        self._certified_height = certified_height
         self.final = NodeReads(chain)
         self._proofs = ProofMaker(chain)
         self._committed = trio.Event()
@@ -264,6 +274,19 @@ class NodeBackend:
     def votes(self) -> VoteReport:
         """Return what is known of the validators' votes."""
         return self._votes()
+
+    def facts(self) -> Facts:
+        """Return what the doctor judges."""
+        return Facts(
+            node=self._name,
+            now_ms=self._clock.monotonic_ms(),
+            status=self._engine_status(),
+            votes=self._votes(),
+            peers=tuple(self._peers()),
+            standing=self._standing(),
+            evidence=tuple(self._evidence()),
+            certified_height=self._certified_height(),
+        )
 
     def monotonic_ms(self) -> int:
         """Return the time on the engine's clock."""
