@@ -1,12 +1,12 @@
 """One machine: its disk, its clocks, whether it lives, and what runs on it."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Protocol
 
 from consensus.ledger.block import Block
-from consensus.ledger.errors import HansaError, PeerError
+from consensus.ledger.errors import HansaError, PeerError, StorageError
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import NodeName
 from consensus.ledger.transaction import Transaction
@@ -27,19 +27,19 @@ from consensus.pbft.signing import Signer, Verifier
 from contracts.runtime.execution import Executor
 from node.chain import Candidate, Chain
 from node.driver import INBOX_EVENTS_MAX
-from node.program import NOT_VOTING
 from node.storage.store import Write
 from node.sync import response_codec, serve_request_untrusted
 from p2p.frames import FrameKind
 from tests.sim.byzantine import Parcel, Strategy
 from tests.sim.checkers import Checkers, Violation, statement_of
-from tests.sim.disk import Disk
+from tests.sim.disk import Disk, Drive, KeyFile
 from tests.sim.network import Fabric
 from tests.sim.plan import Plan
 from tests.sim.process import Item, Process, Task
 from tests.sim.scheduler import Scheduler, Trace
 
 TWINS = 2
+CRASH_AT_START_PERMILLE = 100
 
 
 class Crash(Exception):
@@ -85,17 +85,30 @@ class Host:
         self.random = Random(f"{world.plan.seed}/{name}/{twin}")
         self.skew_ms = self._draw_skew_ms() + 7 * twin
         self.rate = 1_000 + self.random.randint(-world.plan.drift_permille, world.plan.drift_permille)
-        self.disk = Disk(content)
+        self.is_fragile = name in world.checkers.fragile
+        self.drive = Drive(
+            world.plan,
+            Random(f"{world.plan.seed}/{name}/{twin}/disk"),
+            lambda: self.now_ms,
+            is_fragile=self.is_fragile,
+        )
+        self.disk = Disk(content, self._let_write)
+        self.key_file = KeyFile(self._let_write)
         self.process: Process | None = None
         self.inbox: deque[Item] = deque()
         self.crash_countdown: int | None = None
         """Effect boundaries until the machine dies."""
         self.is_wiped = False
+        self.is_halted = False
+        """Whether the program refuses to go on with what is on the disk."""
+        self._is_healed = False
         self._is_frozen = False
         self._origin_ms = 0
         self._life = 0
         self._task: Task | None = None
         self._is_writing = False
+        self._batch: Sequence[Write] = ()
+        """What is being written."""
         self._last_sent: tuple[Message, bytes, str] | None = None
         self.boot()
         world.scheduler.after(self.random.randint(0, world.plan.tick_ms), self._tick)
@@ -119,43 +132,80 @@ class Host:
 
     def boot(self) -> None:
         """Start the program on what the disk holds; nothing when it runs."""
-        if self.process is not None:
+        if self.process is not None or self.is_halted:
             return
-        world = self.world
         self._origin_ms = self.random.randint(0, 1 << 40)
-        config = Config(name=NOT_VOTING if self.is_wiped else self.name, signer=self.signer, verifier=world.verifier)
+        if self.world.plan.crash_every_ms and self.drive.draw(CRASH_AT_START_PERMILLE):
+            self.crash_countdown = 1
+        self.world.checkers.silenced.discard((self.name, self.twin))
+        try:
+            self._start()
+        except Crash:
+            self._die("crashes while it starts")
+        except HansaError as error:
+            self._stop(error)
+
+    def _start(self) -> None:
+        world = self.world
         if self.is_correct:
             world.checkers.restarted(self.name, self.disk)
-        try:
-            self.process = Process(
-                name=self.name,
-                disk=self.disk,
-                genesis=world.genesis,
-                executor=world.executor,
-                config=config,
-                around=self,
-            )
-        except HansaError as error:
-            if self.is_correct:
-                raise Violation("restart", f"{self.name} cannot start: {error}") from error
-            return  # a liar broke itself
-        self._note(f"starts at height {self.process.chain.head.header.height} view {self.process.engine.view}")
+        process = Process(
+            name=self.name,
+            disk=self.disk,
+            key_file=self.key_file,
+            genesis=world.genesis,
+            executor=world.executor,
+            config=Config(name=self.name, signer=self.signer, verifier=world.verifier),
+            around=self,
+        )
+        head = process.chain.head
+        if self.is_correct:
+            world.checkers.learn(head.header.height + 1, head.validators)
+            if not process.may_vote and not self.is_wiped:
+                raise Violation("restart", f"{self.name} does not find its own vote log")
+        self.process = process
+        voting = "" if process.may_vote else ", not voting"
+        self._note(f"starts at height {head.header.height} view {process.engine.view}{voting}")
 
     def crash(self) -> None:
         """Lose everything but the disk, and the write under way if it is not durable."""
         if self.process is not None:
-            self._note("crashes")
-            self._life += 1
-            self.process = self._task = self.crash_countdown = None
-            self._is_writing = False
-            self.inbox.clear()
-            self.world.scheduler.after(self.random.randint(1, self.world.plan.downtime_ms_max), self.boot)
+            self.drive.tear(self.disk, self._batch)
+            self._die("crashes")
+
+    def _die(self, how: str) -> None:
+        self._note(how)
+        self._life += 1
+        self.process = self._task = self.crash_countdown = None
+        self._is_writing, self._batch = False, ()
+        self.inbox.clear()
+        self.world.scheduler.after(self.random.randint(1, self.world.plan.downtime_ms_max), self.boot)
+
+    def _stop(self, error: HansaError) -> None:
+        """End the program because it says so: the disk refuses, or what is there cannot be."""
+        self.world.checkers.silenced.add((self.name, self.twin))
+        self._die(f"stops: {error.code}")
+        if error.code == "disk_failed":
+            return
+        if self.is_correct:
+            raise Violation("halt", f"{self.name} stops: {error}") from error
+        self.is_halted = True
+        if self.is_fragile:
+            after_ms = self.random.randint(1, self.world.plan.downtime_ms_max)
+            self.world.scheduler.after(after_ms, self.replace_disk)
 
     def wipe(self, content: dict[bytes, bytes]) -> None:
         """Lose the disk too; without its log the key never votes again."""
-        self.crash()
-        self.disk = Disk(content)
-        self.is_wiped = True
+        if self.process is not None:
+            self._die("loses its disk")
+        self.disk = Disk(content, self._let_write)
+        self.is_wiped = self.key_file.load() is not None  # else the key has not voted yet
+        self.is_halted = False
+
+    def replace_disk(self) -> None:
+        """Put in an empty disk and start; the key stays, so nothing is voted with it."""
+        self.wipe({})
+        self.boot()
 
     def freeze(self) -> None:
         """Stop working; what comes in waits."""
@@ -172,7 +222,10 @@ class Host:
     def heal(self) -> None:
         """End everything that is wrong with the machine."""
         self.crash_countdown = None
+        self._is_healed = self.drive.is_healed = True
         self.skew_ms = 7 * self.twin
+        if self.is_fragile and (self.drive.damages or self.is_halted):
+            self.wipe({})
         self.boot()
         self.thaw()
 
@@ -188,6 +241,8 @@ class Host:
         except PeerError as error:
             if sender in self.world.checkers.correct:
                 raise Violation("framed", f"{self.name} cannot read {sender}: {error}") from error
+        except StorageError as error:
+            self._stop(error)
         self._pump()
 
     def _take(self, process: Process, sender: NodeName, kind: FrameKind, payload: bytes) -> None:
@@ -207,7 +262,10 @@ class Host:
     def submit(self, raw: bytes) -> None:
         """Take a transaction from a client."""
         if self.process is not None and not self._is_frozen:
-            self.process.submit(raw)
+            try:
+                self.process.submit(raw)
+            except StorageError as error:
+                self._stop(error)
             self._pump()
 
     def _tick(self) -> None:
@@ -236,32 +294,57 @@ class Host:
             self.crash()
         except (Violation, KeyboardInterrupt):
             raise
+        except StorageError as error:
+            self._stop(error)
         except Exception as error:
-            if self.is_correct:
+            if self.is_correct or (self.is_fragile and not isinstance(error, HansaError)):
                 raise Violation("exception", f"{self.name}: {type(error).__name__}: {error}") from error
-            self.crash()
+            if isinstance(error, HansaError):
+                self._stop(error)
+            else:
+                self.crash()
 
     def _write(self, batch: Sequence[Write]) -> None:
+        self._batch = batch
         self.boundary()
         slowness_ms = self.world.plan.disk_ms_max
         if slowness_ms == 0:
-            self.disk.write(batch)
-            self.boundary()
+            self._store(batch)
             return
         self._is_writing = True
         life = self._life
         self.world.scheduler.after(self.random.randint(0, slowness_ms), lambda: self._durable(life, batch))
 
+    def _store(self, batch: Sequence[Write]) -> None:
+        """Let the disk have a batch; when it refuses, the program hears it and must not say anything more (R47)."""
+        try:
+            self.disk.write(self.drive.misdirect(batch))
+        except StorageError as error:
+            self.world.checkers.silenced.add((self.name, self.twin))
+            task, self._task = self._task, None
+            if task is not None:
+                task.throw(error)
+            raise Violation("failed_write_ignored", f"{self.name} goes on after its disk refused a write") from error
+        self._batch = ()
+        self.boundary()
+
     def _durable(self, life: int, batch: Sequence[Write]) -> None:
         if life != self._life:
             return
-        self.disk.write(batch)
         try:
-            self.boundary()
+            self._store(batch)
         except Crash:
             self.crash()
+        except StorageError as error:
+            self._stop(error)
         else:
             self.world.scheduler.after(self.random.randint(0, 1), lambda: self._written(life))
+
+    def _let_write(self, put: Callable[[], None]) -> None:
+        """Be the gate of disk and key file: a program that starts may die before each of its writes, too."""
+        if self.process is None:
+            self.boundary()
+        self.drive.let_write(put)
 
     def _written(self, life: int) -> None:
         if life == self._life:
@@ -284,8 +367,9 @@ class Host:
     # -- what the process sees -------------------------------------------------------------------------
 
     def wall_ms(self) -> int:
-        """Return what this machine takes for UTC."""
-        return self.world.epoch_ms + self.now_ms + self.skew_ms
+        """Return what this machine takes for UTC; its oscillator drives that too, until it is set right."""
+        drift_ms = 0 if self._is_healed else self.now_ms * (self.rate - 1_000) // 1_000
+        return self.world.epoch_ms + self.now_ms + drift_ms + self.skew_ms
 
     def monotonic_ms(self) -> int:
         """Return this machine's running time."""
@@ -308,9 +392,9 @@ class Host:
         self._dispatch(parcels)
 
     def _check_sent(self, message: Message) -> None:
-        if self.is_correct:
-            self.world.checkers.sent(self.name, message, self.disk, self.now_ms)
-        elif self.is_wiped and statement_of(message, self.name, self.name) is not None:
+        if self.is_correct or self.is_fragile:
+            self.world.checkers.sent(self.name, self.signer.public_key, message, self.disk, self.now_ms)
+        if self.is_wiped and statement_of(message, self.name, self.name) is not None:
             raise Violation("voted_without_log", f"{self.name} sends {summary(message)} after its disk was wiped")
 
     def _dispatch(self, parcels: list[Parcel]) -> None:
@@ -318,6 +402,7 @@ class Host:
             self._send(parcel)
 
     def _send(self, parcel: Parcel) -> None:
+        self.world.checkers.spoke(self.name, self.twin)
         message = parcel.message
         if self._last_sent is None or self._last_sent[0] is not message:
             self._last_sent = (message, encode_message(message), summary(message))
@@ -335,6 +420,7 @@ class Host:
 
     def send_frame(self, to: NodeName, kind: FrameKind, payload: bytes, *, extra_ms: int = 0) -> None:
         """Send anything else, unless the liar keeps it back."""
+        self.world.checkers.spoke(self.name, self.twin)
         if not all(strategy.passes_on(to, kind) for strategy in self.strategies):
             return
         if self.audience is None or to in self.audience:
@@ -373,6 +459,7 @@ class Host:
         self._note(f"commits {block.height} {block.hash.hex()[:8]} with {len(block.transactions)} transactions")
         if self.is_correct:
             self.world.check_time(block)
+        if self.is_correct or self.is_fragile:
             self.world.checkers.committed(self.name, candidate, certificate)
 
     def _note(self, what: str) -> None:

@@ -7,7 +7,7 @@ driver: it is the one part of a node that the simulator does not run as it is.
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, assert_never
 
 from consensus.ledger.block import (
@@ -54,11 +54,13 @@ from node.chain import Candidate, Chain
 from node.driver import BLOCK_CALLS_MAX, CLOCK_TOLERANCE_MS, Divergence
 from node.intake import REPEAT_AFTER_MS, REPEATED_MAX
 from node.mempool import Mempool, PoolLimits
+from node.program import NOT_VOTING
 from node.storage import layout
 from node.storage.store import Write
 from node.sync import SLOW_SHARE, FinalBlock, SyncRequest, SyncResponse, request_codec, response_codec
+from node.vote_log import open_log_beside
 from p2p.frames import FrameKind
-from tests.sim.disk import Disk
+from tests.sim.disk import Disk, KeyFile
 
 SYNC_TIMEOUT_MS = 3_000
 PASSES_MAX = 4
@@ -118,12 +120,22 @@ class Process:
     """Engine, chain and mempool of a running node."""
 
     def __init__(
-        self, *, name: NodeName, disk: Disk, genesis: Genesis, executor: Executor, config: Config, around: Surroundings
+        self,
+        *,
+        name: NodeName,
+        disk: Disk,
+        key_file: KeyFile,
+        genesis: Genesis,
+        executor: Executor,
+        config: Config,
+        around: Surroundings,
     ) -> None:
         self.name = name
         self.chain = Chain(disk, genesis, executor)
         self.mempool = Mempool(executor, self.chain.verifier, PoolLimits(passes_max=PASSES_MAX))
-        records = {key[1:]: value for key, value in disk.scan(layout.VOTE)}
+        self.may_vote, records = open_log_beside(disk, key_file, config.signer.public_key)
+        if not self.may_vote:
+            config = replace(config, name=NOT_VOTING)
         self.engine = Engine.restore(config, self.chain.head, records)
         self._verifier = config.verifier
         self._disk = disk

@@ -24,7 +24,7 @@ from tests.sim.clients import UNIT, Clients, latest_validity_ms
 from tests.sim.disk import Disk
 from tests.sim.host import TWINS, Host
 from tests.sim.network import Fabric
-from tests.sim.plan import Plan, draw_plan
+from tests.sim.plan import FAR_OFF_MS, Plan, draw_plan
 from tests.sim.scheduler import Action, Scheduler, Trace
 from tests.sim.signing import CheapSigner, CheapVerifier
 
@@ -85,8 +85,12 @@ class Simulation:
         self.random = Random(f"{plan.seed}/faults")
         self.verifier, signers, self.foreign = _signing(self.consortium, real=plan.real_keys)
         lying = {self.validators.names[index]: kinds for index, kinds in plan.liars}
+        fragile = {self.validators.names[index] for index in plan.fragile}
         self.checkers = Checkers(
-            self.validators, self.verifier, [name for name in self.validators.names if name not in lying]
+            self.validators,
+            self.verifier,
+            [name for name in self.validators.names if name not in lying and name not in fragile],
+            fragile,
         )
         self.hosts: dict[NodeName, list[Host]] = {}
         for name in self.validators.names:
@@ -120,6 +124,9 @@ class Simulation:
             Violation: something that must hold does not.
         """
         self.run_safety()
+        if self.plan.unlimited:
+            self._check_disks()
+            return
         self._heal()
         for number in range(PROBES):
             self._probe(number)
@@ -175,6 +182,13 @@ class Simulation:
             self._now_and_then(plan.crash_every_ms, self._crash_someone)
         if plan.freeze_every_ms:
             self._now_and_then(plan.freeze_every_ms, self._freeze_someone)
+        if plan.clock_step_every_ms:
+            self._now_and_then(plan.clock_step_every_ms, self._set_a_clock)
+        fragile = [host for host in self.all_hosts if host.is_fragile]
+        if plan.rot_every_ms and fragile:
+            self._now_and_then(plan.rot_every_ms, lambda: self._rot(self.random.choice(fragile)))
+        if plan.wipe_every_ms and fragile:
+            self._now_and_then(plan.wipe_every_ms, lambda: self.random.choice(fragile).wipe({}))
         for host in self.all_hosts:
             if any(isinstance(strategy, Wiped) for strategy in host.strategies):
                 self.scheduler.after(self.random.randint(1, plan.safety_ms), partial(host.wipe, self._content))
@@ -199,6 +213,16 @@ class Simulation:
             host.crash_countdown = self.random.randint(1, EFFECTS_UNTIL_CRASH_MAX)
         else:
             host.crash()
+
+    def _set_a_clock(self) -> None:
+        """Somebody sets a clock, forwards or backwards, by seconds or by hours."""
+        host = self.random.choice(self.all_hosts)
+        host.skew_ms = self.random.choice((-FAR_OFF_MS, -5_000, -100, 0, 100, 5_000, FAR_OFF_MS))
+        self.trace.note(self.scheduler.now_ms, host.name, f"has its clock set {host.skew_ms} ms off")
+
+    def _rot(self, host: Host) -> None:
+        host.drive.rot(host.disk)
+        self.trace.note(self.scheduler.now_ms, host.name, "has a record that decays")
 
     def _freeze_someone(self) -> None:
         host = self.random.choice(self.all_hosts)
@@ -251,13 +275,13 @@ class Simulation:
 
         Only the proposer is not asked; once the clocks are put right it cannot be told any more.
         """
-        if self._healed or block.height in self.checkers.blocks:
+        if self._healed or self.plan.clock_step_every_ms or block.height in self.checkers.blocks:
             return
-        tolerance_ms, age_ms_max = CLOCK_TOLERANCE_MS, self.scheduler.now_ms
+        tolerance_ms, age_ms_max = CLOCK_TOLERANCE_MS, 2 * self.scheduler.now_ms
         admitting = [
             host
             for host in self.all_hosts
-            if host.is_correct
+            if (host.is_correct or host.is_fragile)
             and (
                 host.name == block.header.proposer
                 or -tolerance_ms <= host.wall_ms() - block.header.time_ms <= tolerance_ms + age_ms_max
@@ -266,6 +290,12 @@ class Simulation:
         needed = self.validators.quorum - len(self.plan.liars)
         if len(admitting) < needed:
             raise Violation("time", f"block {block.height} has the time of {len(admitting)} correct nodes only")
+
+    def _check_disks(self) -> None:
+        """Whatever correct nodes hold is the one chain."""
+        for host in self.all_hosts:
+            if host.is_correct:
+                self.checkers.check_disk(host.name, host.disk)
 
     def _check_end(self) -> None:
         """Same blocks, same sealed state, money conserved."""
