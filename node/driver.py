@@ -51,6 +51,7 @@ from node import sync
 from node.chain import Candidate, Chain, ResultMismatch
 from node.clock import Clock
 from node.mempool import Mempool
+from node.shares import InboxShares, Ticket
 from node.storage import layout
 from node.storage.store import Store, Write
 from node.sync import FinalBlock
@@ -59,10 +60,6 @@ from p2p.frames import FrameKind
 from p2p.network import Network
 
 INBOX_EVENTS_MAX = 4_096
-PEER_BYTES_MAX = 1024 * 1024
-"""Size of one peer's messages that wait for the engine; a larger one waits alone."""
-MESSAGE_OVERHEAD_BYTES = 1_024
-"""What a message counts beside its own size, so that small ones are bounded in number too."""
 CLOCK_TOLERANCE_MS = 10_000
 BLOCK_CALLS_MAX = 4_000
 EXECUTION_MS = 100
@@ -103,7 +100,7 @@ class _Message:
     """A peer's message with what it counts against the peer's share of the inbox."""
 
     event: Received
-    size: int
+    ticket: Ticket
 
 
 @dataclass(slots=True)
@@ -162,7 +159,8 @@ class Driver:
         self._tick_ms = tick_ms
         self._budget = BlockBudget()
         self._inbox_in, self._inbox_out = trio.open_memory_channel[_Item](INBOX_EVENTS_MAX)
-        self._held_bytes: dict[NodeName, int] = {}
+        self._shares = InboxShares()
+        self._validators = frozenset(chain.head.validators.names)
         self._taken = trio.Event()
         self._sync_server = sync.Server(store)
         self._catch_up = sync.CatchUp(network, self._deliver)
@@ -197,8 +195,8 @@ class Driver:
 
     async def _take(self, item: _Item) -> None:
         match item:
-            case _Message(event, size):
-                self._let_in(event.sender, size)
+            case _Message(event, ticket):
+                self._let_in(ticket)
                 self.votes.said(event.sender, event.message, now_ms=self._clock.monotonic_ms())
                 await self._step(event)
             case _Delivery():
@@ -225,19 +223,20 @@ class Driver:
             PeerError: what decoding says.
         """
         event = Received(peer, decode_message_untrusted(payload))
-        size = len(payload) + MESSAGE_OVERHEAD_BYTES
-        while (held := self._held_bytes.get(peer, 0)) and held + size > PEER_BYTES_MAX:
+        while (ticket := self._take_share(peer, len(payload))) is None:
             await self._taken.wait()
-        self._held_bytes[peer] = held + size
         try:
-            await self._inbox_in.send(_Message(event, size))
+            await self._inbox_in.send(_Message(event, ticket))
         except trio.Cancelled:
-            self._let_in(peer, size)
+            self._let_in(ticket)
             raise
 
-    def _let_in(self, peer: NodeName, size: int) -> None:
+    def _take_share(self, peer: NodeName, payload_bytes: int) -> Ticket | None:
+        return self._shares.take(peer, payload_bytes, is_observer=peer not in self._validators)
+
+    def _let_in(self, ticket: Ticket) -> None:
         """Give a peer back its share of the inbox."""
-        self._held_bytes[peer] -= size
+        self._shares.give_back(ticket)
         self._taken.set()
         self._taken = trio.Event()
 
@@ -284,6 +283,11 @@ class Driver:
             await self._inbox_in.send(Tick(self._clock.monotonic_ms()))
             self.work_changed()
             await trio.sleep(self._tick_ms / 1_000)
+
+    @property
+    def certified_height(self) -> int:
+        """The highest block that a certificate has been seen for; above the head while catching up."""
+        return max(self._catch_up.target_height, self.chain.head.header.height)
 
     # -- what the engine asks for ----------------------------------------------------------------------
 
@@ -392,10 +396,8 @@ class Driver:
             return ()
         candidate = self._certified(block)
         await self._write(self.chain.commit_batch(candidate, certificate))
-        members = self.chain.head.validators
         head = self.chain.adopt(candidate, certificate)
-        if head.validators != members:
-            self._network.recheck()
+        self._validators = frozenset(head.validators.names)
         self._catch_up.advanced(head.header.height)
         self.votes.final(head.header.height, head.validators.names, connected)
         self.mempool.committed(candidate.transactions)

@@ -31,18 +31,20 @@ from contracts.runtime.execution import Executor
 from contracts.runtime.registry import Registry
 from node import vote_log
 from node.chain import Chain
-from node.clock import SystemClock
+from node.clock import Clock, SystemClock
 from node.config import NodeConfig, load_config
-from node.driver import Divergence, Driver
+from node.driver import Commit, Divergence, Driver
 from node.intake import Intake
+from node.members import VALIDATOR, Members
 from node.mempool import Mempool, PoolLimits
 from node.rpc.node_backend import NodeBackend
 from node.rpc.server import RpcConfig, serve_rpc
 from node.storage.leveldb import LevelStore
 from node.storage.store import Store
+from node.votes import Standing
 from p2p.frames import FrameKind
 from p2p.network import Network, NetworkConfig
-from p2p.tls import TlsIdentity, Trust
+from p2p.tls import TlsIdentity
 
 NOT_VOTING = NodeName("(not voting)")
 """Stands for a node whose key may not vote; no validator can have this name, so the engine observes."""
@@ -84,14 +86,14 @@ def _exit_code(group: BaseExceptionGroup[BaseException], config: NodeConfig) -> 
     for error in errors:
         if not isinstance(error, HansaError):
             raise group
-    for error in errors:
-        log.error("stopped", code=getattr(error, "code", ""), why=str(error))
-        if isinstance(error, Divergence):
-            write_bundle(config.log, error)
-    if any(isinstance(error, InvariantError) for error in errors):
-        return EXIT_INVARIANT
-    if any(isinstance(error, StorageError) for error in errors):
-        return EXIT_STORAGE
+    fatal = [error for error in errors if isinstance(error, InvariantError | StorageError)]
+    # What ended it is its last word; the network's doctor reads it from there.
+    for error in sorted(fatal, key=lambda error: isinstance(error, InvariantError)):
+        code = EXIT_INVARIANT if isinstance(error, InvariantError) else EXIT_STORAGE
+        more = {"bundle": str(write_bundle(config.log, error))} if isinstance(error, Divergence) else {}
+        log.error("stopped", code=getattr(error, "code", ""), why=str(error), exit=code, **more)
+    if fatal:
+        return EXIT_INVARIANT if any(isinstance(error, InvariantError) for error in fatal) else EXIT_STORAGE
     raise errors[0]
 
 
@@ -150,17 +152,16 @@ def write_bundle(folder: Path, divergence: Divergence) -> Path:
         "replay": "hansa chain verify executes the chain again, block by block, from genesis",
     }
     path.write_text(json.dumps(bundle, indent=2))
-    log.error("diverged", height=block.height, bundle=str(path))
     return path
 
 
 class Node:
     """Everything that one node is made of, opened and wired; nothing runs yet."""
 
-    def __init__(self, config: NodeConfig, store: Store) -> None:
+    def __init__(self, config: NodeConfig, store: Store, *, clock: Clock | None = None) -> None:
         self.config = config
         self.is_ready = False
-        self.clock = SystemClock()
+        self.clock = clock or SystemClock()
         genesis = decode_genesis_untrusted(_read(config.genesis))
         executor = Executor(Registry.shipped(), log=_log_contract)
         self.chain = Chain(store, genesis, executor)
@@ -171,19 +172,21 @@ class Node:
             transactions_per_sender_max=config.pool.transactions_per_sender_max,
         )
         self.mempool = Mempool(executor, self.chain.verifier, pool)
+        self.members = Members.read(self.chain.state)
         self.network = Network(
             NetworkConfig(
                 name=config.name,
                 chain_id=self.chain.chain_id,
                 identity=TlsIdentity.load(config.tls_certificate, config.tls_key),
-                trust=Trust.of_genesis(genesis),
+                trust=self.members.trust,
                 host=config.p2p.host,
                 port=config.p2p.port,
-                peers=config.peers,
+                peers=self.members.to_dial(config.peers),
             ),
             self._handle,
             admits=self._admits,
             random=SystemRandom(),
+            wall_ms=self.clock.wall_ms,
         )
         self.driver = Driver(
             name=config.name,
@@ -212,21 +215,27 @@ class Node:
             votes=self.driver.votes.report,
             peers=self.network.peers,
             is_ready=lambda: self.is_ready,
+            standing=self.standing,
+            evidence=lambda: tuple(self.driver.evidence),
+            certified_height=lambda: self.driver.certified_height,
         )
+        self.driver.on_commit(self._on_commit)
         self.driver.on_commit(self.backend.on_commit)
         self.driver.on_view(self.backend.on_consensus)
 
     def _engine(self, store: Store) -> Engine:
         times, chain_id = self.config.consensus, self.chain.chain_id
         key = PrivateKey.from_pem(_read(self.config.vote_key))
-        may_vote, records = vote_log.open_log(store, self.config.keys, key.public.compressed)
-        if not may_vote:
+        self._vote_key = key.public.compressed
+        self._may_vote, records = vote_log.open_log(store, self.config.keys, key.public.compressed)
+        self._last_standing = self.standing()
+        if not self._may_vote:
             log.error(
                 "not voting",
                 why="this store is not where the vote key's votes are written; docs/errors.md says what to do",
             )
         config = Config(
-            name=self.config.name if may_vote else NOT_VOTING,
+            name=self.config.name if self._may_vote else NOT_VOTING,
             signer=KeySigner(key, chain_id),
             verifier=KeyVerifier(chain_id),
             timeout_ms=times.timeout_ms,
@@ -246,9 +255,36 @@ class Node:
             )
 
     def _admits(self, name: NodeName, organisation: str, fingerprint: bytes) -> bool:
-        """Tell whether a node may be a peer: the validators of the next height may."""
-        members = self.chain.head.validators.validators
-        return any(member.name == name and member.organisation == organisation for member in members)
+        """Tell whether a node may be a peer: who belongs by the newest state may, and keeps a revoked certificate out.
+
+        So may one that the operator names and the state does not know: a node that is behind has not read of it yet.
+        """
+        if name in self.members.nodes:
+            return self.members.admits(name, organisation, fingerprint)
+        return name in self.config.peers
+
+    def _on_commit(self, commit: Commit) -> None:
+        """Follow what a block changed about who belongs, and say what it changed for this node."""
+        if not Members.touched_by(commit.candidate.execution.writes):
+            return
+        self.members = Members.read(self.chain.state)
+        self.network.members_changed(self.members.trust, self.members.to_dial(self.config.peers))
+        standing = self.standing()
+        if standing != self._last_standing:
+            tell = log.info if standing in (Standing.VOTING, Standing.OBSERVING) else log.error
+            tell("standing changed", why=standing.value, height=commit.candidate.block.height)
+        self._last_standing = standing
+
+    def standing(self) -> Standing:
+        """Return what the newest state lets this node do with the vote key that it holds."""
+        own = self.members.nodes.get(self.config.name)
+        if own is None or not self.members.belongs(self.config.name):
+            return Standing.OUTSIDE
+        if own.vote_key != self._vote_key:
+            return Standing.OTHER_KEY
+        if own.status != VALIDATOR:
+            return Standing.OBSERVING
+        return Standing.VOTING if self._may_vote else Standing.NO_LOG
 
     async def _handle(self, peer: NodeName, kind: FrameKind, payload: bytes) -> None:
         match kind:
