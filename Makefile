@@ -7,11 +7,14 @@ READY := $(VENV)/.ready
 NETWORK ?= net
 SEEDS ?= 200
 FIRST_SEED ?= 1
+MINUTES ?= 10
 CYCLES ?= 100
+FRAMES ?= 200000
+CALLS ?= 50000
 SEED ?= 1
 VALIDATORS ?= 4
 
-.PHONY: help setup demo test quick lint up down sim kill-loop bench lock clean
+.PHONY: help setup demo test quick lint up down sim sim-long kill-loop fuzz mutants bench lock clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +53,15 @@ sim: $(READY) ## more of the seeded simulation: make sim SEEDS=2000 FIRST_SEED=1
 
 kill-loop: $(READY) ## kill -9 under load: make kill-loop CYCLES=100 SEED=1 VALIDATORS=4
 	$(BIN)/python -m tests.network.kill_loop --cycles $(CYCLES) --seed $(SEED) --validators $(VALIDATORS)
+
+sim-long: $(READY) ## the same through the night: make sim-long MINUTES=480
+	$(BIN)/python -m tests.sim --minutes $(MINUTES) $(if $(filter command environment,$(origin FIRST_SEED)),--first-seed $(FIRST_SEED))
+
+fuzz: $(READY) ## broken frames, calls and bytes: make fuzz FRAMES=200000 CALLS=50000 SEED=1
+	$(BIN)/python -m tests.fuzz --frames $(FRAMES) --calls $(CALLS) --seed $(SEED)
+
+mutants: $(READY) ## break the product in named ways; each must be caught by its test
+	$(BIN)/python -m tests.mutants
 
 bench: $(READY) ## what a network on this machine does
 	$(BIN)/hansa bench throughput

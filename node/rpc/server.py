@@ -114,6 +114,7 @@ def server_config() -> anycorn.Config:
     config = anycorn.Config()
     config.errorlog = None
     config.alpn_protocols = ["http/1.1"]
+    config.h2_max_concurrent_streams = 1  # who begins with HTTP/2 gets it, and no more requests at a time than others
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.websocket_max_message_size = BODY_BYTES_MAX
@@ -147,6 +148,9 @@ def make_app(dispatcher: Dispatcher, stopping: trio.Event) -> Starlette:
         state: dict[str, Json] = {
             "ready": ready,
             "votes": backend.consensus().is_validator,
+            "seated": backend.node_name in backend.head().validators.names,
+            "validators": len(backend.head().validators.names),
+            "quorum": backend.head().validators.quorum,
             "node": backend.node_name,
             "chainId": hex_of(backend.chain_id),
             "height": backend.head().header.height,

@@ -15,7 +15,7 @@ from tests.fuzz.mutate import absences, draw
 from tests.fuzz.target import Target
 
 FINDINGS_MAX = 20
-SHOWN_BYTES = 200
+SHOWN_BYTES = 800
 
 
 @dataclass

@@ -2,13 +2,13 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from random import Random
-from typing import Any
 
 import msgspec
 
 from consensus.ledger import state_tree
-from consensus.ledger.block import Header, check_certified_untrusted, check_successor_untrusted, decode_block_untrusted
+from consensus.ledger.block import check_certified_untrusted, check_successor_untrusted, decode_block_untrusted
 from consensus.ledger.codec import decode_untrusted, encode
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.genesis import decode_genesis_untrusted
@@ -21,7 +21,6 @@ from consensus.ledger.validators import (
     certificate_codec,
     check_certificate_untrusted,
     decode_validators_untrusted,
-    vote_payload,
 )
 from consensus.pbft.certificates import (
     check_commit_certificate_untrusted,
@@ -38,16 +37,12 @@ from consensus.pbft.messages import (
     NewView,
     Prepare,
     PreparedCertificate,
-    PrePrepare,
     ViewChange,
-    ViewChangeVote,
     decode_message_untrusted,
-    encode_message,
-    new_view_payload,
-    view_change_payload,
 )
 from consensus.pbft.tallies import Tally
 from tests.fuzz import samples
+from tests.fuzz.liar import as_liar
 from tests.fuzz.target import Target, record_codecs
 from tests.ledger.builders import make_set
 from tests.ledger.test_proof import ABSENT, CHAIN_ID, CHANGES, FIRST, GENESIS, KEY, NODES, STATE, TREE
@@ -299,7 +294,7 @@ class _Engine:
             self._solo = Solo("a", 4)
         self._count += 1
         if self._random.random() < 0.5:
-            message = as_liar(message)
+            message = as_liar(message, LIAR, partial(sign, LIAR))
         solo = self._solo
         solo.step(Received(NodeName(self._random.choice("bcdx")), message))
         for effect in solo.every(Validate):
@@ -311,28 +306,3 @@ class _Engine:
         if self._random.random() < 0.1:
             solo.now_ms += self._random.choice((1, 500, 5_000))
             solo.step(Tick(solo.now_ms))
-
-
-def as_liar(message: Message) -> Message:
-    """Return the message with the liar's valid signature, where its kind has one."""
-    changes: dict[str, Any]
-    match message:
-        case Prepare() | Commit():
-            purpose = Purpose.PREPARE if isinstance(message, Prepare) else Purpose.COMMIT
-            payload = vote_payload(message.height, message.view, message.block_hash)
-            changes = {"signer": LIAR, "signature": sign(LIAR, purpose, payload)}
-        case PrePrepare():
-            header: Header = message.block.header
-            payload = vote_payload(header.height, message.view, header.hash())
-            changes = {"signature": sign(LIAR, Purpose.PROPOSAL, payload)}
-        case ViewChange():
-            vote: ViewChangeVote = message.vote
-            payload = view_change_payload(vote.height, vote.view, vote.claim)
-            signature = sign(LIAR, Purpose.VIEW_CHANGE, payload)
-            changes = {"vote": msgspec.structs.replace(vote, signer=LIAR, signature=signature)}
-        case NewView():
-            payload = new_view_payload(message.height, message.view, message.votes, message.certificate)
-            changes = {"signature": sign(LIAR, Purpose.NEW_VIEW, payload)}
-        case _:
-            return message
-    return decode_message_untrusted(encode_message(msgspec.structs.replace(message, **changes)))

@@ -26,6 +26,7 @@ from node.rpc.schema import convert_untrusted
 from node.rpc.subscriptions import check_topic_untrusted
 from node.storage.leveldb import LevelStore
 from node.sync import CatchUp, Server, _Question, serve_request_untrusted
+from p2p.clock import ClockProbe
 from p2p.frames import FRAME_BYTES_MAX, Frame, FrameDecoder, FrameKind, encode_frame
 from p2p.hello_machine import decode_bye_untrusted
 from p2p.session import Session, SessionLimits
@@ -83,6 +84,18 @@ def _p2p_targets(folder: Path) -> list[Target]:
             [bytes([state]) + frame for state, frame in enumerate(_hello_frames())],
             tuple(f"p2p/hello_machine.py:{name}_untrusted" for name in ("receive", "_check_greeting", "_check_proof")),
         ),
+        Target(
+            "clock question",
+            lambda data: ClockProbe.answer_untrusted(data, wall_ms=1),
+            [ClockProbe().ask(now_ms=0)],
+            ("p2p/clock.py:answer_untrusted",),
+        ),
+        Target(
+            "clock answer",
+            _take_time,
+            [ClockProbe.answer_untrusted(ClockProbe().ask(now_ms=0), wall_ms=1_700_000_000_000)],
+            ("p2p/clock.py:answered_untrusted",),
+        ),
         Target("bye", decode_bye_untrusted, [b"malformed", b"x" * 200], ("p2p/hello_machine.py:decode_bye_untrusted",)),
         Target(
             "certificate of a peer", certificates.trust.identify_untrusted, ders, ("p2p/tls.py:identify_untrusted",)
@@ -100,6 +113,12 @@ def _frame_samples() -> list[tuple[FrameKind, bytes]]:
         (FrameKind.BYE, b"shutting_down"),
         (FrameKind.GREETING, b"\x93\x01\xc4\x01\x00\xc4\x01\x00"),
     ]
+
+
+def _take_time(data: bytes) -> None:
+    probe = ClockProbe()
+    probe.ask(now_ms=0)
+    probe.answered_untrusted(data, now_ms=5, wall_ms=1_700_000_000_000)
 
 
 def _decode_frames(data: bytes) -> None:

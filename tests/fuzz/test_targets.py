@@ -21,6 +21,7 @@ SEED = 1
 MEMORY_FACTOR_MAX = 40
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")  # a serial number of 0
 async def test_no_input_brings_out_more_than_the_documented_errors(tmp_path: Path) -> None:
     with all_targets(tmp_path) as targets:
         outcome = await throw(targets, INPUTS, SEED)
@@ -29,6 +30,7 @@ async def test_no_input_brings_out_more_than_the_documented_errors(tmp_path: Pat
     assert outcome.ends["taken"] > INPUTS / 10  # the changed samples reach behind the decoders
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 async def test_r67_every_field_absent_and_every_field_nil(tmp_path: Path) -> None:
     with all_targets(tmp_path) as targets:
         outcome = await throw_absences(targets)

@@ -9,6 +9,7 @@ import trio.testing
 
 from consensus.ledger.errors import LocalError, StorageError
 from node.rpc import listener
+from node.rpc.methods import methods
 from node.rpc.protocol import BATCH_MAX, BODY_BYTES_MAX
 from node.rpc.server import RpcConfig, serve_rpc
 from node.storage import layout
@@ -244,10 +245,24 @@ async def test_a_bug_in_a_method_is_an_internal_error(
     capsys.readouterr()
 
 
-def test_nothing_here_signs() -> None:
-    """R77: no room of the RPC touches a private key."""
-    folder = Path(listener.__file__).parent
-    for path in folder.glob("*.py"):
+def test_r77_no_method_signs_or_touches_a_key() -> None:
+    """No room of the RPC knows a private key or a signer, and no method asks for either."""
+    for path in Path(listener.__file__).parent.glob("*.py"):
         text = path.read_text()
-        assert "PrivateKey" not in text
-        assert ".sign(" not in text
+        for word in ("PrivateKey", "KeySigner", "keystore", "vote_log", ".sign("):
+            assert word not in text, f"{path.name} has {word}"
+    for name, method in methods.methods.items():
+        asked = [name.partition("_")[2], *method.params.__struct_encode_fields__]
+        forbidden = ("sign", "unlock", "passphrase", "secret", "privateKey", "account_new", "personal")
+        assert not [item for item in asked if any(word in item for word in forbidden)], name
+
+
+async def test_r74_no_answer_opens_the_node_to_other_sites_pages(server: Server) -> None:
+    """Nothing carries a CORS header, asked for or not, so a browser shows no page of another site an answer."""
+    preflight = (
+        b"OPTIONS /rpc HTTP/1.1\r\nhost: localhost\r\norigin: http://localhost\r\nconnection: close\r\n"
+        b"access-control-request-method: POST\r\naccess-control-request-headers: content-type\r\n\r\n"
+    )
+    assert b"access-control" not in (await raw_exchange(server, preflight)).lower()
+    for path in ("/", "/rpc", "/healthz", "/metrics"):
+        assert not [name for name in (await server.get(path)).headers if name.startswith("access-control")]
