@@ -6,10 +6,11 @@ import rich_click as click
 
 from cli import views
 from cli.options import json_option, network_option
-from cli.output import EXIT_REFUSED, Output, leave, panel
+from cli.output import EXIT_REFUSED, Output, leave
 from cli.place import Place
 
 if TYPE_CHECKING:
+    from cli.doctor import Process
     from services.client.client import Client
 
 Answer = dict[str, Any]
@@ -43,9 +44,9 @@ def status(place: Place, output: Output) -> None:
 def doctor(place: Place, output: Output) -> None:
     """Ask all nodes what stands in the way of the next block; exit code 1 unless all is well.
 
-    A node that observes only says so itself, and one that does not answer is named: neither shows at once
-    to the others. A validator whose data was wiped or replaced by an older copy casts no vote for good,
-    since it could contradict what it has signed; on a local network only "hansa network reset" mends that.
+    What they say is merged: who takes part, who is cut off, whose clock is off, who is behind, slow or proven
+    guilty, and what to do about it. Of a local network the processes are looked at too, so that a node that
+    has ended is named with its last words. docs/errors.md explains the codes.
 
     Example: hansa consensus doctor
     """
@@ -53,21 +54,29 @@ def doctor(place: Place, output: Output) -> None:
 
     from cli.doctor import ask_all, merge
 
-    data = merge(trio.run(ask_all, place.genesis, _named_urls(place)))
-    fields: dict[str, str] = {}
-    for item in data["findings"]:
-        said = item["message"] if item["node"] in (None, item["about"]) else f"{item['node']} says: {item['message']}"
-        fields[item["code"]] = "; ".join(filter(None, (fields.get(item["code"]), said)))
-    output.show(data, lambda console: panel(console, f"As {_listed(data)} see it", fields, good=data["healthy"]))
+    data = merge(trio.run(ask_all, place.genesis, _named_urls(place)), _processes(place))
+    output.show(data, lambda console: views.diagnosis(console, data))
     if not data["healthy"]:
         leave(EXIT_REFUSED)
+
+
+def _processes(place: Place) -> "dict[str, Process]":
+    """Return what the processes of a local network do; nothing where the nodes were named by URL."""
+    from cli.doctor import Process
+    from node.network.local import node_process
+
+    if place.genesis_path is not None:
+        return {}
+    found: dict[str, Process] = {}
+    for home in place.network.nodes:
+        process = node_process(home)
+        state, ending = process.state(), process.ending()
+        words = ending.words if ending.code == "ended" else f"{ending.words} (log: {home.log_file})"
+        found[home.name] = Process(state.value, process.pid(), ending.code, words)
+    return found
 
 
 def _named_urls(place: Place) -> dict[str, str]:
     """Return the nodes to ask by name, or by URL where there is no network folder."""
     known = {node.rpc_url: node.name for node in place.network.nodes} if place.genesis_path is None else {}
     return {known.get(url, url): url for url in place.urls}
-
-
-def _listed(data: Answer) -> str:
-    return ", ".join(name for name, answered in data["nodes"].items() if answered)

@@ -71,6 +71,7 @@ def up(folder: Path | None, option: Path | None, validators: int | None, port_ba
     """Start all nodes that do not run, wait until they are ready, and print the card.
 
     A folder without a network is initialised first; --validators and --port-base count for that alone.
+    Exit code 1, and a line that says why, when all run and yet too few vote or a validator casts no vote.
 
     Example: hansa network up net
     """
@@ -86,6 +87,8 @@ def up(folder: Path | None, option: Path | None, validators: int | None, port_ba
         output.progress(f"starting {', '.join(stopped)} …")
     data = _card(made, trio.run(start, made))
     output.show(data, lambda console: _draw(console, data))
+    if not data["ok"]:
+        leave(EXIT_REFUSED)
 
 
 @network.command("status")
@@ -95,7 +98,8 @@ def up(folder: Path | None, option: Path | None, validators: int | None, port_ba
 def status(folder: Path | None, option: Path | None, output: Output) -> None:
     """Print which nodes run, how high they are and whether they vote; exit code 1 unless all are ready and do.
 
-    A node that was given an old copy of its data, or none, follows the chain and casts no vote.
+    Of a node that has ended it says why. One that was given an old copy of its data, or none, follows the chain
+    and casts no vote: hansa node rejoin. hansa consensus doctor says more.
 
     Example: hansa network status net
     """
@@ -199,10 +203,13 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
                 "metrics": f"{node.rpc_url}/metrics",
                 "p2p": f"{node.p2p.host}:{node.p2p.port}",
                 "log": str(node.log_file),
+                "ending": None if status is None or status.ending is None else status.ending.words,
             }
         )
+    attention = _attention(statuses)
     return {
-        "ok": not statuses or all(status.is_ready and status.votes is not False for status in statuses),
+        "ok": not attention,
+        "attention": attention,
         "network": made.genesis.name,
         "chainId": "0x" + made.genesis.chain_id().hex(),
         "folder": str(made.folder),
@@ -219,13 +226,37 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
     }
 
 
+def _attention(statuses: "list[NodeStatus]") -> list[str]:
+    """Return what keeps a started network from being whole, in words; nothing of one that was only made."""
+    said: list[str] = []
+    for status in statuses:
+        name = status.node.name
+        if status.ending is not None:
+            said.append(f"{name} does not run: {status.ending.words}")
+        elif not status.is_ready:
+            said.append(f"{name} is {status.state.value} and does not answer")
+        elif status.votes is False and status.seated:
+            said.append(f"{name} follows and casts no vote: hansa node rejoin {name}")
+    quorum = max((status.quorum or 0 for status in statuses), default=0)
+    voting = sum(status.votes is True for status in statuses)
+    if voting < quorum:
+        said.insert(0, f"no quorum: {voting} vote, {quorum} are needed, so nothing becomes final")
+    return said
+
+
 def _draw(console: "Console", data: dict[str, object]) -> None:
     nodes, identities = data["nodes"], data["identities"]
     if not isinstance(nodes, list) or not isinstance(identities, list):
         return
     fields = {"folder": data["folder"], "chain id": data["chainId"]}
+    if data["attention"]:
+        fields["attention"] = "\n".join(_lines(data["attention"]))
     panel(console, str(data["network"]), fields, good=bool(data["ok"]))
     rows = [(node["name"], node["state"], node["height"], node["votes"], node["url"]) for node in nodes]
     table(console, ["node", "state", ">height", "votes", "page (JSON-RPC: /rpc)"], rows)
     people = [(item["name"], item["organisation"], ", ".join(item["roles"])) for item in identities]
     table(console, ["identity (--as)", "organisation", "roles"], people)
+
+
+def _lines(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []

@@ -23,7 +23,7 @@ import node as _node_package
 from consensus.ledger.errors import LocalError
 from node.config import Endpoint
 from node.network.homes import NETWORK_FILE, LocalNetwork, NodeHome, wipe_data
-from node.network.process import LocalProcess, ProcessState
+from node.network.process import Ending, LocalProcess, ProcessState
 
 READY_MS_MAX = 30_000
 """Time for a node to become ready."""
@@ -43,6 +43,8 @@ class NodeStatus:
     """What a node of a local network does.
 
     ``height`` and ``votes`` are None unless the node answers; ``votes`` is false for one that only follows.
+    ``ending`` says of one that does not run how it ended; ``seated`` whether it stands in the validator set that
+    it sees, and ``quorum`` how many of that set a block needs, None unless it answers.
     """
 
     node: NodeHome
@@ -51,6 +53,9 @@ class NodeStatus:
     is_ready: bool
     height: int | None
     votes: bool | None
+    ending: Ending | None = None
+    seated: bool | None = None
+    quorum: int | None = None
 
 
 def node_process(home: NodeHome) -> LocalProcess:
@@ -115,14 +120,18 @@ async def status(network: LocalNetwork) -> list[NodeStatus]:
         process = node_process(home)
         state = process.state()
         health = await read_health(home.rpc) if state is ProcessState.RUNNING else None
-        height, votes = (health.get("height"), health.get("votes")) if health else (None, None)
+        health = health or {}
+        height, votes, quorum, seated = (health.get(key) for key in ("height", "votes", "quorum", "seated"))
         found[home.name] = NodeStatus(
             node=home,
             state=state,
             pid=process.pid(),
-            is_ready=health is not None,
+            is_ready=bool(health),
             height=height if isinstance(height, int) else None,
             votes=votes if isinstance(votes, bool) else None,
+            ending=process.ending() if state is ProcessState.STOPPED else None,
+            seated=seated if isinstance(seated, bool) else None,
+            quorum=quorum if isinstance(quorum, int) else None,
         )
 
     async with trio.open_nursery() as nursery:
@@ -209,7 +218,7 @@ async def _wait_ready(homes: Sequence[NodeHome], timeout_ms: int) -> None:
         process = node_process(home)
         while await read_health(home.rpc) is None:
             if process.pid() is None:
-                why = f"{process.last_words()} (log: {home.log_file})"
+                why = f"{process.ending().words} (log: {home.log_file})"
                 raise LocalError("node_exited", f"{home.name} ended at its start: {why}")
             if process.state() is ProcessState.FROZEN:
                 raise LocalError("node_frozen", f"{home.name} is frozen (SIGSTOP): kill -CONT {process.pid()} wakes it")

@@ -5,6 +5,7 @@ the meantime has another beginning and is left alone. The file is removed when t
 """
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -19,6 +20,14 @@ import trio
 from consensus.ledger.errors import LocalError
 
 POLL_S = 0.02
+LOG_LINES_MAX = 60
+"""How much of the end of a log is read for a process's last words; a traceback fits."""
+_REFUSAL = re.compile(r"error (\w+):? ?(.*)")
+"""How a command says that it could not start."""
+_RAISED = re.compile(r"[|+\-\s]*((?:\w+\.)*\w+(?:Error|Exception|Interrupt)\b.*)")
+"""An exception's line in a traceback, also within a group's frame."""
+_BEGINNINGS = frozenset({"listening", "ready"})
+"""What a node says when it begins; whatever its log says before that is of an earlier life."""
 _STAT = Path("/proc/self/stat")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STOPPED_STATES = frozenset({"T", "t"})
@@ -44,6 +53,25 @@ class _LogLine(msgspec.Struct, frozen=True):
     event: str = ""
     code: str = ""
     why: str = ""
+    exit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a process came to its end. ``exit_code`` is None where its log does not name it.
+
+    ``code`` is an error's, or ``ended`` (it was told to), ``killed`` (its log breaks off), ``crashed`` (a bug),
+    ``failed`` (it says why in its own words), ``never_started``; ``why`` are its last words.
+    """
+
+    code: str
+    why: str
+    exit_code: int | None = None
+
+    @property
+    def words(self) -> str:
+        """The ending in one line."""
+        return (f"exit {self.exit_code}, " if self.exit_code is not None else "") + f"{self.code}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +182,10 @@ class LocalProcess:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
-    def last_words(self) -> str:
-        """Return why the process ended, as far as its log says: the last error, else the last line."""
-        lines = [line for line in self.log_tail().splitlines() if line.strip()]
-        for line in reversed(lines):
-            try:
-                entry = msgspec.json.decode(line, type=_LogLine)
-            except msgspec.MsgspecError:
-                continue
-            if entry.level == "error":
-                return ": ".join(filter(None, (entry.code, entry.why or entry.event)))
-        return lines[-1].strip() if lines else "its log says nothing"
+    def ending(self) -> "Ending":
+        """Return how the process ended last, as far as its log says; nothing of one that runs."""
+        lines = [line.strip() for line in self.log_tail(lines=LOG_LINES_MAX).splitlines() if line.strip()]
+        return _ending(lines)
 
     def _record(self) -> _PidFile:
         try:
@@ -174,6 +195,25 @@ class LocalProcess:
 
 
 _NOBODY = _PidFile(0, "")
+
+
+def _ending(lines: Sequence[str]) -> Ending:
+    """Read the last words of the newest life that a log tells of."""
+    for line in reversed(lines):
+        try:
+            entry = msgspec.json.decode(line, type=_LogLine)
+        except msgspec.MsgspecError:
+            if found := _REFUSAL.fullmatch(line):
+                return Ending(found[1], found[2])
+            if found := _RAISED.fullmatch(line):
+                return Ending("crashed", found[1])
+            continue
+        if entry.event == "stopped":
+            is_error = entry.level == "error"
+            return Ending(entry.code or "failed", entry.why, entry.exit) if is_error else Ending("ended", "in order", 0)
+        if entry.event in _BEGINNINGS:
+            return Ending("killed", "its log breaks off: kill -9, no memory left, or a power cut")
+    return Ending("failed", lines[-1]) if lines else Ending("never_started", "its log says nothing")
 
 
 def _look_at(pid: int) -> tuple[str, str] | None:

@@ -20,6 +20,8 @@ MISSED_BLOCKS_MAX = 2
 """A connected validator that let more blocks in a row pass without a vote counts as not voting."""
 STALLED_MS_MAX = 5_000
 """When votes for a height began so long ago, who has not voted for it counts as not voting."""
+SAID_MS_MAX = 3_000
+"""For how long a height that a validator names counts: it names one every second as long as it is awake."""
 BEHIND_BLOCKS_MIN = 2
 """A replica that is so many heights lower is behind; one may be between two commits."""
 
@@ -290,8 +292,11 @@ def _behind(facts: Facts, roll: Roll) -> list[Finding]:
 
 
 def _is_behind(facts: Facts, name: NodeName) -> bool:
-    seen = facts.status.peers.get(name)
-    return seen is not None and seen.height + BEHIND_BLOCKS_MIN <= facts.status.height
+    """Tell whether a validator works on a lower height, by what it said lately and by its newest vote."""
+    seen, last = facts.status.peers.get(name), facts.votes.last.get(name)
+    if seen is None or facts.now_ms - seen.seen_ms > SAID_MS_MAX:
+        return False
+    return max(seen.height, 0 if last is None else last.height) + BEHIND_BLOCKS_MIN <= facts.status.height
 
 
 def _listed(names: set[NodeName]) -> str:

@@ -251,3 +251,30 @@ def test_command_line_of_a_node(tmp_path):
         "--home",
         str(home.folder),
     )
+
+
+@pytest.mark.parametrize(
+    ("log", "ending"),
+    [
+        ([], ("never_started", None)),
+        (['{"level": "info", "event": "stopped", "height": 4}'], ("ended", 0)),
+        (['{"level": "info", "event": "ready"}', '{"level": "info", "event": "peer down"}'], ("killed", None)),
+        (
+            ['{"level": "error", "event": "stopped", "code": "corrupted"}', '{"level": "info", "event": "listening"}'],
+            ("killed", None),  # what an earlier life said does not count
+        ),
+        (
+            ['{"level": "error", "event": "stopped", "code": "disk_failed", "why": "full", "exit": 3}'],
+            ("disk_failed", 3),
+        ),
+        (["error store_locked: another process holds the data"], ("store_locked", None)),
+        (["Traceback (most recent call last):", "    | ValueError: no", "    +-------"], ("crashed", None)),
+        (["the disk is on fire"], ("failed", None)),
+    ],
+)
+def test_last_words_of_a_process(tmp_path, log, ending):
+    player = process(tmp_path, "")
+    player.log_file.parent.mkdir()
+    player.log_file.write_text("\n".join(log))
+    found = player.ending()
+    assert (found.code, found.exit_code) == ending

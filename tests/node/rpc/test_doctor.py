@@ -11,7 +11,7 @@ from consensus.ledger.ids import Hash, NodeName
 from consensus.pbft.events import EngineStatus, Evidence, EvidenceKind, PeerStatus, Phase
 from node.rpc.clocks import WARN_MS
 from node.rpc.clocks import findings as clock_findings
-from node.rpc.doctor import MISSED_BLOCKS_MAX, SILENT_MS_MAX, STALLED_MS_MAX, Facts, diagnose, roll_call
+from node.rpc.doctor import MISSED_BLOCKS_MAX, SAID_MS_MAX, SILENT_MS_MAX, STALLED_MS_MAX, Facts, diagnose, roll_call
 from node.rpc.finding import Finding
 from node.votes import LastVote, Standing, VoteReport
 from p2p.clock import ClockOffset
@@ -194,6 +194,18 @@ def test_who_is_behind_is_not_called_idle() -> None:
     (finding,) = diagnose(facts(status, votes))
     assert (finding.code, finding.about) == ("behind", NAMES[2])
     assert roll_call(facts(status, votes)).idle == (NAMES[2],)
+
+
+def test_who_fell_silent_while_connected_is_not_said_to_catch_up() -> None:
+    status = replace(HEALTHY, peers=peers(node_2=PeerStatus(4, 0, NOW_MS - SAID_MS_MAX - 1)))
+    (finding,) = diagnose(facts(status, replace(SILENCE, missed={NAMES[2]: 5})))
+    assert (finding.code, finding.about) == ("not_voting", NAMES[2])
+
+
+def test_who_votes_for_newer_blocks_than_it_named_a_moment_ago_is_not_behind() -> None:
+    status = replace(HEALTHY, peers=peers(node_2=PeerStatus(4, 0, NOW_MS)))
+    (finding,) = diagnose(facts(status, replace(SILENCE, last={NAMES[2]: LastVote(9, NOW_MS)})))
+    assert finding.code == "healthy"
 
 
 def test_a_node_that_catches_up_says_how_far_it_is() -> None:
