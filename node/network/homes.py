@@ -9,6 +9,9 @@ Layout::
     identities/NAME.pem     account keys, encrypted  identities/passphrase
     services/
 
+A node that left keeps its home, and its entry with ``removed = true``; nobody starts it any more. Keys that a
+node had before stand beside its present one as ``vote.aside-N.pem``.
+
 Keys have mode 0600. A node's home holds all that the node needs, so it can be moved to a machine of its
 own. Keys without passphrase and the passphrase beside the identities are for local networks only.
 
@@ -16,11 +19,14 @@ A folder is built in ``.partial`` beside its final place and moved in with ``net
 with that file is complete, and one without it is either ours and unfinished, or somebody else's.
 """
 
+import fcntl
 import os
+import re
 import secrets
 import shutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -30,12 +36,13 @@ import msgspec
 
 from consensus.ledger.errors import LocalError
 from consensus.ledger.genesis import Activation, Genesis, decode_genesis_untrusted
-from consensus.ledger.ids import Address
+from consensus.ledger.ids import ADDRESS_BYTES, Address
 from consensus.ledger.keys import PrivateKey
 from consensus.ledger.validators import NodeNameText
-from node.config import CONFIG_FILE, Endpoint, config_text
+from node.config import CONFIG_FILE, Endpoint, config_text, load_config
 from node.network.ca import Authority, to_pem, utc_now
-from node.network.genesis import Plan, make_genesis
+from node.network.genesis import ADMIN, Plan, make_genesis
+from node.network.keys import replace_secret, restore_vote_key, write_secret
 from node.vote_log import INCARNATION_FILE
 
 NETWORK_FILE = "network.toml"
@@ -46,6 +53,7 @@ PORT_BASE = 26_600
 RPC_PORT_STEP = 100
 PASSPHRASE_BYTES = 24
 
+_ADDRESS_LINE = re.compile(rb"Address: 0x([0-9a-f]{%d})\n" % (2 * ADDRESS_BYTES))
 _PARTIAL = ".partial"
 _ENTRIES = (GENESIS_FILE, "ca", "nodes", "identities", "services", NETWORK_FILE)
 """What a network folder consists of, in the order in which it is moved in."""
@@ -56,6 +64,7 @@ class _NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     organisation: NodeNameText
     p2p: str
     rpc: str
+    removed: bool = False
 
 
 class _NetworkFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,11 +118,12 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class LocalNetwork:
-    """A complete network folder."""
+    """A complete network folder. ``nodes`` are those that belong, ``removed`` those that have left."""
 
     folder: Path
     genesis: Genesis
     nodes: tuple[NodeHome, ...]
+    removed: tuple[NodeHome, ...]
     identities: tuple[Identity, ...]
 
     @property
@@ -220,14 +230,7 @@ def load_network(folder: Path) -> LocalNetwork:
     """
     folder = folder.resolve()
     path = folder / NETWORK_FILE
-    try:
-        file = msgspec.convert(tomllib.loads(path.read_text()), _NetworkFile)
-        document = (folder / GENESIS_FILE).read_bytes()
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise LocalError("no_network", f"{folder} is no network folder ({missing} is missing)") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise LocalError("bad_network", f"{path}: {error}") from None
+    file, document = _read_network(folder)
     if sha256(document).hexdigest() != file.genesis_hash:
         raise LocalError("bad_network", f"{folder / GENESIS_FILE} is not the document of {path.name}")
     genesis = decode_genesis_untrusted(document)
@@ -236,9 +239,112 @@ def load_network(folder: Path) -> LocalNetwork:
     return LocalNetwork(
         folder=folder,
         genesis=genesis,
-        nodes=tuple(_node_home(folder, entry) for entry in file.nodes),
+        nodes=tuple(_node_home(folder, entry) for entry in file.nodes if not entry.removed),
+        removed=tuple(_node_home(folder, entry) for entry in file.nodes if entry.removed),
         identities=tuple(_identities(folder, genesis)),
     )
+
+
+def add_organisation(network: LocalNetwork, organisation: str) -> Authority:
+    """Return an organisation's root, made when it is not here yet, with the key of its admin of the same name.
+
+    Raises:
+        LocalError: ``bad_network`` when its files are damaged.
+    """
+    root, key = (network.folder / "ca" / f"{organisation}{suffix}" for suffix in (".crt", ".pem"))
+    identity = network.keystore / f"{organisation}.pem"
+    if not identity.exists():
+        passphrase = network.passphrase_file.read_bytes().strip()
+        replace_secret(identity, _identity_text(PrivateKey.generate(), passphrase))
+    if not key.exists():
+        authority = Authority.create(organisation, now=utc_now())
+        replace_secret(root, to_pem(authority.certificate))
+        replace_secret(key, authority.key.to_pem(None))
+        return authority
+    return load_authority(network, organisation)
+
+
+def load_authority(network: LocalNetwork, organisation: str) -> Authority:
+    """Return the root of an organisation whose keys are here.
+
+    Raises:
+        LocalError: ``unknown_organisation`` when they are not, ``bad_certificate_file``, ``bad_key``.
+    """
+    root, key = (network.folder / "ca" / f"{organisation}{suffix}" for suffix in (".crt", ".pem"))
+    if not (root.is_file() and key.is_file()):
+        raise LocalError("unknown_organisation", f"{network.folder / 'ca'} holds no root of {organisation}")
+    return Authority.load(root.read_bytes(), key.read_bytes())
+
+
+def add_home(network: LocalNetwork, name: str, authority: Authority, index: int) -> LocalNetwork:
+    """Make the home of a further node, which listens on the ports with this index, and enter it in the network file.
+
+    Returns the network with it. Its peers are the nodes that are there now.
+    """
+    base = port_base(network)
+    p2p, rpc = Endpoint(LOCAL_HOST, base + index), Endpoint(LOCAL_HOST, base + RPC_PORT_STEP + index)
+    home, partial = network.folder / "nodes" / name, network.folder / "nodes" / f"{_PARTIAL}-{name}"
+    if not home.exists():
+        _remove(partial)
+        peers = {node.name: node.p2p for node in network.nodes}
+        document = network.genesis_path.read_bytes()
+        vote_key = PrivateKey.generate()
+        _fill_home(partial, name, authority, vote_key, p2p=p2p, rpc=rpc, peers=peers, document=document)
+        partial.rename(home)
+    config = load_config(home)
+    p2p, rpc = config.p2p, config.rpc
+    entry = _NodeEntry(name, authority.organisation, f"{p2p.host}:{p2p.port}", f"{rpc.host}:{rpc.port}")
+    with _network_file(network.folder) as file:
+        file.nodes[:] = [*(item for item in file.nodes if item.name != name), entry]
+    return load_network(network.folder)
+
+
+def mark_removed(network: LocalNetwork, name: str, *, is_removed: bool) -> LocalNetwork:
+    """Note that a node has left, or that it belongs again; its home stays as it is. Returns the network as it is now.
+
+    Raises:
+        LocalError: ``unknown_node``.
+    """
+    with _network_file(network.folder) as file:
+        if name not in [entry.name for entry in file.nodes]:
+            raise LocalError("unknown_node", f"{name} is none of this network's nodes")
+        file.nodes[:] = [
+            msgspec.structs.replace(entry, removed=is_removed) if entry.name == name else entry for entry in file.nodes
+        ]
+    return load_network(network.folder)
+
+
+def port_base(network: LocalNetwork) -> int:
+    """Return the p2p port of the node with index 0."""
+    return min(node.p2p.port for node in (*network.nodes, *network.removed))
+
+
+@contextmanager
+def _network_file(folder: Path) -> Iterator[_NetworkFile]:
+    """Give the network file for a change, and replace it in one step; one program at a time."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        file, _ = _read_network(folder)
+        yield file
+        temporary = folder / f".{NETWORK_FILE}.new"
+        temporary.write_text(_network_text(file))
+        temporary.replace(folder / NETWORK_FILE)
+    finally:
+        os.close(lock)
+
+
+def _read_network(folder: Path) -> tuple[_NetworkFile, bytes]:
+    path = folder / NETWORK_FILE
+    try:
+        file = msgspec.convert(tomllib.loads(path.read_text()), _NetworkFile)
+        document = (folder / GENESIS_FILE).read_bytes()
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise LocalError("no_network", f"{folder} is no network folder ({missing} is missing)") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise LocalError("bad_network", f"{path}: {error}") from None
+    return file, document
 
 
 def wipe_data(network: LocalNetwork) -> None:
@@ -246,9 +352,13 @@ def wipe_data(network: LocalNetwork) -> None:
 
     All nodes lose everything at once, so no vote is left that a later one could contradict, and the keys
     may begin a new vote log. For a single node on a living chain this would be wrong: it has to rejoin
-    under a new key.
+    under a new key. The genesis document counts again: its validators belong and vote with their first keys.
     """
-    for node in network.nodes:
+    first_keys = {node.name: bytes.fromhex(node.vote_key) for node in network.genesis.validators}
+    for node in (*network.nodes, *network.removed):
+        if node.name in first_keys:
+            restore_vote_key(node.folder / "keys", first_keys[node.name])
+            mark_removed(network, node.name, is_removed=False)
         _remove(node.data)
         node.data.mkdir(mode=0o700)
         _remove(node.folder / "keys" / INCARNATION_FILE)
@@ -266,7 +376,8 @@ def _check_ports(port_base: int, count: int) -> None:
 def _same_network(folder: Path, plan: Plan, port_base: int) -> LocalNetwork:
     network = load_network(folder)
     wanted = {member.name: port_base + index for index, member in enumerate(plan.validators)}
-    found = {node.name: node.p2p.port for node in network.nodes}
+    first = {validator.name for validator in network.genesis.validators}
+    found = {node.name: node.p2p.port for node in (*network.nodes, *network.removed) if node.name in first}
     if wanted != found:
         raise LocalError(
             "network_exists",
@@ -292,7 +403,7 @@ def _build(folder: Path, plan: Plan, activations: Sequence[Activation], port_bas
     (folder / GENESIS_FILE).write_bytes(document)
     for name, authority in authorities.items():
         _write(folder / "ca" / f"{name}.crt", to_pem(authority.certificate))
-        _write_secret(folder / "ca" / f"{name}.pem", authority.key.to_pem(None))
+        write_secret(folder / "ca" / f"{name}.pem", authority.key.to_pem(None))
     endpoints = {
         member.name: (Endpoint(LOCAL_HOST, port_base + index), Endpoint(LOCAL_HOST, port_base + RPC_PORT_STEP + index))
         for index, member in enumerate(plan.validators)
@@ -301,7 +412,13 @@ def _build(folder: Path, plan: Plan, activations: Sequence[Activation], port_bas
         _build_home(folder / "nodes" / name, name, authorities[name], vote_keys[name], endpoints, document)
     _build_identities(folder / "identities", account_keys)
     (folder / "services").mkdir()
-    (folder / NETWORK_FILE).write_text(_network_text(genesis, document, endpoints))
+    organisations = {validator.name: validator.organisation for validator in genesis.validators}
+    entries = [
+        _NodeEntry(name, organisations[name], f"{p2p.host}:{p2p.port}", f"{rpc.host}:{rpc.port}")
+        for name, (p2p, rpc) in endpoints.items()
+    ]
+    file = _NetworkFile(genesis.name, genesis.chain_id().hex(), sha256(document).hexdigest(), entries)
+    (folder / NETWORK_FILE).write_text(_network_text(file))
 
 
 def _build_home(
@@ -314,6 +431,20 @@ def _build_home(
 ) -> None:
     p2p, rpc = endpoints[name]
     peers = {peer: endpoint for peer, (endpoint, _) in endpoints.items() if peer != name}
+    _fill_home(home, name, authority, vote_key, p2p=p2p, rpc=rpc, peers=peers, document=document)
+
+
+def _fill_home(
+    home: Path,
+    name: str,
+    authority: Authority,
+    vote_key: PrivateKey,
+    *,
+    p2p: Endpoint,
+    rpc: Endpoint,
+    peers: dict[str, Endpoint],
+    document: bytes,
+) -> None:
     for part in ("keys", "data", "log", "run"):
         (home / part).mkdir(mode=0o700, parents=True)
     text = config_text(name=name, organisation=authority.organisation, p2p=p2p, rpc=rpc, peers=peers)
@@ -322,36 +453,29 @@ def _build_home(
     tls_key = PrivateKey.generate()
     certificate = authority.issue(name, tls_key.exchange.public_key(), now=utc_now())
     _write(home / "keys" / "tls.crt", to_pem(certificate))
-    _write_secret(home / "keys" / "tls.pem", tls_key.to_pem(None))
-    _write_secret(home / "keys" / "vote.pem", vote_key.to_pem(None))
+    write_secret(home / "keys" / "tls.pem", tls_key.to_pem(None))
+    write_secret(home / "keys" / "vote.pem", vote_key.to_pem(None))
 
 
 def _build_identities(folder: Path, keys: dict[str, PrivateKey]) -> None:
     folder.mkdir(mode=0o700)
     passphrase = secrets.token_urlsafe(PASSPHRASE_BYTES).encode()
-    _write_secret(folder / "passphrase", passphrase + b"\n")
+    write_secret(folder / "passphrase", passphrase + b"\n")
     for name, key in keys.items():
-        # Lines above a PEM block are allowed (RFC 7468); with them keys are listed without the passphrase.
-        header = f"Address: 0x{key.public.address.hex()}\nPublic-Key: 0x{key.public.compressed.hex()}\n\n"
-        _write_secret(folder / f"{name}.pem", header.encode() + key.to_pem(passphrase))
+        write_secret(folder / f"{name}.pem", _identity_text(key, passphrase))
 
 
-def _network_text(genesis: Genesis, document: bytes, endpoints: dict[str, tuple[Endpoint, Endpoint]]) -> str:
-    lines = [
-        f'name = "{genesis.name}"',
-        f'chain_id = "{genesis.chain_id().hex()}"',
-        f'genesis_hash = "{sha256(document).hexdigest()}"',
-    ]
-    organisations = {validator.name: validator.organisation for validator in genesis.validators}
-    for name, (p2p, rpc) in endpoints.items():
-        lines += [
-            "",
-            "[[nodes]]",
-            f'name = "{name}"',
-            f'organisation = "{organisations[name]}"',
-            f'p2p = "{p2p.host}:{p2p.port}"',
-            f'rpc = "{rpc.host}:{rpc.port}"',
-        ]
+def _identity_text(key: PrivateKey, passphrase: bytes) -> bytes:
+    # Lines above a PEM block are allowed (RFC 7468); with them keys are listed without the passphrase.
+    header = f"Address: 0x{key.public.address.hex()}\nPublic-Key: 0x{key.public.compressed.hex()}\n\n"
+    return header.encode() + key.to_pem(passphrase)
+
+
+def _network_text(file: _NetworkFile) -> str:
+    lines = [f'name = "{file.name}"', f'chain_id = "{file.chain_id}"', f'genesis_hash = "{file.genesis_hash}"']
+    for node in file.nodes:
+        lines += ["", "[[nodes]]", f'name = "{node.name}"', f'organisation = "{node.organisation}"']
+        lines += [f'p2p = "{node.p2p}"', f'rpc = "{node.rpc}"', *(["removed = true"] if node.removed else [])]
     return "\n".join(lines) + "\n"
 
 
@@ -373,25 +497,26 @@ def _endpoint(text: str) -> Endpoint:
 
 
 def _identities(folder: Path, genesis: Genesis) -> list[Identity]:
+    """Return the accounts of genesis whose keys are here, and the admins of organisations that joined later."""
     accounts = {account.name: account for account in genesis.accounts}
-    paths = sorted((folder / "identities").glob("*.pem"))
-    return [
-        Identity(path.stem, account.organisation, tuple(account.roles), account.address, path)
-        for path in paths
-        if (account := accounts.get(path.stem)) is not None
-    ]
+    found: list[Identity] = []
+    for path in sorted((folder / "identities").glob("*.pem")):
+        account = accounts.get(path.stem)
+        if account is not None:
+            found.append(Identity(path.stem, account.organisation, tuple(account.roles), account.address, path))
+        elif (folder / "ca" / f"{path.stem}.crt").is_file() and (address := _address_in(path)) is not None:
+            found.append(Identity(path.stem, path.stem, (ADMIN,), address, path))
+    return found
+
+
+def _address_in(path: Path) -> Address | None:
+    match = _ADDRESS_LINE.match(path.read_bytes())
+    return None if match is None else Address(bytes.fromhex(match[1].decode()))
 
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _write_secret(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
 
 
 def _remove(path: Path) -> None:
