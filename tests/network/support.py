@@ -108,13 +108,14 @@ async def same_block(network: LocalNetwork, *, timeout_s: float) -> int:
     with trio.fail_after(timeout_s):
         for node in network.nodes:
             async with client_of(network, node.name) as client:
-                hashes.add(await _proven_block(client, height))
+                hashes.add(await proven_block(client, height))
     if len(hashes) != 1:
         raise AssertionError(f"the nodes have different blocks at height {height}")
     return height
 
 
-async def _proven_block(client: Client, height: int) -> bytes:
+async def proven_block(client: Client, height: int) -> bytes:
+    """Return the hash of a block once the client's node has proven it; waits for it without end."""
     while True:
         try:
             return (await client.prove_block(height)).block_hash
