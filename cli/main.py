@@ -30,6 +30,7 @@ from services.client.tasks import single_errors
 COMMANDS: dict[str, tuple[str, str]] = {
     "network": ("cli.network:network", "A local consortium of real processes: init, up, status, down, reset."),
     "node": ("cli.node:node", "One node from its home folder, as on a server."),
+    "member": ("cli.member:member", "Organisations and nodes join, change keys and leave, while the network runs."),
     "key": ("cli.key:key", "Keys of accounts, encrypted on disk."),
     "tx": ("cli.tx:tx", "Submit transactions and follow them."),
     "query": ("cli.query:query", "Ask a contract, without a transaction."),

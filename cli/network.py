@@ -179,8 +179,8 @@ def _init(folder: Path, validators: int | None, port_base: int | None) -> "Local
 
     if is_network(folder):
         made = load_network(folder)
-        validators = validators or len(made.nodes)
-        port_base = port_base or min(node.p2p.port for node in made.nodes)
+        validators = validators or len(made.genesis.validators)
+        port_base = port_base or min(node.p2p.port for node in (*made.nodes, *made.removed))
     plan = default_plan(validators=validators or VALIDATORS)
     return init_network(folder, plan, activations_of(Registry.shipped()), port_base=port_base or PORT_BASE)
 

@@ -45,6 +45,7 @@ def renew_vote_key(keys: Path) -> PrivateKey:
     load_vote_key(keys)
     key = PrivateKey.generate()
     _replace_vote_key(keys, key.to_pem(None))
+    drop_next_key(keys)
     return key
 
 
