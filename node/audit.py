@@ -109,7 +109,7 @@ def verify_chain(
     with tempfile.TemporaryDirectory(prefix="hansa-verify-") as folder:
         rebuilt = LevelStore.open(Path(folder))
         try:
-            result = _rebuild(source, Chain(rebuilt, genesis, executor), rebuilt, on_height)
+            result = rebuild(source, Chain(rebuilt, genesis, executor), rebuilt, on_height)
             if isinstance(source, StoreSource):
                 _compare(source.store, rebuilt)
         finally:
@@ -117,7 +117,12 @@ def verify_chain(
     return result
 
 
-def _rebuild(source: ChainSource, chain: Chain, rebuilt: Store, on_height: Callable[[int], None]) -> AuditResult:
+def rebuild(source: ChainSource, chain: Chain, rebuilt: Store, on_height: Callable[[int], None]) -> AuditResult:
+    """Build a chain that stands at genesis anew in its store, and prove every step.
+
+    Raises:
+        AuditFailure: naming the first height that does not hold.
+    """
     transactions = receipts = certificates = 0
     for height, block_bytes, certificate_bytes, receipts_bytes in source.final_blocks():
         try:

@@ -20,10 +20,10 @@ APPROVERS = ("bank-a", "issuer-c", "issuer-f")
 
 
 class Consortium(Site):
-    """Four validators of four organisations, and who joins them."""
+    """Four validators of four organisations unless told otherwise, and who joins them."""
 
-    def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
-        super().__init__(folder, nursery)
+    def __init__(self, folder: Path, nursery: trio.Nursery, *, validators: int = 4) -> None:
+        super().__init__(folder, nursery, validators=validators)
         self.homes: dict[str, Path] = {}
         self._changes = 0
 

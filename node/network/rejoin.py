@@ -1,0 +1,183 @@
+"""Giving a node whose data are lost, old or damaged a vote again: set aside, new vote key, catch up, ``replace_key``.
+
+A vote key whose log is lost must never vote again (:mod:`node.vote_log`), so the node gets a new one. Nothing is
+deleted: data go to ``data.aside-N``, the key and its incarnation to files beside their successors. Every step
+looks first at what is there and what the chain says, so a rejoin that was interrupted is simply run again.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from consensus.ledger.errors import HansaError, LocalError
+from consensus.ledger.genesis import decode_genesis_untrusted
+from contracts.runtime.execution import Executor
+from contracts.runtime.registry import Registry
+from node.audit import AuditResult, StoreSource, verify_chain
+from node.config import NodeConfig, load_config
+from node.members import REMOVED
+from node.network import local
+from node.network.homes import LocalNetwork
+from node.network.keys import ASIDE_MAX, load_vote_key, renew_vote_key
+from node.network.members import STEP_MS_MAX, MembershipChain, Tell, find_node, quiet, take_seat
+from node.storage.check import check_files
+from node.storage.leveldb import LevelStore
+
+_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A home that is ready to rejoin: its new vote key (33 bytes), and where its data went, None if they stayed."""
+
+    vote_key: bytes
+    data_aside: Path | None
+
+
+def prepare(
+    config: NodeConfig, *, keep_data: bool = False, on_height: Callable[[int], None] = lambda _: None
+) -> Prepared:
+    """Set a stopped node's data and vote key aside and make a new key; the next start fetches the chain from peers.
+
+    Args:
+        config: of the node.
+        keep_data: leave the data where they are, if all of them prove to be whole: catching up is shorter then.
+        on_height: hears the heights that were proven.
+
+    Raises:
+        LocalError: ``still_running``; ``chain_broken`` naming what does not hold of data that were to be kept;
+            ``file_error``, ``no_home``, ``bad_key``.
+        StorageError: ``corrupted`` likewise.
+    """
+    require_stopped(config)
+    aside = None
+    if keep_data:
+        verify_data(config, on_height=on_height)
+    else:
+        aside = set_data_aside(config.data)
+    # The key last: a node that is started in between still has the old one, without its log, and does not vote.
+    return Prepared(renew_vote_key(config.keys).public.compressed, aside)
+
+
+def require_stopped(config: NodeConfig) -> None:
+    """Check that no process has the node's database open.
+
+    Raises:
+        LocalError: ``still_running``.
+    """
+    try:
+        with (config.data / "LOCK").open("rb+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
+    except OSError:
+        raise LocalError("still_running", f"{config.name} runs: a process holds {config.data}; end it first") from None
+
+
+def has_data(data: Path) -> bool:
+    """Tell whether the folder holds a database, damaged or not."""
+    return data.is_dir() and any(entry.name != "LOCK" for entry in data.iterdir())
+
+
+def set_data_aside(data: Path) -> Path | None:
+    """Rename a node's data folder to ``data.aside-N`` and leave an empty one; None when it held nothing.
+
+    Raises:
+        LocalError: ``file_error``.
+    """
+    aside = None
+    if has_data(data):
+        aside = _free_name(data)
+        data.rename(aside)
+        data.mkdir(mode=0o700)
+        sync_folder(data.parent)
+    return aside
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def verify_data(config: NodeConfig, *, on_height: Callable[[int], None] = lambda _: None) -> AuditResult:
+    """Prove all that a stopped node has stored, from genesis on.
+
+    Raises:
+        LocalError: ``chain_broken``, ``store_locked``, ``wrong_chain``.
+        StorageError: ``corrupted``.
+    """
+    check_files(config.data)
+    genesis = decode_genesis_untrusted(config.genesis.read_bytes())
+    store = LevelStore.open(config.data)
+    try:
+        return verify_chain(StoreSource(store), genesis, Executor(Registry.shipped()), on_height=on_height)
+    finally:
+        store.close()
+
+
+async def rejoin(
+    network: LocalNetwork,
+    chain: MembershipChain,
+    name: str,
+    *,
+    keep_data: bool = False,
+    tell: Tell = quiet,
+    timeout_ms: int = STEP_MS_MAX,
+) -> bytes:
+    """Do all of it for a node of a local network: stop, set aside, start, catch up, ``replace_key``, wait for its vote.
+
+    Args:
+        network: the folder, which holds the key of the organisation's admin.
+        chain: reaches the other nodes.
+        name: of the node.
+        keep_data: as in :func:`prepare`.
+        tell: hears what is done.
+        timeout_ms: for catching up, and again until it votes.
+
+    Returns:
+        the vote key (33 bytes) that it votes with now.
+
+    Raises:
+        LocalError: ``unknown_node``, ``node_state`` for a removed node, what :func:`prepare` and the start raise,
+            ``not_caught_up``, ``not_voting``, or what the chain refuses with.
+    """
+    home = network.node(name)
+    config = load_config(home.folder)
+    record = await find_node(chain, name)
+    if record is None or record.status == REMOVED:
+        raise LocalError("node_state", f"{name} is no member: hansa member add {name} admits it anew")
+    # A key that the chain does not name is from a rejoin that was interrupted, or from an old copy of the home.
+    goes_on = load_vote_key(config.keys).public.compressed != record.vote_key
+    for attempt in range(_ATTEMPTS):
+        if attempt or not goes_on:
+            tell(f"{name}: stopping")
+            await local.stop(network, [name])
+            prepared = prepare(config, keep_data=keep_data)
+            if prepared.data_aside is not None:
+                tell(f"{name}: its data are in {prepared.data_aside.name} now")
+            tell(f"{name}: has a new vote key")
+        try:
+            tell(f"{name}: starting")
+            await local.start(network, [name])
+            await take_seat(chain, config, admin=home.organisation, tell=tell, timeout_ms=timeout_ms)
+            break
+        except HansaError as error:
+            is_last = attempt == _ATTEMPTS - 1
+            if is_last or not goes_on or error.code not in ("key_used", "node_exited"):
+                raise
+            tell(f"{name}: cannot go on with what is there ({error.code}); beginning anew")
+    return load_vote_key(config.keys).public.compressed
+
+
+def _free_name(data: Path) -> Path:
+    for number in range(1, ASIDE_MAX + 1):
+        aside = data.with_name(f"{data.name}.aside-{number}")
+        if not aside.exists():
+            return aside
+    raise LocalError("file_error", f"{data.parent}: {ASIDE_MAX} older data folders stand there")

@@ -1,0 +1,248 @@
+"""Rejoining and reindexing from a home folder: what is set aside, refused, kept, and run again when interrupted."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from consensus.ledger.errors import LocalError, StorageError
+from consensus.ledger.keys import PrivateKey
+from node import reindex as reindexing
+from node.config import NodeConfig
+from node.network import rejoin
+from node.network.keys import load_vote_key
+from node.reindex import reindex
+from node.storage import layout
+from node.storage.leveldb import LevelStore
+from node.vote_log import INCARNATION_FILE
+from tests.node.consortium import Consortium
+from tests.node.test_driver import signers
+from tests.node.test_members import work
+
+HOLDER = "import sys; from pathlib import Path; from node.storage.leveldb import LevelStore as S; \
+s = S.open(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
+
+
+@contextmanager
+def held(data: Path) -> Iterator[None]:
+    """Have another process hold the database, as a running node does."""
+    command = [sys.executable, "-c", HOLDER, str(data)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        try:
+            yield
+        finally:
+            process.communicate(b"")
+
+
+async def worked(folder: Path, nursery: trio.Nursery, validators: int) -> Consortium:
+    """Nodes that have committed a few blocks, all stopped."""
+    site = Consortium(folder, nursery, validators=validators)
+    await site.start()
+    await work(site, site.names[0], 4, first=0)
+    await site.stop()
+    return site
+
+
+@pytest.fixture
+async def site(tmp_path: Path, nursery: trio.Nursery) -> Consortium:
+    return await worked(tmp_path, nursery, 4)
+
+
+@pytest.fixture
+async def config(tmp_path: Path, nursery: trio.Nursery) -> NodeConfig:
+    """The home of a node that votes alone."""
+    site = await worked(tmp_path, nursery, 1)
+    return site.config(site.names[0])
+
+
+def names_in(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def flip(config: NodeConfig, key: bytes) -> None:
+    """Flip a bit of a stored record."""
+    store = LevelStore.open(config.data)
+    value = bytearray(store.get(key) or b"")
+    value[len(value) // 2] ^= 1
+    store.write([(key, bytes(value))])
+    store.close()
+
+
+def records(config: NodeConfig) -> dict[bytes, bytes]:
+    store = LevelStore.open(config.data)
+    found = dict(store.scan(b""))
+    store.close()
+    return found
+
+
+# -- rejoin ------------------------------------------------------------------------------------------------
+
+
+async def test_a_rejoin_refuses_while_the_node_runs_and_touches_nothing(config: NodeConfig) -> None:
+    keys, home = names_in(config.keys), names_in(config.data.parent)
+    key = load_vote_key(config.keys).public
+    with held(config.data):
+        for command in (rejoin.prepare, reindex):
+            with pytest.raises(LocalError) as error:
+                command(config)
+            assert error.value.code == "still_running"
+    assert (names_in(config.keys), names_in(config.data.parent)) == (keys, home)
+    assert load_vote_key(config.keys).public == key
+
+
+async def test_r49_a_rejoined_node_fetches_all_anew_and_votes_once_its_key_is_admitted(site: Consortium) -> None:
+    name, *others = site.names
+    config, old = site.config(name), site.vote_key(name)
+    prepared = rejoin.prepare(config)
+    assert prepared.data_aside is not None
+    assert prepared.data_aside.name == "data.aside-1"
+    assert (prepared.data_aside / "CURRENT").is_file()
+    assert prepared.vote_key == site.vote_key(name).public.compressed != old.public.compressed
+    assert PrivateKey.from_pem((config.keys / "vote.aside-1.pem").read_bytes()).public == old.public
+    assert INCARNATION_FILE not in names_in(config.keys)
+    await site.start()
+    await work(site, others[0], 2, first=4)
+    height = site.running[name].height
+    assert not any(name in signers(site, others[0], above) for above in (height - 1, height))
+    proof = site.seat_proof(name, site.vote_key(name), height)
+    await site.change(name, "replace_key", vote_key=prepared.vote_key, **proof)
+    await site.stop(others[0])
+    await work(site, name, 2, first=6)
+    assert name in signers(site, others[1], site.running[name].height)
+    await site.stop()
+
+
+async def test_a_second_rejoin_keeps_what_the_first_one_set_aside(config: NodeConfig) -> None:
+    keys = [load_vote_key(config.keys).public.compressed]
+    asides = []
+    for _ in range(3):
+        prepared = rejoin.prepare(config)
+        keys.append(prepared.vote_key)
+        asides.append(prepared.data_aside and prepared.data_aside.name)
+        LevelStore.open(config.data).close()
+    assert asides == ["data.aside-1", "data.aside-2", "data.aside-3"]
+    assert len(set(keys)) == 4
+    kept = [PrivateKey.from_pem(path.read_bytes()).public.compressed for path in config.keys.glob("vote.aside-*.pem")]
+    assert sorted(kept) == sorted(keys[:3])
+    assert all((path.stat().st_mode & 0o777) == 0o600 for path in config.keys.glob("vote*.pem"))
+
+
+async def test_an_interrupted_rejoin_is_run_again(config: NodeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between data and key the node has its old key without a log: it would not vote."""
+    old = load_vote_key(config.keys).public.compressed
+
+    def interrupted(keys: Path) -> PrivateKey:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rejoin, "renew_vote_key", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rejoin.prepare(config)
+    assert load_vote_key(config.keys).public.compressed == old
+    prepared = rejoin.prepare(config)
+    assert prepared.data_aside is None
+    assert "data.aside-1" in names_in(config.data.parent)
+    assert prepared.vote_key != old
+
+
+async def test_data_stay_when_they_are_whole_and_the_key_changes_all_the_same(site: Consortium) -> None:
+    name, *others = site.names
+    config = site.config(name)
+    height = 4
+    prepared = rejoin.prepare(config, keep_data=True)
+    assert prepared.data_aside is None
+    await site.start()
+    assert site.running[name].height >= height
+    await work(site, others[0], 1, first=4)
+    assert not site.running[name].node.driver.engine.status().is_validator
+    await site.stop()
+
+
+@pytest.mark.parametrize("kind", [layout.BLOCK, layout.RECEIPTS])
+async def test_data_that_are_not_whole_do_not_stay(config: NodeConfig, kind: bytes) -> None:
+    flip(config, layout.at_height(kind, 3))
+    key = load_vote_key(config.keys).public
+    with pytest.raises(LocalError) as error:
+        rejoin.prepare(config, keep_data=True)
+    assert error.value.code == "chain_broken"
+    assert "height 3" in error.value.message
+    assert load_vote_key(config.keys).public == key
+    assert rejoin.prepare(config).data_aside is not None
+
+
+# -- reindex -----------------------------------------------------------------------------------------------
+
+
+async def test_reindex_makes_everything_that_follows_from_the_blocks_anew(site: Consortium) -> None:
+    name, *others = site.names
+    config = site.config(name)
+    before = records(config)
+    store = LevelStore.open(config.data)
+    derived = [
+        key for key in before if key[:1] in {layout.TRANSACTION, layout.HISTORY, layout.EVENT, layout.BLOCK_INDEX}
+    ]
+    store.write([(key, None) for key in derived])
+    store.write([(key, b"rubbish") for key in before if key[:1] in {layout.STATE, layout.TREE, layout.RECEIPTS}])
+    store.close()
+    done = reindex(config)
+    assert done.result.height >= 4
+    assert done.data_aside is not None
+    assert done.data_aside.name == "data.aside-1"
+    assert records(config) == before
+    await site.start()
+    await site.stop(others[0])
+    await work(site, name, 2, first=4)  # it votes: key and log still belong together
+    assert name in signers(site, others[1], site.running[name].height)
+    await site.stop()
+
+
+@pytest.mark.parametrize("kind", [layout.BLOCK, layout.CERTIFICATE])
+async def test_reindex_refuses_when_blocks_are_damaged_and_points_to_rejoin(config: NodeConfig, kind: bytes) -> None:
+    flip(config, layout.at_height(kind, 2))
+    before = records(config)
+    with pytest.raises(LocalError) as error:
+        reindex(config)
+    assert error.value.code == "rejoin_needed"
+    assert "height 2" in error.value.message
+    assert records(config) == before
+    assert not any(entry.startswith("data.aside") for entry in names_in(config.data.parent))
+
+
+async def test_reindex_refuses_a_database_that_cannot_be_read(config: NodeConfig) -> None:
+    manifest = next(config.data.glob("MANIFEST-*"))
+    content = bytearray(manifest.read_bytes())
+    content[20] ^= 1
+    manifest.write_bytes(bytes(content))
+    with pytest.raises((LocalError, StorageError)) as error:
+        reindex(config)
+    assert error.value.code == "rejoin_needed"
+
+
+async def test_reindex_between_its_two_renames_is_run_again(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = records(config)
+
+    def interrupted(complete: Path, data: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reindexing, "_put_in_place", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reindex(config)
+    assert not rejoin.has_data(config.data)
+    assert reindex(config).result.height >= 4
+    assert records(config) == before
+
+
+async def test_reindex_of_a_home_without_data(config: NodeConfig) -> None:
+    rejoin.prepare(config)
+    with pytest.raises(LocalError) as error:
+        reindex(config)
+    assert error.value.code == "no_home"
