@@ -75,8 +75,9 @@ def open_log_beside(store: Store, key_side: KeySide, vote_key: bytes) -> tuple[b
     if beside is None and stored is None:
         stored = beside = Incarnation(vote_key, secrets.token_bytes(16), 0)
     elif beside is None and stored is not None and stored.starts == 1:
-        # The node died between the two writes below, on its first start; it has not voted yet.
-        beside = stored
+        # The node died between the two writes below, on its first start; it has not voted yet. It counts as the
+        # first start however often that happens: a second one would look like a file that was lost.
+        stored = beside = Incarnation(vote_key, stored.id, 0)
     if stored is None or beside is None or stored.id != beside.id or stored.starts < beside.starts:
         return False, {}
     next_start = Incarnation(vote_key, stored.id, stored.starts + 1)

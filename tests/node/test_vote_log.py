@@ -89,6 +89,21 @@ def test_a_crash_at_any_point_of_a_start_keeps_the_vote(
     assert home.start()[0]
 
 
+def test_r47_a_first_start_may_fail_between_its_writes_again_and_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("disk_failed", "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vote_log, "_write_synced", refuse)
+        for _ in range(3):
+            with pytest.raises(StorageError):
+                home.start()
+    assert home.start() == (True, {})
+    assert home.start() == (True, {})
+
+
 def test_r49_a_wiped_store_does_not_vote_however_often_it_starts(home: Home, tmp_path: Path) -> None:
     empty = home.copy(tmp_path / "empty")
     home.start()

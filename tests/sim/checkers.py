@@ -84,6 +84,7 @@ class Checkers:
         self, validators: ValidatorSet, verifier: Verifier, correct: list[NodeName], fragile: Collection[NodeName] = ()
     ) -> None:
         self._verifier = verifier
+        self.set_changes = 0
         self._rosters: dict[int, Roster] = {}
         """Who votes at a height, for every height whose predecessor is final somewhere."""
         self.learn(1, validators)
@@ -114,6 +115,7 @@ class Checkers:
             if before is not None and before.validators == validators:
                 self._rosters[height] = before
                 return
+            self.set_changes += before is not None
             roster = self._rosters[height] = Roster(validators, self._verifier)
             roster.quorum = validators.quorum  # whatever a broken engine believes
         elif known.validators != validators:

@@ -101,6 +101,8 @@ class Host:
         self.is_wiped = False
         self.is_halted = False
         """Whether the program refuses to go on with what is on the disk."""
+        self.halts = 0
+        """How often it did."""
         self._is_healed = False
         self._is_frozen = False
         self._origin_ms = 0
@@ -190,6 +192,7 @@ class Host:
         if self.is_correct:
             raise Violation("halt", f"{self.name} stops: {error}") from error
         self.is_halted = True
+        self.halts += 1
         if self.is_fragile:
             after_ms = self.random.randint(1, self.world.plan.downtime_ms_max)
             self.world.scheduler.after(after_ms, self.replace_disk)

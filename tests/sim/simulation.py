@@ -51,6 +51,9 @@ class Result:
     transactions: int
     frames: int
     evidence: int
+    halts: int
+    set_changes: int
+    unlimited: bool
     probe_ms: tuple[int, ...]
     plan: str
 
@@ -337,6 +340,9 @@ class Simulation:
             transactions=len(self.checkers.transactions),
             frames=self.fabric.frames,
             evidence=self.checkers.evidence,
+            halts=sum(host.halts for host in self.all_hosts),
+            set_changes=self.checkers.set_changes,
+            unlimited=self.plan.unlimited,
             probe_ms=tuple(self.probe_ms),
             plan=self.plan.describe(),
         )
