@@ -54,7 +54,7 @@ def doctor(place: Place, output: Output) -> None:
 
     from cli.doctor import ask_all, merge
 
-    data = merge(trio.run(ask_all, place.genesis, _named_urls(place)), _processes(place))
+    data = merge(trio.run(ask_all, place.genesis, place.named_urls), _processes(place))
     output.show(data, lambda console: views.diagnosis(console, data))
     if not data["healthy"]:
         leave(EXIT_REFUSED)
@@ -74,9 +74,3 @@ def _processes(place: Place) -> "dict[str, Process]":
         words = ending.words if ending.code == "ended" else f"{ending.words} (log: {home.log_file})"
         found[home.name] = Process(state.value, process.pid(), ending.code, words)
     return found
-
-
-def _named_urls(place: Place) -> dict[str, str]:
-    """Return the nodes to ask by name, or by URL where there is no network folder."""
-    known = {node.rpc_url: node.name for node in place.network.nodes} if place.genesis_path is None else {}
-    return {known.get(url, url): url for url in place.urls}

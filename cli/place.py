@@ -71,6 +71,12 @@ class Place:
             return list(self.network.rpc_urls)
         return [name if "://" in name else self.network.node(name).rpc_url for name in self.nodes]
 
+    @property
+    def named_urls(self) -> dict[str, str]:
+        """The nodes to ask by name, or by URL where there is no network folder."""
+        known = {node.rpc_url: node.name for node in self.network.nodes} if self.genesis_path is None else {}
+        return {known.get(url, url): url for url in self.urls}
+
     def signer(self, name: str, keys: Path | None, passphrase_file: Path | None) -> "Signer":
         """Open the key of an identity.
 

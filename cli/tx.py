@@ -125,11 +125,16 @@ def show(transaction_id: str, place: Place, output: Output) -> None:
 @network_option
 @json_option
 def explain(transaction_id: str, place: Place, output: Output) -> None:
-    """Say where a transaction is, who holds it, and why it is not final yet.
+    """Say where a transaction is, who holds it, why it is not final or has failed, and what to do about it.
+
+    All nodes are asked; "stages" tells what each knows of it, the rest is what the one says that knows most.
 
     Example: hansa tx explain 0x5f0c…
     """
     from services.client.calls import explain as explain_transaction
 
     data = place.ask(lambda client: explain_transaction(client, transaction_id))
-    output.show(data, lambda console: views.fields(console, "Transaction", data))
+    names = {url: name for name, url in place.named_urls.items()}
+    data["node"] = names.get(str(data["node"]), data["node"])
+    data["stages"] = {names.get(url, url): stage for url, stage in data["stages"].items()}
+    output.show(data, lambda console: views.explanation(console, data))

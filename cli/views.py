@@ -141,6 +141,27 @@ def consensus(console: "Console", data: Answer) -> None:
     table(console, ["validator", ">height", ">view", "prepared", "committed", ">silent ms"], rows)
 
 
+def explanation(console: "Console", data: Answer) -> None:
+    """Draw where a transaction is: what the node says that knows most, and what the others know."""
+    drawn: dict[str, object] = {"transaction": data["id"]}
+    drawn["stage"] = data["stage"] if data["code"] == data["stage"] else f"{data['stage']}: {data['code']}"
+    drawn["why"] = data["message"]
+    if data["advice"]:
+        drawn["what to do"] = data["advice"]
+    if data["final"]:
+        drawn["block"] = f"{data['height']}  {utc_text(data['timeMs'])}"
+    if data.get("waitedMs"):
+        drawn["waits for"] = f"{data['waitedMs'] / 1_000:.1f} s at {data['node']}"
+    if data.get("holders"):
+        drawn["handed on to"] = data["holders"]
+    by_stage: dict[str, list[str]] = {}
+    for name, stage in data["stages"].items():
+        by_stage.setdefault(stage, []).append(name)
+    drawn["nodes say"] = "; ".join(f"{stage}: {', '.join(names)}" for stage, names in by_stage.items())
+    is_good = data["stage"] == "queued" or (data["final"] and not data["failedCount"])
+    panel(console, "Transaction", drawn, good=is_good)
+
+
 def diagnosis(console: "Console", data: Answer) -> None:
     """Draw what the doctor found: each finding with its code and whom it is about, what it is, and the way out."""
     asked = ", ".join(name for name, answered in data["nodes"].items() if answered) or "the processes alone"

@@ -68,6 +68,24 @@ class Gone:
     valid_until_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How a transaction waits, for people.
+
+    ``gap`` is the number its lane waits for that is not here, ``ahead`` how many earlier numbers wait before
+    it; ``passed`` counts the blocks since it became next in its lane, 0 before. ``of_sender`` and ``in_pool``
+    count what waits, ``is_set_back`` says that proposals with it came to nothing too often.
+    """
+
+    entry: Entry
+    gap: int | None
+    ahead: int
+    passed: int
+    of_sender: int
+    in_pool: int
+    is_set_back: bool
+
+
 @dataclass(slots=True)
 class _Lane:
     next: int
@@ -113,6 +131,23 @@ class Mempool:
     def entry(self, transaction_id: bytes) -> Entry | None:
         """Return what is known of a waiting transaction."""
         return self._entries.get(Hash(transaction_id))
+
+    def waiting(self, transaction_id: bytes) -> Waiting | None:
+        """Return how a transaction waits, None when it does not wait here."""
+        entry = self._entries.get(Hash(transaction_id))
+        if entry is None:
+            return None
+        body, sender = entry.transaction.body, self._senders[entry.transaction.sender]
+        lane = sender.lanes[body.lane]
+        return Waiting(
+            entry=entry,
+            gap=self.gap_before(entry.transaction),
+            ahead=sum(lane.next <= number < body.sequence for number in lane.entries),
+            passed=0 if entry.ready_after is None else self._blocks - entry.ready_after,
+            of_sender=sender.count,
+            in_pool=len(self._entries),
+            is_set_back=entry.refusals >= REFUSALS_MAX,
+        )
 
     def gone(self, transaction_id: bytes) -> Gone | None:
         """Return why a transaction waits no longer without being included, if that was lately."""

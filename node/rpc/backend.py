@@ -16,6 +16,7 @@ from contracts.runtime.registry import Description
 from contracts.runtime.state import StateReader
 from node.reader import HistoryEntry
 from node.rpc.doctor import Facts
+from node.rpc.explain import Explanation
 from node.storage.layout import Location
 from node.votes import VoteReport
 from p2p.network import PeerStatus
@@ -48,22 +49,6 @@ class Submission:
     code: str = ""
     message: str = ""
     height: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Where a transaction is that is not final.
-
-    ``stage`` is ``unknown``, ``queued``, ``refused``, or ``expired`` when it can never become final any more;
-    ``code`` says why it is not sealed; ``holders`` are this
-    node and the validators it hands the transaction on to; ``waited_ms`` is how long it has been here.
-    """
-
-    stage: str
-    code: str
-    message: str
-    holders: tuple[NodeName, ...] = ()
-    waited_ms: int = 0
 
 
 class FinalReads(Protocol):

@@ -1,6 +1,7 @@
 """``consensus_*`` and ``net_*``: how agreement goes, who takes part, what is missing."""
 
 from consensus.pbft.events import EngineStatus
+from node.members import read_nodes
 from node.rpc.context import Context, methods
 from node.rpc.doctor import diagnose, roll_call
 from node.rpc.protocol import Json
@@ -18,7 +19,11 @@ async def consensus_status(context: Context, _: NoParams) -> Json:
 
 @methods.add("consensus_validators", NoParams)
 async def consensus_validators(context: Context, _: NoParams) -> Json:
-    """The validators that certify the next block, with f and q."""
+    """The validators that certify the next block, with f and q; and all nodes that ever belonged, observers too.
+
+    A node's ``status`` is ``observer``, ``validator`` or ``removed``; ``address`` is where others reach it, as the
+    chain says, empty when only configurations do.
+    """
     head = context.backend.head()
     validators = head.validators
     return {
@@ -27,6 +32,17 @@ async def consensus_validators(context: Context, _: NoParams) -> Json:
         "quorum": validators.quorum,
         "hash": hex_of(validators.hash()),
         "validators": validators_json(validators),
+        "nodes": [
+            {
+                "name": name,
+                "organisation": node.organisation,
+                "voteKey": hex_of(node.vote_key),
+                "status": node.status,
+                "address": node.address,
+                "revokedCertificates": [hex_of(fingerprint) for fingerprint in node.revoked],
+            }
+            for name, node in read_nodes(context.backend.state()).items()
+        ],
     }
 
 
@@ -60,13 +76,21 @@ async def consensus_doctor(context: Context, _: NoParams) -> Json:
 
 @methods.add("net_peers", NoParams)
 async def net_peers(context: Context, _: NoParams) -> Json:
-    """All other nodes known here, with their links' figures, and how far their clocks are ahead of ours."""
+    """All other nodes known here, with their links' figures, and how far their clocks are ahead of ours.
+
+    ``standing`` is what the chain says of the node: ``observer``, ``validator``, ``removed``, null when nothing.
+    ``doubled`` says that two processes seem to bear this name.
+    """
+    nodes = read_nodes(context.backend.state())
     return [
         {
             "name": peer.name,
             "organisation": peer.organisation,
             "address": peer.address,
             "state": peer.state,
+            "standing": nodes[peer.name].status if peer.name in nodes else None,
+            "dialled": peer.dialled,
+            "doubled": peer.is_doubled,
             "connectedSinceMs": peer.connected_since_ms or None,
             "framesSent": peer.frames_sent,
             "framesReceived": peer.frames_received,

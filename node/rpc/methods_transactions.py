@@ -7,10 +7,12 @@ import msgspec
 import trio
 
 from consensus.ledger.errors import PeerError
+from consensus.ledger.receipt import OK
 from consensus.ledger.transaction import decode_transaction_untrusted
 from node.rpc.backend import Submission
 from node.rpc.context import Context, methods
-from node.rpc.methods_chain import final_json
+from node.rpc.explain import explain_final
+from node.rpc.methods_chain import final_json, receipts_at
 from node.rpc.protocol import Json
 from node.rpc.render import hex_of, hex_untrusted, receipt_json, transaction_bytes_untrusted, transaction_json
 from node.rpc.schema import HashHex, Params
@@ -113,8 +115,17 @@ class Explain(Params, frozen=True):
 
 @methods.add("tx_explain", Explain)
 async def explain(context: Context, params: Explain) -> Json:
-    """Say where a transaction is, who holds it, and why it is not final."""
-    return _outcome(context, hex_untrusted(params.id), with_receipts=False)
+    """Say where a transaction is, who holds it, why it is not final or has failed, and what to do about it."""
+    transaction_id = hex_untrusted(params.id)
+    location = context.backend.final.locate(transaction_id)
+    if location is None:
+        return _outcome(context, transaction_id, with_receipts=False)
+    view = context.view(location.height)
+    receipts = receipts_at(view, location)
+    failed = [receipt.code for receipt in receipts if receipt.status != OK]
+    code, message = explain_final(failed, count=len(receipts))
+    final = final_json(view, location, with_receipts=False)
+    return {**final, "stage": "final", "code": code, "message": message, "advice": None}
 
 
 def _outcome(context: Context, transaction_id: bytes, *, with_receipts: bool) -> dict[str, Json]:
@@ -129,6 +140,7 @@ def _outcome(context: Context, transaction_id: bytes, *, with_receipts: bool) ->
         "stage": explanation.stage,
         "code": explanation.code,
         "message": explanation.message,
+        "advice": explanation.advice or None,
         "holders": [*explanation.holders],
         "waitedMs": explanation.waited_ms,
     }

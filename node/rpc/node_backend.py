@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 
 import trio
 
@@ -21,8 +20,9 @@ from node.intake import Answer
 from node.mempool import Mempool
 from node.proofs import ProofMaker
 from node.reader import HistoryEntry
-from node.rpc.backend import Committed, Explanation, Submission
+from node.rpc.backend import Committed, Submission
 from node.rpc.doctor import Facts
+from node.rpc.explain import UNKNOWN, Explanation, explain_gone, explain_refusal, explain_waiting
 from node.storage.layout import Location
 from node.votes import Standing, VoteReport
 from p2p.network import PeerStatus
@@ -225,28 +225,15 @@ class NodeBackend:
 
     def explain(self, transaction_id: bytes) -> Explanation:
         """Say where a transaction is that is not committed."""
-        entry = self._mempool.entry(transaction_id)
-        if entry is not None:
-            gap = self._mempool.gap_before(entry.transaction)
-            valid_until_ms = entry.transaction.body.valid_until_ms
-            code, message = "waiting_for_block", "it is next in its lane and waits for a block"
-            if self._clock.wall_ms() > valid_until_ms:
-                what = "a block under way may still hold it, no later one can"
-                code, message = "validity_over", f"it was valid until {_time(valid_until_ms)}: {what}"
-            elif gap is not None:
-                code, message = "lane_gap", f"number {gap} of its lane has not come in yet"
-            waited_ms = self._clock.monotonic_ms() - entry.arrival_ms
-            return Explanation("queued", code, message, self._holders(), waited_ms)
+        waiting = self._mempool.waiting(transaction_id)
+        if waiting is not None:
+            height = self._chain.head.header.height
+            return explain_waiting(waiting, self.facts(), wall_ms=self._clock.wall_ms(), head_height=height)
         gone = self._mempool.gone(transaction_id)
-        if gone is not None and gone.code == "expired":
-            message = f"it waited here and was valid until {_time(gone.valid_until_ms)}: it can never become final"
-            return Explanation("expired", "expired", message)
         if gone is not None:
-            return Explanation("refused", gone.code, "it waited here until a block made it impossible")
+            return explain_gone(gone)
         refusal = self._refusals.get(transaction_id)
-        if refusal is not None:
-            return Explanation("refused", refusal.code, refusal.message)
-        return Explanation("unknown", "not_found", "this node neither holds it nor has lately refused it")
+        return UNKNOWN if refusal is None else explain_refusal(refusal)
 
     def _submission(self, answer: Answer) -> Submission:
         if answer.transaction_id is not None:
@@ -256,10 +243,6 @@ class NodeBackend:
                 if len(self._refusals) > REFUSALS_REMEMBERED_MAX:
                     self._refusals.popitem(last=False)
         return Submission(answer.transaction_id or b"", answer.code, answer.message, answer.height)
-
-    def _holders(self) -> tuple[NodeName, ...]:
-        connected = {peer.name for peer in self._peers() if peer.connected} | {self._name}
-        return tuple(name for name in self._chain.head.validators.names if name in connected)
 
     def _next_block(self) -> BlockContext:
         time_ms = max(self._clock.wall_ms(), self._chain.head.header.time_ms + 1)
@@ -313,8 +296,3 @@ class NodeBackend:
             "validators": len(status.validators),
             "quorum": status.quorum,
         }
-
-
-def _time(time_ms: int) -> str:
-    """Return a moment for people, in UTC."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

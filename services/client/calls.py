@@ -5,7 +5,7 @@ is looked up in the genesis document, then in the proven state, so that no node 
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from consensus.ledger.codec import Value, decode_untrusted
 from consensus.ledger.errors import LocalError, PeerError
@@ -212,14 +212,14 @@ def parse_id(text: str) -> bytes:
     return data
 
 
-async def explain(client: Client, transaction_id: str) -> dict[str, object]:
+async def explain(client: Client, transaction_id: str) -> dict[str, Any]:
     """Return where the nodes say that a transaction is: what the one says that knows most, and all nodes' stages.
 
     Raises:
         LocalError: ``bad_id``.
     """
     params: dict[str, object] = {"id": hex_of(parse_id(transaction_id))}
-    answers = await client.request_each("tx_explain", params, dict[str, object])
+    answers = await client.request_each("tx_explain", params, dict[str, Any])
     stages = {url: str(answer.get("stage", "unknown")) for url, answer in answers.items()}
     best = min(answers, key=lambda url: _STAGES.index(stages[url]) if stages[url] in _STAGES else len(_STAGES))
     return {**answers[best], "node": best, "stages": stages}

@@ -19,7 +19,7 @@ from consensus.ledger.transaction import Transaction, make_call
 from consensus.pbft.events import EngineStatus, Phase
 from node.chain import Chain
 from node.intake import Answer
-from node.mempool import Mempool
+from node.mempool import Mempool, PoolLimits
 from node.rpc.node_backend import NodeBackend
 from node.rpc.server import RpcConfig, serve_rpc
 from node.storage.leveldb import LevelStore
@@ -56,10 +56,12 @@ class TestNode:
     view: int = 0
     peer_list: list[PeerStatus] = field(default_factory=list)
     is_ready: bool = True
+    certified_height: int = 0
+    limits: PoolLimits = field(default_factory=PoolLimits)
 
     def __post_init__(self) -> None:
         self.chain = Chain(self.store, self.consortium.genesis, make_executor())
-        self.mempool = Mempool(self.chain.executor, self.chain.verifier)
+        self.mempool = Mempool(self.chain.executor, self.chain.verifier, self.limits)
         self.backend = NodeBackend(
             name=NodeName("node-0"),
             chain=self.chain,
@@ -70,6 +72,7 @@ class TestNode:
             votes=lambda: VoteReport({}, {}, None, ()),
             peers=lambda: self.peer_list,
             is_ready=lambda: self.is_ready,
+            certified_height=lambda: self.certified_height,
         )
 
     def _submit(self, raws: Sequence[bytes]) -> list[Answer]:
@@ -90,6 +93,10 @@ class TestNode:
                 return Answer(transaction_id, height=location.height)
             return Answer(transaction_id, error.code, error.message)
 
+    def meet(self, *names: str) -> None:
+        """Be connected with these nodes and no others."""
+        self.peer_list = [PeerStatus(NodeName(name), "connected", "127.0.0.1:1", 0, "") for name in names]
+
     def commit(self, transactions: Sequence[Transaction] | None = None) -> int:
         """Make a block of the given transactions, or of what the mempool holds, and return its height."""
         time_ms = self.chain.head.header.time_ms + 10
@@ -97,6 +104,8 @@ class TestNode:
             transactions = self.mempool.select(count_max=500, bytes_max=1 << 20, calls_max=4_000, time_ms=time_ms)
         candidate = extend(self.chain, self.store, self.consortium, list(transactions))
         self.mempool.committed(candidate.transactions)
+        self.mempool.accounts_changed(candidate.execution.writes, self.chain.state)
+        self.mempool.expire(time_ms)
         self.backend.on_commit()
         return candidate.block.height
 
@@ -138,11 +147,11 @@ class TestNode:
 
 
 @contextmanager
-def make_node(folder: Path) -> Iterator[TestNode]:
+def make_node(folder: Path, limits: PoolLimits | None = None) -> Iterator[TestNode]:
     """Give a node with its data in a folder."""
     store = LevelStore.open(folder / "data")
     try:
-        yield TestNode(store)
+        yield TestNode(store, limits=limits or PoolLimits())
     finally:
         store.close()
 

@@ -58,7 +58,7 @@ async def test_submit_wait_and_receipt(node: TestNode, server: Server) -> None:
     answer = await server.result("tx_submit", transactions=hex_of(money.raw))
     assert answer == {"id": hex_of(money.id), "accepted": True}
     explained = await server.result("tx_explain", id=hex_of(money.id))
-    assert (explained["stage"], explained["code"], explained["holders"]) == ("queued", "waiting_for_block", ["node-0"])
+    assert (explained["stage"], explained["code"], explained["holders"]) == ("queued", "no_quorum", ["node-0"])
     results: list[object] = []
 
     async def wait() -> None:
