@@ -42,6 +42,7 @@ _REFUSALS = {
     "not_running",
     "not_voting",
     "port_in_use",
+    "rejoin_needed",
     "still_running",
     "store_locked",
     "wrong_chain",

@@ -60,7 +60,7 @@ class Members:
     @staticmethod
     def read(state: StateReader) -> "Members":
         """Return what the state says."""
-        nodes = {NodeName(name): node for name, node in _records(state, NODE_PREFIX, _node_decoder)}
+        nodes = read_nodes(state)
         roots: dict[str, Roots] = {}
         for name, organisation in _records(state, ORGANISATION_PREFIX, _organisation_decoder):
             if organisation.status == ACTIVE:
@@ -104,6 +104,11 @@ class Members:
         """
         known = {**configured, **{name: where for name, where in self.addresses().items() if name not in configured}}
         return {name: where for name, where in known.items() if self.belongs(name) or name not in self.nodes}
+
+
+def read_nodes(state: StateReader) -> dict[NodeName, MemberNode]:
+    """Return all nodes that ever belonged, in order of their names."""
+    return {NodeName(name): node for name, node in _records(state, NODE_PREFIX, _node_decoder)}
 
 
 def _records(state: StateReader, prefix: bytes, decoder: msgspec.msgpack.Decoder[T]) -> Iterator[tuple[str, T]]:

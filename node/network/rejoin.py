@@ -20,6 +20,7 @@ from node.config import NodeConfig, load_config
 from node.members import REMOVED
 from node.network import local
 from node.network.homes import LocalNetwork
+from node.network.joining import own_admin
 from node.network.keys import ASIDE_MAX, load_vote_key, renew_vote_key
 from node.network.members import STEP_MS_MAX, MembershipChain, Tell, find_node, quiet, take_seat
 from node.storage.check import check_files
@@ -144,11 +145,12 @@ async def rejoin(
         the vote key (33 bytes) that it votes with now.
 
     Raises:
-        LocalError: ``unknown_node``, ``node_state`` for a removed node, what :func:`prepare` and the start raise,
-            ``not_caught_up``, ``not_voting``, or what the chain refuses with.
+        LocalError: ``unknown_node``, ``node_state`` for a removed node, ``not_enough_admins``, what :func:`prepare`
+            and the start raise, ``not_caught_up``, ``not_voting``, or what the chain refuses with.
     """
     home = network.node(name)
     config = load_config(home.folder)
+    admin = own_admin(network, home.organisation)
     record = await find_node(chain, name)
     if record is None or record.status == REMOVED:
         raise LocalError("node_state", f"{name} is no member: hansa member add {name} admits it anew")
@@ -165,7 +167,7 @@ async def rejoin(
         try:
             tell(f"{name}: starting")
             await local.start(network, [name])
-            await take_seat(chain, config, admin=home.organisation, tell=tell, timeout_ms=timeout_ms)
+            await take_seat(chain, config, admin=admin, tell=tell, timeout_ms=timeout_ms)
             break
         except HansaError as error:
             is_last = attempt == _ATTEMPTS - 1
