@@ -1,12 +1,18 @@
-"""What LevelDB does not read by itself, checked against its own checksums: every byte of a stopped database.
+"""What LevelDB does not check by itself: a look at its files before it opens them, and at every byte of them.
 
-Walking through all records with checksums covers the data and index blocks of a table. Left over are its
-footer and its filter, whose damage LevelDB passes over, and its logs, where a damaged length looks like a
-write that was cut off. Formats: LevelDB's ``doc/table_format.md`` and ``doc/log_format.md``; checksums
-are CRC-32C (RFC 3720, appendix B.4), stored masked, little-endian.
+Opening, LevelDB takes files that are gone for files that never were: without CURRENT it begins an empty
+database and deletes the rest; without a log, or with a manifest that was cut short, it goes on with an
+older state. :func:`check_before_opening` is quick and refuses that.
+
+:func:`check_files` is for audits. Walking through all records with checksums covers the data and index
+blocks of a table. Left over are its footer and its filter, whose damage LevelDB passes over, and its logs,
+where a damaged length looks like a write that was cut off. Formats: LevelDB's ``doc/table_format.md`` and
+``doc/log_format.md``; checksums are CRC-32C (RFC 3720, appendix B.4), stored masked, little-endian.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from os import SEEK_END
 from pathlib import Path
 
 from consensus.ledger.errors import StorageError
@@ -19,10 +25,10 @@ _LOG_BLOCK_BYTES = 32 * 1024
 _LOG_HEADER_BYTES = 7
 _LENGTH_BITS = 16
 _WHOLE, _LAST = 1, 4
-_DELETED_TABLE, _NEW_TABLE = 6, 7
+_LOG_NUMBER, _DELETED_TABLE, _NEW_TABLE = 2, 6, 7
 _EDIT_FIELDS: dict[int, tuple[bool, tuple[bool, ...]]] = {
     1: (False, (True,)),  # comparator
-    2: (False, (False,)),  # log
+    _LOG_NUMBER: (False, (False,)),
     3: (False, (False,)),  # next file
     4: (False, (False,)),  # last sequence
     5: (True, (True,)),  # compaction pointer
@@ -54,6 +60,43 @@ def masked_checksum(data: bytes) -> bytes:
     return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
+@dataclass(slots=True)
+class _Manifest:
+    """What the manifest says is there: the oldest log in use (0: none yet), and tables by number with their sizes."""
+
+    log: int = 0
+    tables: dict[int, int] = field(default_factory=dict)
+
+
+def check_before_opening(folder: Path) -> None:
+    """Refuse a folder of which LevelDB would silently make less than it held; a new folder passes.
+
+    It reads manifest, the last block of each log and the tables' footers. What a log lost at its end cannot be
+    told from a write that was cut off.
+
+    Raises:
+        StorageError: ``corrupted`` naming the file.
+    """
+    if not (folder / "CURRENT").exists():
+        if any(folder.glob("*.ldb")) or any(folder.glob("*.log")):
+            raise StorageError("corrupted", "CURRENT is missing, the file that names the manifest")
+        return
+    manifest = _read_manifest(folder)
+    logs = {int(path.stem): path for path in folder.glob("*.log") if path.stem.isdigit()}
+    if manifest.log and manifest.log not in logs:
+        raise StorageError("corrupted", f"{manifest.log:06}.log is missing")
+    for number, path in sorted(logs.items()):
+        if number >= manifest.log and not _is_log(_last_block(path)):
+            raise StorageError("corrupted", f"{path.name} is damaged at its end")
+    for number, size in sorted(manifest.tables.items()):
+        path = folder / f"{number:06}.ldb"
+        found = path.stat().st_size if path.exists() else None
+        if found != size:
+            raise StorageError("corrupted", f"{path.name} is {'missing' if found is None else 'cut'}")
+        if _footer(_last_bytes(path, _FOOTER_BYTES), size) is None:
+            raise StorageError("corrupted", f"{path.name} is damaged in its footer")
+
+
 def check_files(folder: Path) -> None:
     """Check logs, manifest, and what no read of records covers of tables, before the database is opened.
 
@@ -66,7 +109,7 @@ def check_files(folder: Path) -> None:
     for path in sorted([*folder.glob("*.log"), *folder.glob("MANIFEST-*")]):
         if not _is_log(path.read_bytes()):
             raise StorageError("corrupted", f"{path.name} is damaged")
-    for number in sorted(_live_tables(folder)):
+    for number in sorted(_read_manifest(folder).tables):
         path = folder / f"{number:06}.ldb"
         try:
             content = path.read_bytes()
@@ -76,22 +119,24 @@ def check_files(folder: Path) -> None:
             raise StorageError("corrupted", f"{path.name} is damaged in its filter or footer")
 
 
-def _live_tables(folder: Path) -> set[int]:
-    """Return the numbers of the tables that the manifest names; its checksums must have been checked."""
+def _read_manifest(folder: Path) -> _Manifest:
     try:
-        manifest = (folder / (folder / "CURRENT").read_text("ascii").strip()).read_bytes()
+        path = folder / (folder / "CURRENT").read_text("ascii").strip()
+        content = path.read_bytes()
     except (OSError, ValueError):
         raise StorageError("corrupted", "CURRENT names no manifest that is there") from None
-    tables: set[int] = set()
+    if not _is_log(content):
+        raise StorageError("corrupted", f"{path.name} is damaged")
+    manifest = _Manifest()
     try:
-        for edit in _records(manifest):
-            _apply(edit, tables)
+        for edit in _records(content):
+            _apply(edit, manifest)
     except (KeyError, IndexError):
         raise StorageError("corrupted", "the manifest holds what is no edit") from None
-    return tables
+    return manifest
 
 
-def _apply(edit: bytes, tables: set[int]) -> None:
+def _apply(edit: bytes, manifest: _Manifest) -> None:
     place = 0
     while place < len(edit):
         tag, place = _number(edit, place)
@@ -104,9 +149,22 @@ def _apply(edit: bytes, tables: set[int]) -> None:
             place += value if is_text else 0
             values.append(value)
         if tag == _NEW_TABLE:
-            tables.add(values[0])
+            manifest.tables[values[0]] = values[1]
         elif tag == _DELETED_TABLE:
-            tables.discard(values[0])
+            manifest.tables.pop(values[0], None)
+        elif tag == _LOG_NUMBER:
+            manifest.log = values[0]
+
+
+def _last_block(path: Path) -> bytes:
+    """Return a log from where its last block begins: there alone a wrong length looks like the end of the file."""
+    return _last_bytes(path, path.stat().st_size % _LOG_BLOCK_BYTES)
+
+
+def _last_bytes(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-size, SEEK_END)
+        return file.read()
 
 
 def _records(content: bytes) -> Iterator[bytes]:
@@ -153,19 +211,28 @@ def _holds(content: bytes, place: int, length: int) -> bool:
     return in_block and end <= len(content) and masked_checksum(content[kind:end]) == content[place : place + 4]
 
 
-def _is_table(content: bytes) -> bool:
-    footer = content[-_FOOTER_BYTES:]
+def _footer(footer: bytes, size: int) -> tuple[int, int] | None:
+    """Return where the list of a table's filters stands and its size, None when the footer does not fit the table."""
     try:
         meta_offset, place = _number(footer, 0)
         meta_size, place = _number(footer, place)
         index_offset, place = _number(footer, place)
         index_size, place = _number(footer, place)
-        fits = index_offset + index_size + _TRAILER_BYTES == len(content) - _FOOTER_BYTES
-        follows = meta_offset + meta_size + _TRAILER_BYTES == index_offset
-        if not fits or not follows or any(footer[place:-8]) or footer[-8:] != _MAGIC:
-            return False
-        if not _is_block(content, meta_offset, meta_size):
-            return False
+    except IndexError:
+        return None
+    fits = index_offset + index_size + _TRAILER_BYTES == size - _FOOTER_BYTES
+    follows = meta_offset + meta_size + _TRAILER_BYTES == index_offset
+    if not fits or not follows or any(footer[place:-8]) or footer[-8:] != _MAGIC:
+        return None
+    return meta_offset, meta_size
+
+
+def _is_table(content: bytes) -> bool:
+    footer = _footer(content[-_FOOTER_BYTES:], len(content))
+    if footer is None or not _is_block(content, *footer):
+        return False
+    meta_offset, meta_size = footer
+    try:
         if content[meta_offset + meta_size] != _UNCOMPRESSED:
             return True  # never seen: a block of one short entry gains nothing by compression
         meta = content[meta_offset : meta_offset + meta_size]

@@ -6,6 +6,7 @@ becomes a :class:`StorageError`; nothing is repaired, because a repair keeps wha
 (R54).
 """
 
+import fcntl
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import plyvel
 
 from consensus.ledger.errors import LocalError, StorageError
+from node.storage.check import check_before_opening
 from node.storage.store import Write
 
 CACHE_BYTES = 32 * 1024 * 1024
@@ -26,6 +28,7 @@ class LevelStore:
     def __init__(self, database: "plyvel.DB") -> None:
         self._database = database
         self._writing = threading.Lock()
+        self._failure: StorageError | None = None
 
     @classmethod
     def open(cls, folder: Path, *, is_salvage: bool = False) -> "LevelStore":
@@ -38,6 +41,8 @@ class LevelStore:
             StorageError: ``corrupted`` or ``disk_failed``.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        if not is_salvage:
+            _check(folder)
         try:
             database = plyvel.DB(
                 str(folder),
@@ -65,18 +70,29 @@ class LevelStore:
         return value
 
     def scan(self, prefix: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        """Yield pairs in order of the keys; see :class:`~node.storage.store.Store`."""
+        """Yield pairs in order of the keys; see :class:`~node.storage.store.Store`.
+
+        The raw iterator asks LevelDB at every step whether all is well; plyvel's other one takes a damaged
+        block at the end of a table for the end of the records.
+        """
         end = _after(prefix)
-        low, high = (prefix, prefix + start if start else end) if reverse else (prefix + start, end)
         try:
-            with self._database.iterator(start=low, stop=high, reverse=reverse, verify_checksums=True) as pairs:
-                yield from pairs
+            with self._database.raw_iterator(verify_checksums=True) as place:
+                if reverse:
+                    yield from _down(place, prefix, prefix + start if start else end)
+                else:
+                    yield from _up(place, prefix + start, end)
         except plyvel.Error as error:
             raise _storage_error(error) from None
 
     def write(self, batch: Iterable[Write]) -> None:
-        """Write all or nothing, synced; see :class:`~node.storage.store.Store`."""
+        """Write all or nothing, synced; see :class:`~node.storage.store.Store`.
+
+        After a failure every further write fails too: LevelDB would append it behind what it wrote in part.
+        """
         with self._writing:
+            if self._failure is not None:
+                raise self._failure
             try:
                 with self._database.write_batch(transaction=True, sync=True) as writes:
                     for key, value in batch:
@@ -85,12 +101,55 @@ class LevelStore:
                         else:
                             writes.put(key, value)
             except plyvel.Error as error:
-                raise _storage_error(error) from None
+                self._failure = _storage_error(error)
+                raise self._failure from None
 
     def close(self) -> None:
         """Close after the batch that may be under way (closing under a busy thread can crash, R57)."""
         with self._writing:
             self._database.close()
+
+
+def _check(folder: Path) -> None:
+    """Look at the files before LevelDB does; while another process writes to them that would mean nothing."""
+    try:
+        check_before_opening(folder)
+    except StorageError as error:
+        with (folder / "LOCK").open("ab") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise LocalError("store_locked", f"another process holds {folder}") from None
+        raise StorageError(error.code, f"cannot open {folder}: {error.message}") from None
+
+
+def _up(place: "plyvel.RawIterator", low: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    """Yield pairs from ``low`` on, up to below ``end``."""
+    place.seek(low)
+    while place.valid():
+        pair = place.item()
+        if end is not None and pair[0] >= end:
+            return
+        yield pair
+        place.next()
+
+
+def _down(place: "plyvel.RawIterator", low: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    """Yield pairs from just below ``end`` down to ``low``."""
+    if end is None:
+        place.seek_to_last()
+    else:
+        place.seek(end)
+        if place.valid():
+            place.prev()
+        else:
+            place.seek_to_last()
+    while place.valid():
+        pair = place.item()
+        if pair[0] < low:
+            return
+        yield pair
+        place.prev()
 
 
 def _after(prefix: bytes) -> bytes | None:
