@@ -111,6 +111,7 @@ def check_finality(lives: list[list[str]], blocks: list[str], about: str) -> Non
 def check_votes(lives: list[list[str]], about: str) -> None:
     """No two statements of all lives contradict each other, and the node votes in each."""
     said: dict[tuple[str, int, int], bytes] = {}
+    digest: bytes
     for line in (line for life in lives for line in life):
         what, *rest = line.split()
         assert (what, rest) != ("votes", ["False"]), about

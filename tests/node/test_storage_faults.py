@@ -111,12 +111,12 @@ def test_r54_a_batch_of_many_pages_may_be_torn_anywhere(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def aged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database after some lives, so few that nothing was merged yet: a table a life, and the log of the last."""
+    """A database after some lives, so few that nothing was merged yet: a table a life, and the long log of the last."""
     folder = tmp_path_factory.mktemp("aged") / "data"
     for life in range(LIVES):
         store = LevelStore.open(folder)
         for number in range(PER_LIFE * life, PER_LIFE * (life + 1)):
-            store.write(batch(number, 300))
+            store.write(batch(number, 300 if life < LIVES - 1 else 3_000))
         store.close()
     return folder
 
