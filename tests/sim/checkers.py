@@ -105,6 +105,11 @@ class Checkers:
         self.claims = 0
         """View-change votes of correct nodes that claim a prepared block."""
 
+    def joined(self, name: NodeName) -> None:
+        """Take note of one more correct node, with an empty disk."""
+        self.correct.append(name)
+        self.acknowledged[name] = 0
+
     # -- who votes -------------------------------------------------------------------------------------
 
     def learn(self, height: int, validators: ValidatorSet) -> None:

@@ -56,6 +56,8 @@ class World(Protocol):
     checkers: Checkers
     genesis: Genesis
     validators: ValidatorSet
+    """Who votes on the first block."""
+    hosts: "dict[NodeName, list[Host]]"
     executor: Executor
     verifier: Verifier
     foreign: Mapping[NodeName, Signer]
@@ -76,7 +78,7 @@ class Host:
         self.twin = twin
         self.signer = signer
         self.foreign = world.foreign
-        self.validators = world.validators
+        self.process: Process | None = None
         self.strategies: list[Strategy] = []
         self.is_correct = name in world.checkers.correct
         self.audience: frozenset[NodeName] | None = None
@@ -94,7 +96,6 @@ class Host:
         )
         self.disk = Disk(content, self._let_write)
         self.key_file = KeyFile(self._let_write)
-        self.process: Process | None = None
         self.inbox: deque[Item] = deque()
         self.crash_countdown: int | None = None
         """Effect boundaries until the machine dies."""
@@ -126,6 +127,12 @@ class Host:
     def chain(self) -> Chain | None:
         """The running chain."""
         return None if self.process is None else self.process.chain
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """Who votes next, as this machine knows it; a liar that lost its seat lies to those of old."""
+        validators = self.world.validators if self.process is None else self.process.chain.head.validators
+        return validators if self.name in validators.names else self.world.validators
 
     @property
     def now_ms(self) -> int:
@@ -209,6 +216,14 @@ class Host:
         """Put in an empty disk and start; the key stays, so nothing is voted with it."""
         self.wipe({})
         self.boot()
+
+    def use_key(self, signer: Signer) -> None:
+        """Start anew with another vote key, whose log begins now; the store stays."""
+        if self.process is not None:
+            self._die("gets a new key")
+        self.signer = signer
+        self.key_file = KeyFile(self._let_write)
+        self.is_wiped = False
 
     def freeze(self) -> None:
         """Stop working; what comes in waits."""
@@ -380,7 +395,7 @@ class Host:
 
     def peers(self) -> Sequence[NodeName]:
         """Return all other nodes."""
-        return [name for name in self.validators.names if name != self.name]
+        return [name for name in self.world.hosts if name != self.name]
 
     def send_message(self, to: NodeName, message: Message) -> None:
         """Send a consensus message, as it is or as the liar wants it."""

@@ -1,6 +1,6 @@
 """The links between nodes: late, lossy, doubling, out of order, cut in both directions or in one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 
 from consensus.ledger.ids import NodeName
@@ -78,6 +78,10 @@ class Fabric:
             cut |= {(b, a) for a in near for b in far}
         self._cut = cut
         return f"{','.join(sorted(near))} {'->' if one_way else '|'} {','.join(sorted(far))}"
+
+    def cut(self, links: Iterable[tuple[NodeName, NodeName]]) -> None:
+        """Let nothing pass over these directed links any more, and everything over all others."""
+        self._cut = set(links)
 
     def heal(self) -> None:
         """End all faults for good."""

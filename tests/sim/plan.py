@@ -74,6 +74,7 @@ class Plan:
     misdirected_permille: int = 0
     rot_every_ms: int = 0
     wipe_every_ms: int = 0
+    set_changes: int = 0
     liars: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     def describe(self) -> str:
@@ -111,6 +112,7 @@ def _with_breakage(plan: Plan) -> Plan:
         misdirected_permille=random.choice((0, 10, 100)) if fragile else 0,
         rot_every_ms=random.choice((0, 1_000, 5_000)) if fragile else 0,
         wipe_every_ms=some(1_000, 5_000) if unlimited else 0,
+        set_changes=some(1, 3, 8),
         crash_every_ms=plan.crash_every_ms or (some(100, 300) if unlimited else 0),
     )
 

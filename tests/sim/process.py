@@ -51,7 +51,8 @@ from consensus.pbft.roster import Roster
 from consensus.pbft.signing import KeyVerifier
 from contracts.runtime.execution import BlockContext, Executor
 from node.chain import Candidate, Chain
-from node.driver import BLOCK_CALLS_MAX, CLOCK_TOLERANCE_MS, Divergence
+from node.divergence import Divergence
+from node.driver import BLOCK_CALLS_MAX, CLOCK_TOLERANCE_MS
 from node.intake import REPEAT_AFTER_MS, REPEATED_MAX
 from node.mempool import Mempool, PoolLimits
 from node.program import NOT_VOTING
@@ -322,8 +323,10 @@ class Process:
     def _hand_on(self, raws: Sequence[bytes]) -> None:
         if raws:
             payload = encode(list(raws))
+            validators = self.chain.head.validators.names
             for peer in self._around.peers():
-                self._around.send_frame(peer, FrameKind.TRANSACTIONS, payload)
+                if peer in validators:
+                    self._around.send_frame(peer, FrameKind.TRANSACTIONS, payload)
 
 
 class Fetcher:

@@ -36,6 +36,10 @@ class CheapVerifier:
     def __init__(self, secrets: dict[bytes, bytes]) -> None:
         self._secrets = secrets
 
+    def learn(self, key: bytes, secret: bytes) -> None:
+        """Know one more key."""
+        self._secrets[key] = secret
+
     def verifies(self, key: bytes, purpose: Purpose, payload: bytes, signature: bytes) -> bool:
         """Tell whether the signature was made for this key, purpose and payload."""
         secret = self._secrets.get(key)

@@ -17,12 +17,13 @@ from node.driver import CLOCK_TOLERANCE_MS
 from node.reader import ChainReader
 from node.storage import layout
 from p2p.frames import FrameKind
-from tests.node.support import GENESIS_TIME_MS, Consortium, make_consortium, make_executor
+from tests.node.support import GENESIS_TIME_MS, Consortium, make_executor
 from tests.sim.byzantine import STRATEGIES, Wiped
 from tests.sim.checkers import Checkers, Violation
 from tests.sim.clients import UNIT, Clients, latest_validity_ms
 from tests.sim.disk import Disk
 from tests.sim.host import TWINS, Host
+from tests.sim.membership import Operators, make_sim_consortium
 from tests.sim.network import Fabric
 from tests.sim.plan import FAR_OFF_MS, Plan, draw_plan
 from tests.sim.scheduler import Action, Scheduler, Trace
@@ -66,7 +67,7 @@ def _executor() -> Executor:
 @cache
 def _consortium(validators: int) -> tuple[Consortium, dict[bytes, bytes]]:
     """Return a consortium and what every node's disk holds after its first start."""
-    consortium = make_consortium(validators)
+    consortium = make_sim_consortium(validators)
     disk = Disk()
     Chain(disk, consortium.genesis, _executor())
     return consortium, disk.content
@@ -103,7 +104,9 @@ class Simulation:
             for host in hosts:
                 host.strategies = [STRATEGIES[kind](host, host.random) for kind in kinds]
             self.hosts[name] = hosts
-        self._clients = Clients(self.consortium, plan.seed, latest_validity_ms(self.epoch_ms))
+        valid_until_ms = latest_validity_ms(self.epoch_ms)
+        self._clients = Clients(self.consortium, plan.seed, valid_until_ms)
+        self.operators = Operators(self, valid_until_ms)
         self._pending: dict[bytes, Transaction] = {}
         self._healed = False
         self.probe_ms: list[int] = []
@@ -139,11 +142,43 @@ class Simulation:
         """Run the phase with faults."""
         self._schedule_clients()
         self._schedule_faults()
-        self._repeat(MEMORY_CHECK_MS, self._check_memory)
-        self._repeat(RETRY_MS, self._retry)
+        self.repeat(MEMORY_CHECK_MS, self._check_memory)
+        self.repeat(RETRY_MS, self._retry)
+        if self.plan.set_changes:
+            self.operators.begin()
         self.scheduler.run(self.plan.safety_ms)
 
-    def _repeat(self, every_ms: int, action: Action) -> None:
+    # -- what operators see and do ---------------------------------------------------------------------
+
+    def newest_chain(self) -> Chain | None:
+        """Return the chain of the correct node that is furthest, None while all are down."""
+        chains = [host.chain for host in self.all_hosts if host.is_correct and host.chain is not None]
+        return max(chains, key=lambda chain: chain.head.header.height, default=None)
+
+    def submit(self, transaction: Transaction) -> None:
+        """Give a transaction to somebody, again and again until it is final."""
+        self._pending[transaction.id] = transaction
+        self._give(transaction, 1)
+
+    def use_key(self, name: NodeName, key: PrivateKey) -> None:
+        """Let a node start with a vote key, for the first time or in place of another."""
+        if isinstance(self.verifier, CheapVerifier):
+            secret = tagged_hash("secret", key.public.compressed)
+            self.verifier.learn(key.public.compressed, secret)
+            signer: Signer = CheapSigner(key, secret)
+        else:
+            signer = KeySigner(key, self.genesis.chain_id())
+        if name in self.hosts:
+            self.hosts[name][0].use_key(signer)
+            return
+        self.checkers.joined(name)
+        self.hosts[name] = [Host(self, name, signer, {})]
+        if self._healed:
+            self.hosts[name][0].heal()
+
+    def repeat(self, every_ms: int, action: Action) -> None:
+        """Do something at intervals from now on."""
+
         def again() -> None:
             action()
             self.scheduler.after(every_ms, again)
@@ -197,7 +232,7 @@ class Simulation:
                 self.scheduler.after(self.random.randint(1, plan.safety_ms), partial(host.wipe, self._content))
         if any(len(hosts) == TWINS for hosts in self.hosts.values()):
             self._part_twins()
-            self._repeat(TWIN_AUDIENCE_MS, self._part_twins)
+            self.repeat(TWIN_AUDIENCE_MS, self._part_twins)
 
     def _now_and_then(self, every_ms: int, action: Action) -> None:
         def again() -> None:
@@ -208,7 +243,7 @@ class Simulation:
         self.scheduler.after(self.random.randint(1, 2 * every_ms), again)
 
     def _part(self) -> None:
-        self.trace.note(self.scheduler.now_ms, "network", self.fabric.part(list(self.validators.names)))
+        self.trace.note(self.scheduler.now_ms, "network", self.fabric.part(list(self.hosts)))
 
     def _crash_someone(self) -> None:
         host = self.random.choice(self.all_hosts)
@@ -236,12 +271,12 @@ class Simulation:
         """Draw for each peer of twins whether it meets one of them, the other, or both."""
         for name, hosts in self.hosts.items():
             if len(hosts) == TWINS:
-                sides = {peer: self.random.choice((0, 1, TWINS)) for peer in self.validators.names if peer != name}
+                sides = {peer: self.random.choice((0, 1, TWINS)) for peer in self.hosts if peer != name}
                 for host in hosts:
                     host.audience = frozenset(peer for peer, side in sides.items() if side in (host.twin, TWINS))
 
     def _heal(self) -> None:
-        self._healed = True
+        self._healed = self.operators.is_ending = True
         self.trace.note(self.scheduler.now_ms, "network", "heals")
         self.fabric.heal()
         for host in self.all_hosts:
@@ -254,8 +289,7 @@ class Simulation:
         newest_ms = max(host.chain.head.header.time_ms for host in correct if host.chain is not None)
         probe = self._clients.probe(max(newest_ms, correct[0].wall_ms()) + 10 * 60_000)
         began_ms = self.scheduler.now_ms
-        self._pending[probe.id] = probe
-        self._give(probe, 1)
+        self.submit(probe)
 
         def is_final() -> bool:
             height = checkers.transactions.get(probe.id)
@@ -290,7 +324,7 @@ class Simulation:
                 or -tolerance_ms <= host.wall_ms() - block.header.time_ms <= tolerance_ms + age_ms_max
             )
         ]
-        needed = self.validators.quorum - len(self.plan.liars)
+        needed = self.checkers.roster_at(block.height).quorum - len(self.plan.liars)
         if len(admitting) < needed:
             raise Violation("time", f"block {block.height} has the time of {len(admitting)} correct nodes only")
 
