@@ -7,7 +7,7 @@ import rich_click as click
 
 from cli import views
 from cli.options import Height, Number, json_option, network_option
-from cli.output import Output, panel
+from cli.output import EXIT_REFUSED, Output, leave, panel
 from cli.place import Place
 from services.client.times import utc_text
 
@@ -125,3 +125,29 @@ def verify(home: Path | None, place: Place, output: Output) -> None:
         "state root": f"0x{result.sealed_root.hex()}",
     }
     output.show(data, lambda console: panel(console, "The chain holds", fields))
+
+
+@chain.command("replay")
+@click.argument("bundle", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--home",
+    metavar="DIR",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Home of a stopped node whose newest block is the one below.",
+)
+@json_option
+def replay(bundle: Path, home: Path, output: Output) -> None:
+    """Execute the block of a divergence bundle again on a stopped node's state.
+
+    A node that gets another result for a certified block stops with exit code 4 and leaves such a bundle in its log
+    folder. Exit code 1 when the block still gives another result, 0 when it holds.
+
+    Example: hansa chain replay net/nodes/bank-a/log/divergence-17.json --home net/nodes/bank-a
+    """
+    from cli.verify import replay_bundle
+
+    data = replay_bundle(bundle, home)
+    output.show(data, lambda console: views.fields(console, "Replayed", data, good=bool(data["ok"])))
+    if not data["ok"]:
+        leave(EXIT_REFUSED)

@@ -97,6 +97,29 @@ def verify_home(home: Path, place: Place, output: Output) -> AuditResult:
     return _verify_store(store, genesis, output)
 
 
+def replay_bundle(bundle: Path, home: Path) -> dict[str, object]:
+    """Execute the block of a divergence bundle on the state of a stopped node.
+
+    Raises:
+        LocalError: ``no_home``, ``bad_bundle``, ``bad_height``, ``store_locked`` while the node runs.
+    """
+    from node.chain import Chain
+    from node.config import load_config
+    from node.divergence import replay
+
+    if not home.is_dir():
+        raise LocalError("no_home", f"{home} is no node's home folder")
+    config = load_config(home)
+    if not (config.data / "CURRENT").is_file():
+        raise LocalError("no_home", f"{config.data} holds no database")
+    store = LevelStore.open(config.data)
+    try:
+        result = replay(Chain(store, read_genesis(config.genesis), Executor(Registry.shipped())), bundle)
+    finally:
+        store.close()
+    return {"ok": result["holds"], **result}
+
+
 def _verify_store(store: LevelStore, genesis: Genesis, output: Output) -> AuditResult:
     try:
         return verify_chain(StoreSource(store), genesis, Executor(Registry.shipped()), on_height=_progress(output))

@@ -51,9 +51,14 @@ class Candidate:
 
 
 class ResultMismatch(PeerError):
-    """Executing a block gives another result than its header says. ``differences``: field → (ours, theirs)."""
+    """Executing a block gives another result than its header says.
 
-    def __init__(self, ours: Header, theirs: Header) -> None:
+    ``differences``: field → (ours, theirs). ``candidate`` is the block with our results.
+    """
+
+    def __init__(self, candidate: Candidate, theirs: Header) -> None:
+        ours = candidate.block.header
+        self.candidate = candidate
         self.differences = {
             field: (getattr(ours, field), getattr(theirs, field))
             for field in Header.__struct_fields__
@@ -185,7 +190,7 @@ class Chain:
         context = self.next_block(block.header.proposer, block.header.time_ms)
         candidate = self._assemble(context, transactions, self.executor.execute(self.state, context, transactions))
         if candidate.block.header != block.header:
-            raise ResultMismatch(candidate.block.header, block.header)
+            raise ResultMismatch(candidate, block.header)
         return self._remember(candidate)
 
     def check_body_untrusted(self, block: Block) -> tuple[Transaction, ...]:

@@ -20,7 +20,7 @@ from consensus.ledger.block import (
     check_certified_untrusted,
     decode_block_untrusted,
 )
-from consensus.ledger.errors import InvariantError, PeerError
+from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import NodeName
 from consensus.ledger.transaction import Transaction
 from consensus.ledger.validators import Certificate, certificate_codec
@@ -48,9 +48,11 @@ from consensus.pbft.events import (
 )
 from consensus.pbft.messages import decode_message_untrusted, encode_message
 from node import sync
-from node.chain import Candidate, Chain, ResultMismatch
+from node.chain import Candidate, Chain
 from node.clock import Clock
+from node.divergence import Divergence, compare
 from node.mempool import Mempool
+from node.results import Inquiry
 from node.shares import InboxShares, Ticket
 from node.storage import layout
 from node.storage.store import Store, Write
@@ -124,16 +126,6 @@ _Item: TypeAlias = _Message | _Delivery | _LookAtPool | Tick
 """What waits in the driver's inbox."""
 
 
-class Divergence(InvariantError):
-    """A certified block gives another result on this node: either it is broken, or it is alone."""
-
-    def __init__(self, block: Block, reason: PeerError) -> None:
-        super().__init__(f"certified block {block.height} does not hold here: {reason.message}")
-        self.block = block
-        self.reason = reason
-        self.differences = reason.differences if isinstance(reason, ResultMismatch) else {}
-
-
 class Driver:
     """Owns engine, chain and mempool of a running node."""
 
@@ -164,6 +156,7 @@ class Driver:
         self._taken = trio.Event()
         self._sync_server = sync.Server(store)
         self._catch_up = sync.CatchUp(network, self._deliver)
+        self._inquiry = Inquiry(network)
         self._catch_up.advanced(chain.head.header.height)
         self._work = Work(waiting=False)
         self._is_to_look = False
@@ -247,6 +240,18 @@ class Driver:
             PeerError: ``malformed`` or ``too_large``.
         """
         return await self._sync_server.answer_untrusted(peer, payload)
+
+    async def answer_results_untrusted(self, peer: NodeName, payload: bytes) -> bytes:
+        """Return the results of a block to a peer that got others.
+
+        Raises:
+            PeerError: ``malformed`` or ``too_large``.
+        """
+        return await self._sync_server.answer_results_untrusted(peer, payload)
+
+    def take_results(self, peer: NodeName, payload: bytes) -> None:
+        """Take a peer's answer to our question for the results of a block."""
+        self._inquiry.answered(peer, payload)
 
     def take_response_untrusted(self, peer: NodeName, payload: bytes) -> None:
         """Take a peer's answer to our own request for blocks.
@@ -394,7 +399,7 @@ class Driver:
         """Make a decided block final: disk first, then memory, then everyone who waits for it."""
         if block.height <= self.chain.head.header.height:
             return ()
-        candidate = self._certified(block)
+        candidate = await self._certified(block)
         await self._write(self.chain.commit_batch(candidate, certificate))
         head = self.chain.adopt(candidate, certificate)
         self._validators = frozenset(head.validators.names)
@@ -408,12 +413,14 @@ class Driver:
         self._work = self._current_work()
         return [self._work, Advanced(head)]
 
-    def _certified(self, block: Block) -> Candidate:
+    async def _certified(self, block: Block) -> Candidate:
         """Return the result of a certified block; that it must hold here too is what a chain is."""
         try:
             return self.chain.check_untrusted(block)
         except PeerError as error:
-            raise Divergence(block, error) from error
+            log.error("a certified block does not hold here", height=block.height, why=error.message)
+            certified = await self._inquiry.ask(block.header)
+            raise Divergence(block, error, compare(self.chain, block, error, certified)) from error
 
     async def _write(self, batch: Sequence[Write]) -> None:
         await trio.to_thread.run_sync(self._store.write, batch)

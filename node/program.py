@@ -9,7 +9,6 @@ was acknowledged.
 
 import gc
 import importlib.metadata
-import json
 import logging
 import signal
 import sys
@@ -33,7 +32,8 @@ from node import vote_log
 from node.chain import Chain
 from node.clock import Clock, SystemClock
 from node.config import NodeConfig, load_config
-from node.driver import Commit, Divergence, Driver
+from node.divergence import Divergence, write_bundle
+from node.driver import Commit, Driver
 from node.intake import Intake
 from node.members import VALIDATOR, Members
 from node.mempool import Mempool, PoolLimits
@@ -133,26 +133,6 @@ def configure_logs(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-
-
-def write_bundle(folder: Path, divergence: Divergence) -> Path:
-    """Write down what an operator needs to find out why a certified block does not hold here."""
-    block = divergence.block
-    path = folder / f"divergence-{block.height}.json"
-    bundle = {
-        "height": block.height,
-        "blockHash": "0x" + block.hash.hex(),
-        "block": "0x" + block.encode().hex(),
-        "code": divergence.reason.code,
-        "why": divergence.reason.message,
-        "differences": {
-            field: {"here": str(here), "certified": str(certified)}
-            for field, (here, certified) in divergence.differences.items()
-        },
-        "replay": "hansa chain verify executes the chain again, block by block, from genesis",
-    }
-    path.write_text(json.dumps(bundle, indent=2))
-    return path
 
 
 class Node:
@@ -297,6 +277,11 @@ class Node:
                 self.network.send(peer, FrameKind.SYNC_RESPONSE, answer)
             case FrameKind.SYNC_RESPONSE:
                 self.driver.take_response_untrusted(peer, payload)
+            case FrameKind.RESULT_REQUEST:
+                answer = await self.driver.answer_results_untrusted(peer, payload)
+                self.network.send(peer, FrameKind.RESULT_RESPONSE, answer)
+            case FrameKind.RESULT_RESPONSE:
+                self.driver.take_results(peer, payload)
             case _:
                 raise PeerError("malformed", f"frame kind {kind} has no handler")
 

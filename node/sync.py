@@ -18,6 +18,7 @@ from consensus.ledger.codec import Record, RecordCodec
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import NodeName
 from consensus.ledger.transaction import Natural
+from node.results import serve_results_untrusted
 from node.storage import layout
 from node.storage.store import Store
 from p2p.frames import FrameKind
@@ -94,9 +95,21 @@ class Server:
         Raises:
             PeerError: ``malformed`` or ``too_large``.
         """
+        await self._pause(peer)
+        return serve_request_untrusted(payload, self._store)
+
+    async def answer_results_untrusted(self, peer: NodeName, payload: bytes) -> bytes:
+        """Return the results of a block that a peer asks for, after the same pause.
+
+        Raises:
+            PeerError: ``malformed`` or ``too_large``.
+        """
+        await self._pause(peer)
+        return serve_results_untrusted(payload, self._store)
+
+    async def _pause(self, peer: NodeName) -> None:
         await trio.sleep_until(self._next_s.get(peer, 0.0))
         self._next_s[peer] = trio.current_time() + SERVE_INTERVAL_S
-        return serve_request_untrusted(payload, self._store)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ class Standing(Enum):
 
     VOTING = "its vote key is in the validator set"
     OBSERVING = "it is admitted and follows; its organisation's admin may seat it"
-    NO_LOG = "not voting: its data were wiped or are an older copy, and a key without its vote log could contradict itself"
+    NO_LOG = "not voting: its data were wiped or are an older copy, so its key could contradict what it signed"
     OTHER_KEY = "not voting: the chain names another vote key for it; this process holds an old one or a new one"
     OUTSIDE = "not voting: it is no member node; its peers let it in no more"
 

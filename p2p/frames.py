@@ -28,6 +28,8 @@ class FrameKind(IntEnum):
     TRANSACTIONS = 2
     SYNC_REQUEST = 3
     SYNC_RESPONSE = 4
+    RESULT_REQUEST = 5
+    RESULT_RESPONSE = 6
     GREETING = 64
     HELLO = 65
     ACK = 66

@@ -29,6 +29,7 @@ from p2p.hello_machine import decode_bye_untrusted, encode_bye
 from p2p.tls import PeerIdentity
 
 RECEIVE_BYTES = 64 * 1024
+_BULK = frozenset({FrameKind.TRANSACTIONS, FrameKind.SYNC_RESPONSE, FrameKind.RESULT_RESPONSE})
 
 Handler: TypeAlias = Callable[[NodeName, FrameKind, bytes], Awaitable[None]]
 """Takes a frame of a peer; awaited, so that it slows the peer down. A PeerError is charged to the peer."""
@@ -88,7 +89,7 @@ class SendQueue:
     def put(self, kind: FrameKind, frame: bytes) -> bool:
         """Queue an encoded frame and tell whether it was taken."""
         size = len(frame)
-        if kind in (FrameKind.TRANSACTIONS, FrameKind.SYNC_RESPONSE):
+        if kind in _BULK:
             if self._is_full(self._bulk, size, bytes_waiting=self._bulk_bytes):
                 self.dropped += 1
                 return False

@@ -288,6 +288,10 @@ class BlockRun:
         self.steps += sum(receipt.steps for receipt in receipts)
         return receipts
 
+    def value(self, key: bytes) -> bytes | None:
+        """Return what a state key holds after the transactions so far."""
+        return self._overlay.get(key)
+
     def finish(self) -> Execution:
         """Return the block's result."""
         data = self._overlay.get(VALIDATORS_KEY)

@@ -18,6 +18,8 @@ from consensus.ledger.transaction import Call, decode_transaction_untrusted
 from node.chain import Chain
 from node.clock import SystemClock
 from node.intake import Intake
+from node.reader import ChainReader
+from node.results import _Request, _request_codec, check_results_untrusted, serve_results_untrusted
 from node.rpc import render
 from node.rpc.frames import decode_frame_untrusted
 from node.rpc.methods import methods
@@ -411,6 +413,36 @@ def _sync_targets(store: LevelStore) -> list[Target]:
         Target("sync request", serve, requests, ("node/sync.py:serve_request_untrusted",)),
         Target("sync server", ask, requests, ("node/sync.py:answer_untrusted",)),
         Target("sync answer", answer, answers, ("node/sync.py:answered_untrusted",)),
+        *_result_targets(store),
+    ]
+
+
+def _result_targets(store: LevelStore) -> list[Target]:
+    genesis = ChainReader(store).block(0)
+    if genesis is None:
+        raise InvariantError("the store holds no genesis block")
+    peers = itertools.count()
+
+    async def ask(data: bytes) -> bytes:
+        return await Server(store).answer_results_untrusted(NodeName(f"peer-{next(peers)}"), data)
+
+    requests = [_request_codec.encode(_Request(height)) for height in (0, 1, 2**63 - 1)]
+    answers = [serve_results_untrusted(request, store) for request in requests]
+    header = genesis.header
+    return [
+        Target("results asked", ask, requests, ("node/sync.py:answer_results_untrusted",)),
+        Target(
+            "results served",
+            lambda data: serve_results_untrusted(data, store),
+            requests,
+            ("node/results.py:serve_results_untrusted",),
+        ),
+        Target(
+            "results told",
+            lambda data: check_results_untrusted(header, data, NodeName("b")),
+            answers,
+            ("node/results.py:check_results_untrusted",),
+        ),
     ]
 
 

@@ -45,6 +45,7 @@ def test_every_untrusted_function_is_fuzzed(tmp_path: Path) -> None:
         "node/driver.py:receive_untrusted": "the frames against a running node",
         "node/driver.py:answer_request_untrusted": "the frames against a running node",
         "node/driver.py:take_response_untrusted": "the frames against a running node",
+        "node/driver.py:answer_results_untrusted": "the frames against a running node",
     }
     with all_targets(tmp_path) as targets:
         reached = {name for target in targets for name in target.reaches}

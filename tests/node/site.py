@@ -16,6 +16,7 @@ from consensus.ledger.transaction import ATOMIC, Call, Transaction, sign_transac
 from consensus.ledger.validators import Certificate, Signature, vote_payload
 from consensus.pbft.messages import Message, decode_message_untrusted, encode_message
 from contracts.runtime.registry import Registry
+from node.clock import Clock
 from node.config import ConsensusTimes, NodeConfig, load_config
 from node.network.genesis import activations_of, default_plan
 from node.network.homes import init_network
@@ -108,13 +109,25 @@ class Site:
         times = ConsensusTimes(timeout_ms=self._timeout_ms, quiet_ms=self._timeout_ms)
         return msgspec.structs.replace(config, consensus=times)
 
-    async def start(self, *names: str, wrap: Callable[[Store], Store] = lambda store: store) -> list[Running]:
-        """Open nodes and run them; ``wrap`` may put a faulting store around the real one."""
+    async def start(
+        self,
+        *names: str,
+        wrap: Callable[[Store], Store] = lambda store: store,
+        prepare: Callable[[Node], None] = lambda node: None,
+        clock: Clock | None = None,
+    ) -> list[Running]:
+        """Open nodes and run them.
+
+        ``wrap`` may put a faulting store around the real one, ``prepare`` change a node before it runs, and
+        ``clock`` be another than this machine's.
+        """
         # The smaller name of a pair dials first: who starts last finds everyone.
         for name in sorted(names or self.names, reverse=True):
             config = self.config(name)
             store = wrap(LevelStore.open(config.data))
-            self.running[name] = Running(Node(config, store), store, self.touch)
+            node = Node(config, store, clock=clock)
+            prepare(node)
+            self.running[name] = Running(node, store, self.touch)
             await self._nursery.start(self.running[name].run)
         await self.meet()
         return [self.running[name] for name in names or self.names]

@@ -13,7 +13,7 @@ from consensus.ledger.errors import InvariantError, LocalError, PeerError, Stora
 from contracts.runtime.registry import Registry
 from node import program, vote_log
 from node.config import CONFIG_FILE, load_config
-from node.driver import Divergence
+from node.divergence import Divergence
 from node.network.genesis import activations_of, default_plan
 from node.network.homes import LocalNetwork, init_network
 from node.storage import layout
