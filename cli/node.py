@@ -126,8 +126,8 @@ def _prepare(home: Path, keep_data: bool, output: Output) -> None:
     }
     fields = {
         "new vote key": data["voteKey"],
-        "data": done.data_aside or "stay where they are" if keep_data else done.data_aside or "there were none",
-        "old key": f"{config.keys / 'vote.aside-N.pem'}: it never votes again",
+        "data": str(done.data_aside or ("stay where they are" if keep_data else "there were none")),
+        "old key": f"beside it, as vote.aside-N.pem in {config.keys}; it never votes again",
         **{f"next {number}": step for number, step in enumerate(steps, 1)},
     }
     output.show(data, lambda console: panel(console, f"{config.name} is ready to rejoin", fields))
@@ -155,7 +155,7 @@ def reindex(home: Path, output: Output) -> None:
     fields = {
         "height": done.result.height,
         "transactions": f"{done.result.transactions} executed again",
-        "old database": done.data_aside or "set aside by the run before",
+        "old database": str(done.data_aside or "set aside by the run before"),
     }
     output.show(data, lambda console: panel(console, "Rebuilt from the blocks", fields))
 

@@ -78,7 +78,7 @@ async def start(
     """
     homes = _chosen(network, names)
     async with _locked(network):
-        new = [home for home in homes if node_process(home).pid() is None]
+        new = [home for home in homes if node_process(home).find() is None]
         for home in new:
             _check_port_free(home, "p2p", home.p2p)
             _check_port_free(home, "RPC", home.rpc)

@@ -28,6 +28,8 @@ _RAISED = re.compile(r"[|+\-\s]*((?:\w+\.)*\w+(?:Error|Exception|Interrupt)\b.*)
 """An exception's line in a traceback, also within a group's frame."""
 _BEGINNINGS = frozenset({"listening", "ready"})
 """What a node says when it begins; whatever its log says before that is of an earlier life."""
+_PID_FILE_VARIABLE = "HANSA_PID_FILE"
+"""By this a process is found whose starter was killed before it could write the pid file."""
 _STAT = Path("/proc/self/stat")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STOPPED_STATES = frozenset({"T", "t"})
@@ -96,7 +98,7 @@ class LocalProcess:
         Raises:
             LocalError: ``cannot_start``.
         """
-        if (pid := self.pid()) is not None:
+        if (pid := self.find()) is not None:
             return pid
         for path in (self.pid_file, self.log_file):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,15 +106,29 @@ class LocalProcess:
         no_input = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         actions = [no_input, log, (os.POSIX_SPAWN_DUP2, 1, 2)]
         try:
-            pid = os.posix_spawn(self.arguments[0], self.arguments, environment, file_actions=actions, setsid=True)
+            marked = environment | self._mark()
+            pid = os.posix_spawn(self.arguments[0], self.arguments, marked, file_actions=actions, setsid=True)
         except OSError as error:
             raise LocalError("cannot_start", f"{self.name}: {error.strerror}") from None
+        self._note(pid)
+        return pid
+
+    def find(self) -> int | None:
+        """Return the pid, also of a process whose starter was killed before it could note it; it is noted then."""
+        if (pid := self.pid()) is None and (pid := _running_with(self.arguments, self._mark())) is not None:
+            self._note(pid)
+        return pid
+
+    def _mark(self) -> dict[str, str]:
+        return {_PID_FILE_VARIABLE: str(self.pid_file)}
+
+    def _note(self, pid: int) -> None:
         seen = _look_at(pid)
         record = _PidFile(pid, seen[0] if seen else "")
+        self.pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = self.pid_file.with_suffix(".new")
         temporary.write_bytes(msgspec.json.encode(record))
         temporary.replace(self.pid_file)
-        return pid
 
     def pid(self) -> int | None:
         """Return the pid while the process lives, frozen or not."""
@@ -151,6 +167,7 @@ class LocalProcess:
 
         A frozen process is woken, so that it can end in order. Does nothing when it does not run.
         """
+        self.find()
         orderly = True
         if self._try_signal(signal.SIGTERM):
             self._try_signal(signal.SIGCONT)  # who was awake may be gone by now
@@ -214,6 +231,19 @@ def _ending(lines: Sequence[str]) -> Ending:
         if entry.event in _BEGINNINGS:
             return Ending("killed", "its log breaks off: kill -9, no memory left, or a power cut")
     return Ending("failed", lines[-1]) if lines else Ending("never_started", "its log says nothing")
+
+
+def _running_with(arguments: Sequence[str], mark: dict[str, str]) -> int | None:
+    """Return the pid of a process with exactly these arguments and this mark; without /proc none is found."""
+    wanted = "".join(f"{argument}\0" for argument in arguments).encode()
+    marks = {f"{name}={value}".encode() for name, value in mark.items()}
+    for path in _STAT.parent.parent.glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes() == wanted and marks <= {*path.with_name("environ").read_bytes().split(b"\0")}:
+                return int(path.parent.name)
+        except OSError:
+            continue  # it has ended meanwhile, or is somebody else's
+    return None
 
 
 def _look_at(pid: int) -> tuple[str, str] | None:

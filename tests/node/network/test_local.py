@@ -109,6 +109,24 @@ async def test_process_whose_last_threads_still_hold_its_ports_has_not_ended(tmp
     assert player.state() is ProcessState.STOPPED
 
 
+async def test_process_whose_starter_was_killed_before_it_could_note_it_is_found(tmp_path):
+    player, stranger = process(tmp_path, MUTE), process(tmp_path / "other", MUTE)
+    pid, other = player.start({**os.environ}), stranger.start({**os.environ})
+    try:
+        player.pid_file.unlink()
+        assert player.pid() is None
+        assert player.find() == player.pid() == pid
+        player.pid_file.unlink()
+        assert player.start({**os.environ}) == pid
+        player.pid_file.unlink()
+        assert await player.stop(timeout_ms=5_000)
+        assert player.find() is None
+        assert stranger.find() == other  # the same program, but not ours
+    finally:
+        await player.kill()
+        await stranger.kill()
+
+
 async def test_stubborn_process_is_killed_after_the_deadline(tmp_path):
     player = process(tmp_path, STUBBORN)
     player.start(dict(os.environ))
