@@ -145,7 +145,7 @@ def _note_unanswered(picture: _Picture, visits: Mapping[str, Visit], processes: 
         process = processes.get(name, Process("running"))
         if process.state == "stopped":
             picture.absent[name] = "stopped"
-            advice = _way_out(name, process)
+            advice = way_out(name, process.code)
             picture.findings.append(_finding("node_stopped", f"{name} does not run: {process.words}", name, advice))
         elif process.state == "frozen":
             picture.absent[name] = "frozen"
@@ -166,9 +166,9 @@ def _note_unanswered(picture: _Picture, visits: Mapping[str, Visit], processes: 
             picture.findings.append(_finding("node_silent", message, name, advice))
 
 
-def _way_out(name: str, process: Process) -> str:
-    known = "disk_full" if "No space left" in process.words else process.code
-    return _WAYS_OUT.get(known, "hansa network up starts it").format(name=name)
+def way_out(name: str, code: str) -> str:
+    """Return what to do about a node that has ended with this code as its last word."""
+    return _WAYS_OUT.get(code, "hansa network up starts it").format(name=name)
 
 
 def _note_groups(picture: _Picture) -> frozenset[str]:

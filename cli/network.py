@@ -228,11 +228,13 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
 
 def _attention(statuses: "list[NodeStatus]") -> list[str]:
     """Return what keeps a started network from being whole, in words; nothing of one that was only made."""
+    from cli.doctor import way_out
+
     said: list[str] = []
     for status in statuses:
         name = status.node.name
         if status.ending is not None:
-            said.append(f"{name} does not run: {status.ending.words}")
+            said.append(f"{name} does not run: {status.ending.words}; {way_out(name, status.ending.code)}")
         elif not status.is_ready:
             said.append(f"{name} is {status.state.value} and does not answer")
         elif status.votes is False and status.seated:

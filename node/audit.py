@@ -22,21 +22,7 @@ from node.storage import layout
 from node.storage.leveldb import LevelStore
 from node.storage.store import Store
 
-_BY_HEIGHT = {
-    layout.BLOCK: "block",
-    layout.CERTIFICATE: "certificate",
-    layout.RECEIPTS: "receipts",
-    layout.WRITES: "writes",
-    layout.VALIDATORS: "validator set",
-}
-_OTHERS = {
-    layout.BLOCK_INDEX: "block index",
-    layout.TRANSACTION: "transaction index",
-    layout.HISTORY: "account history",
-    layout.EVENT: "event index",
-    layout.STATE: "state",
-    layout.TREE: "state tree",
-}
+_COMPARED = {kind: name for kind, name in layout.NAMES.items() if kind not in (layout.VOTE, b"m")}
 
 
 class AuditFailure(LocalError):
@@ -155,7 +141,7 @@ def rebuild(source: ChainSource, chain: Chain, rebuilt: Store, on_height: Callab
 
 def _compare(stored: Store, rebuilt: Store) -> None:
     """Walk both stores side by side; whatever follows from the blocks must be the same in both."""
-    for kind, what in (_BY_HEIGHT | _OTHERS).items():
+    for kind, what in _COMPARED.items():
         _compare_kind(kind, what, stored, rebuilt)
     try:
         for _ in stored.scan(b""):
@@ -178,28 +164,20 @@ def _compare_kind(kind: bytes, what: str, stored: Store, rebuilt: Store) -> None
                 return
             continue
         key = max(found[0], expected[0]) if b"" in (found[0], expected[0]) else min(found[0], expected[0])
-        by_height = kind in _BY_HEIGHT
+        by_height = kind in layout.NAMES_BY_HEIGHT
         height = int.from_bytes(key[1:9], "big") if by_height else _head_height(rebuilt)
-        name = "" if by_height else f" {_readable(key[1:])}"
+        name = "" if by_height else f" {layout.readable(key[1:])}"
         raise AuditFailure(height, f"the stored {what}{name} is not what executing the chain gives")
 
 
 def _unreadable(kind: bytes, what: str, key: bytes, error: StorageError, *, head: int) -> AuditFailure:
     """Say which record, the next that should have come, cannot be read."""
-    if kind in _BY_HEIGHT and key:
+    if kind in layout.NAMES_BY_HEIGHT and key:
         return AuditFailure(int.from_bytes(key[1:9], "big"), f"the stored {what} cannot be read: {error.message}")
-    name = f" {_readable(key[1:])}" if key else ""
+    name = f" {layout.readable(key[1:])}" if key else ""
     message = f"the stored {what}{name} cannot be read: {error.message}; all blocks up to height {head} hold"
     return AuditFailure(None, message)
 
 
 def _head_height(store: Store) -> int:
     return int.from_bytes(store.get(layout.META_HEAD) or b"", "big")
-
-
-def _readable(key: bytes) -> str:
-    try:
-        text = key.decode()
-    except UnicodeDecodeError:
-        return f"0x{key.hex()}"
-    return text if text.isprintable() else f"0x{key.hex()}"

@@ -7,6 +7,7 @@ one that was restored from a backup lags behind in the count; with either the no
 casts no vote until the membership has admitted a new key.
 """
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -35,7 +36,7 @@ incarnation_codec: RecordCodec[Incarnation] = RecordCodec(Incarnation, bytes_max
 
 
 class KeySide(Protocol):
-    """Where the copy beside the key is kept. Both methods raise StorageError ``disk_failed``."""
+    """Where the copy beside the key is kept. Both methods raise StorageError ``disk_failed`` or ``disk_full``."""
 
     def load(self) -> bytes | None:
         """Return what was saved last, None on the first start."""
@@ -122,4 +123,5 @@ def _write_synced(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise StorageError("disk_failed", f"{path}: {error.strerror}") from None
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StorageError("disk_full" if is_full else "disk_failed", f"{path}: {error.strerror}") from None

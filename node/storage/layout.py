@@ -50,6 +50,26 @@ STATE = b"s"
 TREE = b"n"
 VOTE = b"v"
 
+NAMES_BY_HEIGHT = {
+    BLOCK: "block",
+    CERTIFICATE: "certificate",
+    RECEIPTS: "receipts",
+    WRITES: "writes",
+    VALIDATORS: "validator set",
+}
+"""What people call the records that are stored by height."""
+NAMES = NAMES_BY_HEIGHT | {
+    BLOCK_INDEX: "block index",
+    TRANSACTION: "transaction index",
+    HISTORY: "account history",
+    EVENT: "event index",
+    STATE: "state",
+    TREE: "state tree",
+    VOTE: "vote log",
+    b"m": "meta",
+}
+"""What people call the kinds of records."""
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -89,6 +109,23 @@ def number(value: int) -> bytes:
 def at_height(kind: bytes, height: int) -> bytes:
     """Return the key of what is stored by height."""
     return kind + height.to_bytes(8, "big")
+
+
+def describe(key: bytes) -> str:
+    """Return what people call the record under a key: ``block 7``, ``state tokens/…``."""
+    kind, rest = key[:1], key[1:]
+    if kind in NAMES_BY_HEIGHT and len(rest) >= 8:
+        return f"{NAMES_BY_HEIGHT[kind]} {int.from_bytes(rest[:8], 'big')}"
+    return f"{NAMES.get(kind, 'record')} {readable(rest)}".rstrip()
+
+
+def readable(data: bytes) -> str:
+    """Return bytes as the text that they are, else as 0x-hex."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return f"0x{data.hex()}"
+    return text if text.isprintable() else f"0x{data.hex()}"
 
 
 def history_key(address: bytes, height: int, index: int) -> bytes:

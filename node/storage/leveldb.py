@@ -6,7 +6,9 @@ becomes a :class:`StorageError`; nothing is repaired, because a repair keeps wha
 (R54).
 """
 
+import errno
 import fcntl
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import plyvel
 
 from consensus.ledger.errors import LocalError, StorageError
+from node.storage import layout
 from node.storage.check import check_before_opening
 from node.storage.store import Write
 
@@ -38,7 +41,7 @@ class LevelStore:
 
         Raises:
             LocalError: ``store_locked`` when another process holds it.
-            StorageError: ``corrupted`` or ``disk_failed``.
+            StorageError: ``corrupted``, ``disk_full`` or ``disk_failed``.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if not is_salvage:
@@ -56,7 +59,7 @@ class LevelStore:
         except plyvel.IOError as error:
             if "lock" in str(error).lower():
                 raise LocalError("store_locked", f"another process holds {folder}") from None
-            raise StorageError("disk_failed", f"cannot open {folder}: {_words(error)}") from None
+            raise _disk_error(f"cannot open {folder}: {_words(error)}") from None
         except plyvel.Error as error:
             raise StorageError("corrupted", f"cannot open {folder}: {_words(error)}") from None
         return cls(database)
@@ -66,7 +69,7 @@ class LevelStore:
         try:
             value: bytes | None = self._database.get(key, verify_checksums=True)
         except plyvel.Error as error:
-            raise _storage_error(error) from None
+            raise _storage_error(error, key) from None
         return value
 
     def scan(self, prefix: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -83,7 +86,7 @@ class LevelStore:
                 else:
                     yield from _up(place, prefix + start, end)
         except plyvel.Error as error:
-            raise _storage_error(error) from None
+            raise _storage_error(error, prefix) from None
 
     def write(self, batch: Iterable[Write]) -> None:
         """Write all or nothing, synced; see :class:`~node.storage.store.Store`.
@@ -158,10 +161,19 @@ def _after(prefix: bytes) -> bytes | None:
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
 
 
-def _storage_error(error: Exception) -> StorageError:
+def _storage_error(error: Exception, key: bytes = b"") -> StorageError:
+    """Return what LevelDB's error means, naming the record that was asked for, or the kind of records."""
+    place = f" in its {layout.describe(key)}" if key else ""
     if isinstance(error, plyvel.CorruptionError):
-        return StorageError("corrupted", f"the database is damaged: {_words(error)}")
-    return StorageError("disk_failed", f"the database failed: {_words(error)}")
+        return StorageError("corrupted", f"the database is damaged{place}: {_words(error)}")
+    return _disk_error(f"the database failed{place}: {_words(error)}")
+
+
+def _disk_error(message: str) -> StorageError:
+    """Tell a full disk, which is mended by making room, from one that fails: LevelDB has words for it alone."""
+    if os.strerror(errno.ENOSPC) in message or os.strerror(errno.EDQUOT) in message:
+        return StorageError("disk_full", f"{message}; make room and start the node again: nothing is lost")
+    return StorageError("disk_failed", message)
 
 
 def _words(error: Exception) -> str:

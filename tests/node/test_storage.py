@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import plyvel
 import pytest
 
 from consensus.ledger.errors import LocalError, StorageError
+from node.storage import layout
 from node.storage.leveldb import LevelStore
 
 
@@ -74,3 +76,30 @@ def test_a_damaged_table_is_a_storage_error_not_a_value(tmp_path: Path) -> None:
         list(damaged.scan(b""))
     assert error.value.code == "corrupted"
     damaged.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (layout.at_height(layout.BLOCK, 7), "block 7"),
+        (layout.VALIDATORS, "validator set"),
+        (layout.STATE + b"tokens/a", "state tokens/a"),
+        (layout.TRANSACTION + b"\xff", "transaction index 0xff"),
+        (layout.META_HEAD, "meta head"),
+        (b"", "record"),
+    ],
+)
+def test_every_record_has_a_name_for_people(key: bytes, name: str) -> None:
+    assert layout.describe(key) == name
+
+
+def test_a_full_disk_is_told_from_one_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for reason, code in (("No space left on device", "disk_full"), ("Input/output error", "disk_failed")):
+
+        def refuse(*_: object, reason: str = reason, **__: object) -> None:
+            raise plyvel.IOError(f"IO error: 000003.log: {reason}")
+
+        monkeypatch.setattr(plyvel, "DB", refuse)
+        with pytest.raises(StorageError) as error:
+            LevelStore.open(tmp_path)
+        assert error.value.code == code
