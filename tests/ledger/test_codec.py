@@ -9,7 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consensus.ledger.block import decode_block_untrusted, header_codec
-from consensus.ledger.codec import INTEGER_MAX, INTEGER_MIN, Limits, Value, decode, decode_untrusted, encode
+from consensus.ledger.codec import (
+    INTEGER_MAX,
+    INTEGER_MIN,
+    Limits,
+    Record,
+    RecordCodec,
+    Value,
+    decode,
+    decode_untrusted,
+    encode,
+)
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.receipt import receipt_codec
 from consensus.ledger.state_tree import state_proof_codec
@@ -133,6 +143,30 @@ def test_r72_a_second_spelling_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(PeerError) as refused:
         decode_untrusted(data)
     assert refused.value.code == "malformed", why
+
+
+class _Pair(Record, frozen=True):
+    number: int
+    data: bytes
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xdc\x00\x02\x05\xc4\x01x",
+        b"\x92\xcc\x05\xc4\x01x",
+        b"\x92\xd3\x00\x00\x00\x00\x00\x00\x00\x05\xc4\x01x",
+        b"\x92\x05\xc5\x00\x01x",
+    ],
+    ids=["a list with a 16-bit length", "an 8-bit five", "a 64-bit five", "bytes with a 16-bit length"],
+)
+def test_r72_a_second_spelling_of_a_record_is_refused(data: bytes) -> None:
+    """The decoder itself takes them all, and each would give one record a second hash."""
+    codec: RecordCodec[_Pair] = RecordCodec(_Pair, bytes_max=64)
+    assert codec.decode_untrusted(codec.encode(_Pair(5, b"x"))) == _Pair(5, b"x")
+    with pytest.raises(PeerError) as refused:
+        codec.decode_untrusted(data)
+    assert refused.value.code == "malformed"
 
 
 BOMBS = {

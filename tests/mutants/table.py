@@ -1,0 +1,6 @@
+"""All mutants, in the order in which the table shows them."""
+
+from tests.mutants import table_consensus, table_ledger, table_node
+from tests.mutants.mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = (*table_ledger.MUTANTS, *table_consensus.MUTANTS, *table_node.MUTANTS)
