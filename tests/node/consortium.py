@@ -34,13 +34,14 @@ class Consortium(Site):
         times = super().config(self.names[0]).consensus
         return msgspec.structs.replace(load_config(self.homes[name]), consensus=times)
 
-    def newcomer(self, name: str, organisation: str, authority: Authority) -> str:
-        """Make a home that knows no peer, for others find it by its address on the chain; return that address."""
+    def newcomer(self, name: str, organisation: str, authority: Authority, *peers: str) -> str:
+        """Make a home that knows these peers; others find it by its address on the chain, which is returned."""
         home = self.homes[name] = self.network.folder / "newcomers" / name
         for part in ("keys", "data", "log", "run"):
             (home / part).mkdir(parents=True)
         p2p = Endpoint(LOCAL_HOST, free_port())
-        text = config_text(name=name, organisation=organisation, p2p=p2p, rpc=Endpoint(LOCAL_HOST, 0), peers={})
+        known = {peer: self.config(peer).p2p for peer in peers}
+        text = config_text(name=name, organisation=organisation, p2p=p2p, rpc=Endpoint(LOCAL_HOST, 0), peers=known)
         (home / "node.toml").write_text(text)
         (home / "genesis.json").write_bytes(self.genesis.to_json())
         self.new_vote_key(name)
@@ -93,6 +94,13 @@ class Consortium(Site):
         [receipt] = reader.receipts_of(location)
         assert receipt.code == "", f"{method}: {receipt.code}"
         await self.until(lambda: taker.height >= location.height)
+
+    async def remove(self, node: str, *admins: str, at: str) -> None:
+        """Let admins approve that a node leaves until it has left, and end it."""
+        for admin in admins:
+            if node in self.running[at].node.chain.head.validators.names:
+                await self.change(admin, "remove_node", at=at, node=node)
+        await self.stop(node)
 
     async def agree(self, method: str, **arguments: Value) -> None:
         """Let enough organisations approve."""

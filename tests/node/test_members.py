@@ -132,6 +132,34 @@ async def test_r71_a_certificate_revoked_on_chain_loses_its_live_session_and_its
     await site.stop()
 
 
+async def test_p24_a_joiner_catches_up_from_genesis_although_every_member_of_genesis_has_left(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """Its state knows no node that is left, and nobody it knows signs the newest certificate."""
+    site = Consortium(tmp_path, nursery)
+    old = site.names
+    await site.start()
+    bank, issuer = site.authority("bank-a"), site.authority("issuer-c")
+    for name, organisation, authority in (("bank-2", "bank-a", bank), ("issuer-2", "issuer-c", issuer)):
+        address = site.newcomer(name, organisation, authority, *old)
+        key = site.vote_key(name)
+        public = key.public.compressed
+        await site.agree("admit_node", node=name, organisation=organisation, vote_key=public, address=address)
+        [newcomer] = await site.start(name)
+        await site.until(lambda n=newcomer: n.height == site.running[old[0]].height)
+        await site.change(organisation, "seat_node", at=old[0], **site.seat_proof(name, key, newcomer.height))
+    address = site.newcomer("bank-3", "bank-a", bank, "bank-2")
+    public = site.vote_key("bank-3").public.compressed
+    await site.agree("admit_node", node="bank-3", organisation="bank-a", vote_key=public, address=address)
+    for leaver in reversed(old):
+        await site.remove(leaver, *old, at="bank-2")
+    assert site.running["bank-2"].node.chain.head.validators.names == ("bank-2", "issuer-2")
+    [joiner] = await site.start("bank-3")
+    await site.until(lambda: joiner.height == site.running["bank-2"].height)
+    await site.until(lambda: site.is_connected("bank-3", "bank-2", "issuer-2"))
+    await site.stop()
+
+
 async def test_a_process_whose_key_was_replaced_stops_voting_at_once_and_says_so(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:
