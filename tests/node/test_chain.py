@@ -99,8 +99,20 @@ def test_r45_the_same_transaction_twice_makes_a_block_invalid(chain: Chain, stor
     candidate, refused = chain.build("node-0", chain.head.header.time_ms + 5, [transfer(0), transfer(0)])
     assert [error.code for _, error in refused] == ["lane_used"]
     assert len(candidate.block.transactions) == 1
+    assert doubled(chain, candidate.block, transfer(0), transfer(0)) == "lane_used"
     extend(chain, store, CONSORTIUM, [transfer(0)])
     assert chain.build("node-0", chain.head.header.time_ms + 5, [transfer(0)])[1][0][1].code == "lane_used"
+    other = chain.build("node-0", chain.head.header.time_ms + 5, [transfer(1)])[0].block
+    assert doubled(chain, other, transfer(0), transfer(1)) == "lane_used"
+
+
+def doubled(chain: Chain, block: Block, *transactions: Transaction) -> str:
+    """Return why a liar's block of these transactions is refused; its header fits its body."""
+    root = transactions_root([transaction.leaf for transaction in transactions])
+    header = msgspec.structs.replace(block.header, transactions_root=root)
+    with pytest.raises(PeerError) as refusal:
+        chain.check_untrusted(Block.of(header, [transaction.raw for transaction in transactions]))
+    return refusal.value.code
 
 
 def test_receipts_and_history_are_found_again_after_opening(chain: Chain, store: LevelStore) -> None:
