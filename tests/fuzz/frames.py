@@ -36,10 +36,13 @@ STRANGER_S_MAX = 8
 BARRIER_NUMBER_MIN = 1 << 40
 
 KINDS = (
-    *[FrameKind.CONSENSUS] * 60,
-    *[FrameKind.TRANSACTIONS] * 30,
-    *[FrameKind.SYNC_RESPONSE] * 9,
+    *[FrameKind.CONSENSUS] * 58,
+    *[FrameKind.TRANSACTIONS] * 28,
+    *[FrameKind.SYNC_RESPONSE] * 5,
+    *[FrameKind.RESULT_RESPONSE] * 2,
+    *[FrameKind.CLOCK_ANSWER] * 5,
     FrameKind.SYNC_REQUEST,
+    FrameKind.RESULT_REQUEST,
 )
 
 
@@ -163,6 +166,10 @@ class FrameFuzz:
                 payload = draw(self.random, samples.batch_samples())
             case FrameKind.SYNC_REQUEST:
                 payload = draw(self.random, samples.sync_request_samples())
+            case FrameKind.RESULT_REQUEST:
+                payload = draw(self.random, [b"\x91\x01", b"\x91\xcf" + b"\x7f" * 8])
+            case FrameKind.CLOCK_ANSWER:  # one that does not decode ends the session
+                payload = b"\x92" + self.random.choice((b"\x00\x00", b"\x01\xcf\x00\x1f" + b"\xff" * 6, b"\x7f\x01"))
             case _:
                 payload = draw(self.random, samples.sync_response_samples())
         return encode_frame(kind, payload)

@@ -74,7 +74,7 @@ MUTANTS = (
         "vote.signer not in state.roster or vote.signer == state.name",
         "vote.signer == state.name",
         "who is no member gets a slot, and there is no end of them (R06, R16)",
-        _NORMAL + "late_early_and_foreign_messages_have_no_effect",
+        _BOUNDS + "r06_r16_p4_strangers_get_no_slot_however_many_they_are",
     ),
     Mutant(
         "half of a signature remembered",
@@ -165,7 +165,7 @@ MUTANTS = (
         "return min(doubled, self._config.timeout_ms_max)",
         "return doubled",
         "after an hour without quorum a view lasts for days (R17)",
-        _VIEWS + "r17_two_of_four_stopped_for_long_commit_soon_after_they_are_back",
+        _VIEWS + "r15_r17_p19_timeouts_double_to_the_cap_and_only_a_commit_resets_them",
     ),
     Mutant(
         "back-off constant",

@@ -166,6 +166,7 @@ MUTANTS = (
         "if record is not None and transaction.is_one_shot:",
         "if False:",
         "a settlement pays twice (R45)",
-        "pytest tests/contracts/runtime/test_execution.py",
+        "pytest tests/contracts/runtime/test_execution.py"
+        "::test_one_shot_lanes_hold_one_transaction_and_are_not_counted",
     ),
 )

@@ -61,3 +61,18 @@ def test_r16_p17_early_votes_take_one_slot_a_signer_and_kind() -> None:
             solo.step(Received(NodeName("d"), vote))  # a relay's slot is not for it
     stash = solo.engine._state.stash
     assert set(stash) == {(NodeName("c"), "Prepare"), (NodeName("c"), "Commit")}
+
+
+def test_r06_r16_p4_strangers_get_no_slot_however_many_they_are() -> None:
+    solo = Solo("a", 4)
+    solo.tick()
+    block = solo.block()
+    solo.accept(block)
+    for number in range(100):
+        name = f"stranger-{number}"
+        for sender in (name, "c"):
+            solo.receive(solo.commit(name, block), sender)
+            solo.receive(solo.prepare(name, block), sender)
+            assert solo.effects == []
+    progress = solo.engine._state.progress
+    assert (progress.commits.voters(0), progress.prepares.voters(0)) == ((), ("a",))
