@@ -49,7 +49,7 @@ from consensus.pbft.events import (
 from consensus.pbft.messages import decode_message_untrusted, encode_message
 from node import sync
 from node.chain import Candidate, Chain
-from node.clock import Clock
+from node.clock import Clock, is_timely
 from node.divergence import Divergence, compare
 from node.mempool import Mempool
 from node.results import Inquiry
@@ -62,7 +62,6 @@ from p2p.frames import FrameKind
 from p2p.network import Network
 
 INBOX_EVENTS_MAX = 4_096
-CLOCK_TOLERANCE_MS = 10_000
 BLOCK_CALLS_MAX = 4_000
 EXECUTION_MS = 100
 MEASURED_CALLS_MIN = 64
@@ -371,7 +370,8 @@ class Driver:
             self._own = None
 
     def _validate(self, block: Block, *, first_seen: bool) -> Validated:
-        if first_seen and abs(block.header.time_ms - self._clock.wall_ms()) > CLOCK_TOLERANCE_MS:
+        parent_ms, wall_ms = self.chain.head.header.time_ms, self._clock.wall_ms()
+        if first_seen and not is_timely(block.header.time_ms, parent_ms=parent_ms, wall_ms=wall_ms):
             return Validated(block.hash, False, CLOCK_CODE)
         try:
             self.chain.check_untrusted(block)

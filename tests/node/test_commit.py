@@ -13,7 +13,8 @@ from consensus.ledger.transaction import make_call
 from consensus.ledger.validators import Certificate, certificate_codec
 from consensus.pbft.events import CLOCK_CODE
 from node.chain import Candidate, Chain
-from node.driver import CLOCK_TOLERANCE_MS, _Delivery
+from node.clock import CLOCK_TOLERANCE_MS, is_timely
+from node.driver import _Delivery
 from node.program import Node
 from node.storage import layout
 from node.storage.leveldb import LevelStore
@@ -140,6 +141,23 @@ async def test_r23_only_a_new_block_is_judged_by_the_clock(bench: Bench) -> None
         fresh = driver._validate(block, first_seen=True)
         assert (fresh.valid, fresh.code) == ((True, "") if is_close else (False, CLOCK_CODE))
         assert driver._validate(block, first_seen=False).valid
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "parent_ms", "wall_ms", "expected"),
+    [
+        (CLOCK_TOLERANCE_MS, 0, 0, True),
+        (CLOCK_TOLERANCE_MS + 1, 0, 0, False),
+        (1, 0, CLOCK_TOLERANCE_MS + 1, True),
+        (1, 0, CLOCK_TOLERANCE_MS + 2, False),  # behind: a step that small is an old block's
+        (3_600_001, 3_600_000, 0, True),
+        (3_600_002, 3_600_000, 0, False),
+    ],
+)
+def test_r23_a_chain_ahead_of_the_clock_goes_on_in_the_smallest_steps(
+    time_ms: int, parent_ms: int, wall_ms: int, expected: bool
+) -> None:
+    assert is_timely(time_ms, parent_ms=parent_ms, wall_ms=wall_ms) is expected
 
 
 def test_a_replaced_key_signs_no_more_where_its_signature_was_found_good(tmp_path: Path) -> None:

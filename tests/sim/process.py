@@ -51,8 +51,9 @@ from consensus.pbft.roster import Roster
 from consensus.pbft.signing import KeyVerifier
 from contracts.runtime.execution import BlockContext, Executor
 from node.chain import Candidate, Chain
+from node.clock import is_timely
 from node.divergence import Divergence
-from node.driver import BLOCK_CALLS_MAX, CLOCK_TOLERANCE_MS
+from node.driver import BLOCK_CALLS_MAX
 from node.intake import REPEAT_AFTER_MS, REPEATED_MAX
 from node.mempool import Mempool, PoolLimits
 from node.program import NOT_VOTING
@@ -215,7 +216,8 @@ class Process:
         return Proposed(effect.height, effect.view, candidate.block)
 
     def _validate(self, block: Block, *, first_seen: bool) -> Validated:
-        if first_seen and abs(block.header.time_ms - self._around.wall_ms()) > CLOCK_TOLERANCE_MS:
+        parent_ms, wall_ms = self.chain.head.header.time_ms, self._around.wall_ms()
+        if first_seen and not is_timely(block.header.time_ms, parent_ms=parent_ms, wall_ms=wall_ms):
             return Validated(block.hash, False, CLOCK_CODE)
         try:
             self.chain.check_untrusted(block)

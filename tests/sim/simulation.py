@@ -13,7 +13,7 @@ from consensus.ledger.transaction import Transaction
 from consensus.pbft.signing import KeySigner, KeyVerifier, Signer, Verifier
 from contracts.runtime.execution import Executor
 from node.chain import Chain
-from node.driver import CLOCK_TOLERANCE_MS
+from node.clock import CLOCK_TOLERANCE_MS
 from node.reader import ChainReader
 from node.storage import layout
 from p2p.frames import FrameKind
@@ -109,6 +109,8 @@ class Simulation:
         self.operators = Operators(self, valid_until_ms)
         self._pending: dict[bytes, Transaction] = {}
         self._healed = False
+        self._times_ms: dict[int, int] = {}
+        """Height → the time of its block."""
         self.probe_ms: list[int] = []
 
     @property
@@ -312,7 +314,10 @@ class Simulation:
 
         Only the proposer is not asked; once the clocks are put right it cannot be told any more.
         """
-        if self._healed or self.plan.clock_step_every_ms or block.height in self.checkers.blocks:
+        parent_ms = self._times_ms.get(block.height - 1)
+        is_smallest_step = parent_ms is not None and block.header.time_ms == parent_ms + 1
+        self._times_ms[block.height] = block.header.time_ms
+        if self._healed or self.plan.clock_step_every_ms or block.height in self.checkers.blocks or is_smallest_step:
             return
         tolerance_ms, age_ms_max = CLOCK_TOLERANCE_MS, 2 * self.scheduler.now_ms
         admitting = [

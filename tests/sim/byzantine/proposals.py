@@ -22,7 +22,7 @@ from consensus.pbft.messages import (
     Status,
     ViewChange,
 )
-from node.driver import CLOCK_TOLERANCE_MS
+from node.clock import CLOCK_TOLERANCE_MS
 from node.sync import SyncResponse
 from p2p.frames import FrameKind
 from tests.sim.byzantine.base import Liar, Parcel, Strategy
