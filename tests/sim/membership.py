@@ -25,6 +25,7 @@ from tests.sim.plan import Plan
 JOINERS = (NodeName("a-node"), NodeName("z-node"), NodeName("m-node"), NodeName("o-node"))
 """Nodes that may join; some stand before the first validators in order of names, some after them."""
 ADMIN = "admin-"
+WEIGHTED = ("admit", "admit", "remove", "replace", "renew", "renew", "renew")
 POLL_MS = 100
 AGAIN_MS = 4_000
 LAG_BLOCKS_MAX = 50
@@ -87,6 +88,7 @@ class Operators:
         self._valid_until_ms = valid_until_ms
         self._random = Random(f"{world.plan.seed}/operators")
         self._changes_left = world.plan.set_changes
+        self._wanted = world.plan.changes
         self._script: Script | None = None
         self._calls = 0
         self._keys = 0
@@ -117,18 +119,19 @@ class Operators:
         if validators is None:
             return None
         names = list(validators.names)
-        options: list[Script] = [self._admit(name) for name in JOINERS if name not in names][:1] * 2
-        removable = [name for name in names if self._bears([item for item in names if item != name])]
-        if removable:
-            options.append(self._remove(self._random.choice(removable)))
-        voteless = [name for name in names if self._is_voteless(name)]
-        if voteless:
-            options += [self._renew(self._random.choice(voteless))] * 3
-        sound = [name for name in names if self._host(name).is_correct and not self._is_voteless(name)]
-        if sound:
-            options.append(self._replace(self._random.choice(sound)))
+        options: dict[str, tuple[Callable[[NodeName], Script], list[NodeName]]] = {
+            "admit": (self._admit, [name for name in JOINERS if name not in names]),
+            "remove": (self._remove, [one for one in names if self._bears([name for name in names if name != one])]),
+            "replace": (self._replace, [name for name in names if self._host(name).is_correct]),
+            "renew": (self._renew, [name for name in names if self._is_voteless(name)]),
+        }
+        wanted = self._wanted[0] if self._wanted else self._random.choice(WEIGHTED)
+        begin, names = options[wanted]
+        if not names:
+            return None
+        self._wanted = self._wanted[1:]
         self._changes_left -= 1
-        return self._random.choice(options) if options else None
+        return begin(self._random.choice(names))
 
     def _bears(self, names: list[NodeName]) -> bool:
         """Tell whether a set of these validators bears the liars and the fragile among them."""

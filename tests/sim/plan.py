@@ -37,7 +37,8 @@ class Plan:
 
     ``fragile`` nodes are honest, and their disks do what LevelDB rules out. ``one_way_permille`` of all directed
     links are dead until the faults heal. An ``unlimited`` schedule breaks more machines than may break at a time: only
-    that nothing contradictory happens is checked then, not that anything happens.
+    that nothing contradictory happens is checked then, not that anything happens. ``set_changes`` says how often the
+    membership changes; ``changes`` names the first of them: admit, remove, replace, renew.
     """
 
     seed: int
@@ -75,6 +76,7 @@ class Plan:
     rot_every_ms: int = 0
     wipe_every_ms: int = 0
     set_changes: int = 0
+    changes: tuple[str, ...] = ()
     liars: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     def describe(self) -> str:

@@ -109,7 +109,7 @@ class Simulation:
         self.operators = Operators(self, valid_until_ms)
         self._pending: dict[bytes, Transaction] = {}
         self._healed = False
-        self._times_ms: dict[int, int] = {}
+        self._times_ms: dict[int, int] = {0: self.genesis.time_ms}
         """Height → the time of its block."""
         self.probe_ms: list[int] = []
 

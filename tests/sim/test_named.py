@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from consensus.pbft.events import Head
+from consensus.pbft.state import Progress, State
 from tests.sim.plan import FAR_OFF_MS, Plan
 from tests.sim.simulation import Result, Simulation, run_plan
 
@@ -19,6 +21,12 @@ ALL_FAULTS: dict[str, Any] = {
     "disk_ms_max": 5,
 }
 
+PARTED: dict[str, Any] = {
+    "transactions": 40,
+    "partition_every_ms": 3_000,
+    "crash_every_ms": 4_000,
+    "crash_at_effect_permille": 900,
+}
 CRASHES: dict[str, Any] = {"crash_every_ms": 700, "crash_at_effect_permille": 1_000, "downtime_ms_max": 500}
 
 
@@ -86,6 +94,27 @@ def test_r23_a_node_that_restarts_still_judges_new_blocks_by_its_clock(seed: int
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("ahead_ms", [FAR_OFF_MS, -FAR_OFF_MS])
+def test_r23_clocks_that_were_wrong_together_are_set_right(seed: int, ahead_ms: int) -> None:
+    """Blocks an hour ahead of all clocks: the chain does not wait for the hour to pass."""
+    simulation = Simulation(Plan(seed=seed))
+    for host in simulation.all_hosts:
+        host.skew_ms = ahead_ms
+    simulation.run()
+    assert max(simulation.probe_ms) < 10_000
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_r23_clocks_that_are_set_while_they_run(seed: int) -> None:
+    hold(Plan(seed=seed, clock_step_every_ms=500, drift_permille=500, safety_ms=30_000, delay_ms_max=20))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_links_that_are_dead_in_one_direction(seed: int) -> None:
+    hold(Plan(seed=seed, validators=4 + seed % 4, one_way_permille=300, safety_ms=30_000, transactions=30))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_r28_twins(seed: int) -> None:
     twins = ((1, ("twins",)), (5, ("twins", "amnesiac")))
     hold(Plan(seed=seed, validators=7, transactions=30, liars=twins, loss_permille=50, partition_every_ms=3_000))
@@ -138,3 +167,63 @@ def test_r36_a_slow_primary_costs_less_than_half() -> None:
         simulation.run_safety()
         counts.append(len(simulation.checkers.transactions))
     assert counts[1] >= counts[0] // 2
+
+
+# -- members come and go -----------------------------------------------------------------------------------
+
+VIEW_CHANGES: dict[str, Any] = {
+    "safety_ms": 30_000,
+    "transactions": 30,
+    "lossy_kinds": ("Commit", "PrePrepare"),
+    "lossy_permille": 500,
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_r02_one_validator_becomes_four_under_view_changes(seed: int) -> None:
+    """Sets of 1, 2, 3 and 4 follow each other while proposals and commits get lost."""
+    result = hold(Plan(seed=seed, validators=1, set_changes=3, changes=("admit",) * 3, **VIEW_CHANGES))
+    assert result.set_changes == 3
+    assert result.views > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_members_change_under_partitions_and_crashes(seed: int) -> None:
+    changes = ("admit", "replace", "remove", "admit", "remove", "replace")
+    plan = Plan(seed=seed, validators=4, set_changes=6, changes=changes, safety_ms=60_000, **PARTED)
+    assert hold(plan).set_changes > 3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_r18_r49_a_wiped_node_votes_again_with_a_new_key(seed: int) -> None:
+    """Its disk is lost in the middle of things; it follows, asks for a new key, and the fourth vote is there again."""
+    index = seed % 4
+    plan = Plan(seed=seed, fragile=(index,), set_changes=1, changes=("renew",), safety_ms=20_000, transactions=30)
+    simulation = Simulation(plan)
+    host = simulation.all_hosts[index]
+    simulation.scheduler.after(3_000, host.replace_disk)
+    simulation.run()
+    assert simulation.checkers.set_changes == 1
+    assert host.process is not None
+    assert host.process.engine.status().is_validator
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_members_change_beside_a_liar(seed: int) -> None:
+    liars = ((seed % 4, ("equivocator", "amnesiac")),)
+    hold(Plan(seed=seed, validators=4, liars=liars, set_changes=6, safety_ms=40_000, loss_permille=50))
+
+
+def test_a_node_that_takes_the_old_set_for_the_new_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = State.begin_height
+
+    def stubborn(self: State, head: Head) -> None:
+        roster = self.roster
+        original(self, head)
+        if roster.size == 1:
+            self.roster = roster
+            self.progress = Progress(roster, self.now_ms)
+
+    monkeypatch.setattr(State, "begin_height", stubborn)
+    plan = Plan(seed=1, validators=1, set_changes=3, changes=("admit",) * 3, **VIEW_CHANGES)
+    assert run_plan(plan).rule == "certificate"
