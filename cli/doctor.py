@@ -19,7 +19,7 @@ Answer = dict[str, Any]
 
 ANSWER_MS_MAX = 3_000
 """Time for a node to answer; a frozen one never does."""
-_LEVELS = ("stuck", "warning", "ok")
+_LEVELS = ("stuck", "warning", "ok", "note")
 _COUNTED_ANEW = frozenset({"no_quorum", "validators_away", "primary_away"})
 """What a node says of who takes part; all nodes together know it better."""
 _SYMPTOMS = frozenset({"view_change", "prepares_missing", "commits_missing", "different_views"})
@@ -112,9 +112,9 @@ def merge(visits: Mapping[str, Visit], processes: Mapping[str, Process] | None =
     is_stuck = _note_quorum(picture, together)
     _note_said(picture, together, is_stuck=is_stuck)
     findings = sorted(picture.findings, key=lambda item: _LEVELS.index(item["level"]))
-    if not findings:
+    if not findings or findings[0]["level"] == "note":
         message = f"all {len(picture.members)} validators take part; {picture.quorum} decide"
-        findings = [_finding("healthy", message, level="ok")]
+        findings.insert(0, _finding("healthy", message, level="ok"))
     return _diagnosis(findings, visits, status)
 
 

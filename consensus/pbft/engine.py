@@ -124,6 +124,7 @@ class Engine:
             timeout_ms=state.pace.timeout_ms(progress.view, state.primary, state.roster.size),
             deadline_in_ms=None if deadline_ms is None else deadline_ms - state.now_ms,
             suspected=state.pace.suspected(),
+            failed_ms=state.pace.failed_ms(),
             evidence=state.evidence.last,
             peers=dict(sorted(state.peers.items())),
         )
@@ -232,7 +233,7 @@ def _advance(state: State, head: Head) -> None:
             raise InvariantError(f"storage holds two blocks of height {height}")
         return
     caught_up = state.progress.phase is not Phase.DECIDED
-    state.pace.succeeded(NodeName(head.header.proposer))
+    state.pace.succeeded(NodeName(head.header.proposer), now_ms=state.now_ms)
     state.begin_height(head)
     if caught_up:
         healing.ask_after_catch_up(state)

@@ -4,7 +4,7 @@ The driver executes the effects of one step strictly in order: a ``Persist`` is 
 effects behind it begin, which is what makes votes durable before they are sent (SPEC P12).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -232,7 +232,10 @@ class PeerStatus:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """A snapshot for people. ``deadline_in_ms`` is None while nothing is expected."""
+    """A snapshot for people. ``deadline_in_ms`` is None while nothing is expected.
+
+    ``failed_ms`` says of each suspected primary when its last bad turn was, by the engine's clock.
+    """
 
     height: int
     view: int
@@ -250,3 +253,4 @@ class EngineStatus:
     suspected: tuple[NodeName, ...]
     evidence: Evidence | None
     peers: dict[NodeName, PeerStatus]
+    failed_ms: dict[NodeName, int] = field(default_factory=dict)

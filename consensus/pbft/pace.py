@@ -16,6 +16,7 @@ SLOW_FACTOR = 4
 class _Suspicion:
     turns: int
     turns_left: int
+    failed_ms: int
 
 
 class Pace:
@@ -42,12 +43,14 @@ class Pace:
         suspicion = self._suspicions.get(name)
         return suspicion is not None and suspicion.turns_left > 0
 
-    def failed(self, name: NodeName) -> None:
+    def failed(self, name: NodeName, *, now_ms: int = 0) -> None:
         """Note that a turn ended without a commit: the next 1, 2, 4 … turns are short ones, then one is full again."""
         suspicion = self._suspicions.get(name)
         if suspicion is None:
-            self._suspicions[name] = _Suspicion(1, 1)
-        elif suspicion.turns_left > 0:
+            self._suspicions[name] = _Suspicion(1, 1, now_ms)
+            return
+        suspicion.failed_ms = now_ms
+        if suspicion.turns_left > 0:
             suspicion.turns_left -= 1
         else:
             suspicion.turns = suspicion.turns_left = min(2 * suspicion.turns, SUSPECT_TURNS_MAX)
@@ -56,10 +59,10 @@ class Pace:
         """Note how long a proposal was waited for while there was work."""
         self._waited_ms[name] = waited_ms
 
-    def succeeded(self, name: NodeName) -> None:
+    def succeeded(self, name: NodeName, *, now_ms: int = 0) -> None:
         """Note that a block of this proposer was committed; one far slower than the others is as good as none (R36)."""
         if self._is_slow(name):
-            self.failed(name)
+            self.failed(name, now_ms=now_ms)
         else:
             self._suspicions.pop(name, None)
 
@@ -74,6 +77,10 @@ class Pace:
         """Forget all who are no validators any more."""
         self._suspicions = {name: suspicion for name, suspicion in self._suspicions.items() if name in names}
         self._waited_ms = {name: waited_ms for name, waited_ms in self._waited_ms.items() if name in names}
+
+    def failed_ms(self) -> dict[NodeName, int]:
+        """Return when the last bad turn of each suspect was."""
+        return {name: self._suspicions[name].failed_ms for name in self.suspected()}
 
     def suspected(self) -> tuple[NodeName, ...]:
         """Return all suspects, ascending."""

@@ -148,7 +148,7 @@ def _enter(state: State, view: int, reason: ViewChange | NewView) -> None:
     """
     progress = state.progress
     if view > progress.view and state.primary != state.name:
-        state.pace.failed(state.primary)
+        state.pace.failed(state.primary, now_ms=state.now_ms)
     progress.view = view
     progress.entered_ms = progress.moved_ms = state.now_ms
     progress.proposal = None

@@ -22,6 +22,8 @@ STALLED_MS_MAX = 5_000
 """When votes for a height began so long ago, who has not voted for it counts as not voting."""
 SAID_MS_MAX = 3_000
 """For how long a height that a validator names counts: it names one every second as long as it is awake."""
+BAD_TURN_MS_MAX = 10_000
+"""A primary whose last bad turn is longer ago is only noted: its next turn may be minutes away while idle."""
 BEHIND_BLOCKS_MIN = 2
 """A replica that is so many heights lower is behind; one may be between two commits."""
 
@@ -94,10 +96,10 @@ def diagnose(facts: Facts) -> list[Finding]:
         findings.append(Finding("warning", "primary_away", f"the primary {status.primary} is away"))
     findings += clocks.findings(facts.node, {peer.name: peer.clock for peer in facts.peers if peer.clock is not None})
     findings += _progress(status) + _slow(facts, roll) + _views(status, roll) + _behind(facts, roll) + _guilt(facts)
-    if findings:
+    if any(item.level in ("stuck", "warning") for item in findings):
         return findings
     count = len(status.validators)
-    return [Finding("ok", "healthy", f"all {count} validators take part; {status.quorum} decide")]
+    return [Finding("ok", "healthy", f"all {count} validators take part; {status.quorum} decide"), *findings]
 
 
 # -- who takes part ----------------------------------------------------------------------------------------
@@ -247,17 +249,19 @@ def _progress(status: EngineStatus) -> list[Finding]:
 
 def _slow(facts: Facts, roll: Roll) -> list[Finding]:
     """Say which primaries are waited for too long; whoever is away or does not vote is named already."""
-    return [
-        Finding(
-            "warning",
-            "slow_primary",
-            f"as primary {name} is slow: its turn ended without a block, or took four times the others'",
-            about=name,
-            advice=f"look at load, disk and clock of {name}; meanwhile its turns are cut short",
-        )
-        for name in facts.status.suspected
-        if name not in roll.away and name not in roll.idle
-    ]
+    found: list[Finding] = []
+    for name in facts.status.suspected:
+        if name in roll.away or name in roll.idle:
+            continue
+        ago_ms = facts.now_ms - facts.status.failed_ms.get(name, facts.now_ms)
+        if ago_ms > BAD_TURN_MS_MAX:
+            message = f"as primary {name} failed {ago_ms // 1_000} s ago and has not had a good turn since"
+            found.append(Finding("note", "slow_primary", message, about=name, advice="its next turn tells"))
+            continue
+        message = f"as primary {name} is slow: its turn ended without a block, or took four times the others'"
+        advice = f"look at load, disk and clock of {name}; meanwhile its turns are cut short"
+        found.append(Finding("warning", "slow_primary", message, about=name, advice=advice))
+    return found
 
 
 def _views(status: EngineStatus, roll: Roll) -> list[Finding]:

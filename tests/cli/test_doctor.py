@@ -51,6 +51,12 @@ def test_all_well() -> None:
     assert codes() == ["healthy"]
 
 
+def test_a_note_leaves_a_network_healthy() -> None:
+    note = finding("slow_primary", "d failed 30 s ago", "d", level="note")
+    items = found(a=visit("a", HEALTHY, note), b=visit("b", HEALTHY, note))
+    assert [(item["code"], item["level"]) for item in items] == [("healthy", "ok"), ("slow_primary", "note")]
+
+
 def test_who_observes_says_so_itself_though_the_others_see_nothing_yet() -> None:
     own = finding("not_voting", "d follows the chain", "d")
     assert codes(d=visit("d", own, votes=False)) == ["not_voting"]

@@ -11,7 +11,16 @@ from consensus.ledger.ids import Hash, NodeName
 from consensus.pbft.events import EngineStatus, Evidence, EvidenceKind, PeerStatus, Phase
 from node.rpc.clocks import WARN_MS
 from node.rpc.clocks import findings as clock_findings
-from node.rpc.doctor import MISSED_BLOCKS_MAX, SAID_MS_MAX, SILENT_MS_MAX, STALLED_MS_MAX, Facts, diagnose, roll_call
+from node.rpc.doctor import (
+    BAD_TURN_MS_MAX,
+    MISSED_BLOCKS_MAX,
+    SAID_MS_MAX,
+    SILENT_MS_MAX,
+    STALLED_MS_MAX,
+    Facts,
+    diagnose,
+    roll_call,
+)
 from node.rpc.finding import Finding
 from node.votes import LastVote, Standing, VoteReport
 from p2p.clock import ClockOffset
@@ -99,6 +108,15 @@ def test_findings(status: EngineStatus, connected: frozenset[NodeName], codes: l
     findings = diagnose(facts(status, connected=connected))
     assert [finding.code for finding in findings] == codes
     assert (findings[0].level == "stuck") == (codes[0] == "no_quorum")
+
+
+def test_a_bad_turn_of_long_ago_is_only_noted() -> None:
+    status = replace(HEALTHY, suspected=(NAMES[2],), failed_ms={NAMES[2]: NOW_MS - BAD_TURN_MS_MAX - 1})
+    found = diagnose(facts(status))
+    assert [(item.level, item.code) for item in found] == [("ok", "healthy"), ("note", "slow_primary")]
+    assert found[1].message == "as primary node-2 failed 10 s ago and has not had a good turn since"
+    recent = replace(status, failed_ms={NAMES[2]: NOW_MS - BAD_TURN_MS_MAX})
+    assert [item.level for item in diagnose(facts(recent))] == ["warning"]
 
 
 def test_missing_votes_are_named() -> None:
