@@ -51,9 +51,12 @@ class Liar(Protocol):
     signer: Signer
     foreign: Mapping[NodeName, Signer]
     """Everyone's key at work on another chain, whose votes a liar may have seen."""
-    validators: ValidatorSet
     skew_ms: int
     """How far its clock is off."""
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """Who votes at the height in progress here."""
 
     @property
     def chain(self) -> Chain | None:

@@ -12,7 +12,7 @@ from p2p.frames import FrameKind
 from tests.sim.byzantine.base import NOISE_PERMILLE, Liar, Parcel, Strategy
 
 FLOOD_TRANSACTIONS = 20
-"""Transactions in one frame of a flood."""
+"""Transactions in one frame of a flood; one a tick."""
 
 
 class LyingHelper(Strategy):
@@ -79,6 +79,7 @@ class Flooder(Strategy):
 
     def __init__(self, liar: Liar, random: Random) -> None:
         super().__init__(liar, random)
+        self.count = FLOOD_TRANSACTIONS
         self.seen: list[bytes] = []
 
     def incoming(self, sender: NodeName, message: Message) -> list[Parcel]:
@@ -87,7 +88,7 @@ class Flooder(Strategy):
         return []
 
     def tick(self) -> list[Parcel]:
-        forged: list[Value] = [self._forge() for _ in range(FLOOD_TRANSACTIONS)]
+        forged: list[Value] = [self._forge() for _ in range(self.count)]
         for peer in self.victims:
             self.liar.send_frame(peer, FrameKind.TRANSACTIONS, encode(forged))
         return []
