@@ -10,9 +10,11 @@ was acknowledged.
 import gc
 import importlib.metadata
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
 
@@ -119,6 +121,17 @@ def check_packages() -> None:
             raise LocalError("foreign_package", f"{foreign[0]} installs a package {package}; use an own environment")
 
 
+class _LineLogger:
+    """Writes a line to standard error at once. What a full disk does not take is lost, and nothing else."""
+
+    def msg(self, line: str) -> None:
+        """Write one line."""
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{line}\n".encode(errors="replace"))
+
+    debug = info = warning = error = critical = exception = msg
+
+
 def configure_logs(level: str) -> None:
     """Log one JSON object a line to standard error."""
     structlog.configure(
@@ -130,7 +143,7 @@ def configure_logs(level: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _LineLogger(),
         cache_logger_on_first_use=True,
     )
 

@@ -202,7 +202,10 @@ class LocalProcess:
     def ending(self) -> "Ending":
         """Return how the process ended last, as far as its log says; nothing of one that runs."""
         lines = [line.strip() for line in self.log_tail(lines=LOG_LINES_MAX).splitlines() if line.strip()]
-        return _ending(lines)
+        ending = _ending(lines)
+        if ending.code == "killed" and _is_full(self.log_file):
+            return Ending("disk_full", "its log breaks off, and its disk has no room; make room and start it again")
+        return ending
 
     def _record(self) -> _PidFile:
         try:
@@ -212,6 +215,13 @@ class LocalProcess:
 
 
 _NOBODY = _PidFile(0, "")
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        return os.statvfs(path).f_bavail == 0
+    except OSError:
+        return False
 
 
 def _ending(lines: Sequence[str]) -> Ending:

@@ -3,6 +3,8 @@
 import gc
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,3 +181,10 @@ def test_a_broken_invariant_has_its_own_exit_code(home: Path, monkeypatch: pytes
 
     monkeypatch.setattr(program, "_run", stumble)
     assert program.run(home) == program.EXIT_INVARIANT
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_that_takes_nothing_more_changes_nothing_about_how_the_node_ends() -> None:
+    lines = "from node.program import *\nconfigure_logs('info')\nlog.error('stopped')\nexit(3)"
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run([sys.executable, "-c", lines], stderr=full, check=False).returncode == 3

@@ -296,3 +296,12 @@ def test_last_words_of_a_process(tmp_path, log, ending):
     player.log_file.write_text("\n".join(log))
     found = player.ending()
     assert (found.code, found.exit_code) == ending
+
+
+def test_log_that_breaks_off_on_a_full_disk_tells_of_it(tmp_path, monkeypatch):
+    player = process(tmp_path, "")
+    player.log_file.parent.mkdir()
+    player.log_file.write_text('{"level": "info", "event": "ready"}\n')
+    full = os.statvfs_result((4096, 4096, 10, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    assert player.ending().code == "disk_full"
