@@ -97,7 +97,7 @@ def test_r23_a_node_that_restarts_still_judges_new_blocks_by_its_clock(seed: int
 @pytest.mark.parametrize("ahead_ms", [FAR_OFF_MS, -FAR_OFF_MS])
 def test_r23_clocks_that_were_wrong_together_are_set_right(seed: int, ahead_ms: int) -> None:
     """Blocks an hour ahead of all clocks: the chain does not wait for the hour to pass."""
-    simulation = Simulation(Plan(seed=seed))
+    simulation = Simulation(Plan(seed=seed, safety_ms=60_000))
     for host in simulation.all_hosts:
         host.skew_ms = ahead_ms
     simulation.run()
