@@ -124,6 +124,8 @@ def _check(folder: Path) -> None:
             except OSError:
                 raise LocalError("store_locked", f"another process holds {folder}") from None
         raise StorageError(error.code, f"cannot open {folder}: {error.message}") from None
+    except OSError as error:
+        raise _disk_error(f"cannot read {folder}: {error.strerror}") from None
 
 
 def _up(place: "plyvel.RawIterator", low: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:

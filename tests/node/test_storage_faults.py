@@ -189,6 +189,14 @@ def test_a_database_that_another_process_writes_to_is_locked_whatever_its_files_
     holder.close()
 
 
+def test_a_file_that_cannot_be_read_is_a_storage_error(aged: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(aged, tmp_path / "copy")
+    (copy / "999999.log").mkdir()
+    with pytest.raises(StorageError) as error:
+        LevelStore.open(copy)
+    assert error.value.code == "disk_failed"
+
+
 def test_r47_after_a_failed_write_the_store_takes_no_other(tmp_path: Path) -> None:
     """LevelDB itself would go on behind half a record, and lose it and all that follows at the next start."""
     store = LevelStore.open(tmp_path)
