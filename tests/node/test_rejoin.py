@@ -17,12 +17,14 @@ from node.network import rejoin
 from node.network.keys import load_vote_key
 from node.reindex import reindex
 from node.storage import layout
+from node.storage.check import check_before_opening, check_files
 from node.storage.leveldb import LevelStore
 from node.vote_log import INCARNATION_FILE
 from tests.node.consortium import Consortium
 from tests.node.test_driver import signers
 from tests.node.test_members import work
 
+FOOTER_BYTES = 48
 HOLDER = "import sys; from pathlib import Path; from node.storage.leveldb import LevelStore as S; \
 s = S.open(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
 
@@ -222,6 +224,25 @@ async def test_reindex_refuses_a_database_that_cannot_be_read(config: NodeConfig
     with pytest.raises((LocalError, StorageError)) as error:
         reindex(config)
     assert error.value.code == "rejoin_needed"
+
+
+async def test_reindex_trusts_no_table_whose_filter_is_damaged(config: NodeConfig) -> None:
+    """LevelDB passes such damage over, and would answer that there is no incarnation, or no vote."""
+    LevelStore.open(config.data).close()  # what was in its log is a table now
+    table = max(config.data.glob("*.ldb"))
+    whole = table.read_bytes()
+    for place in range(len(whole) - FOOTER_BYTES - 1, 0, -1):
+        table.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            check_before_opening(config.data)
+            check_files(config.data)
+        except StorageError as error:
+            if "filter" in error.message:
+                break
+    with pytest.raises(LocalError) as refusal:
+        reindex(config)
+    assert refusal.value.code == "rejoin_needed"
+    assert "filter" in refusal.value.message
 
 
 async def test_reindex_between_its_two_renames_is_run_again(
