@@ -31,6 +31,7 @@ from node.network.members import (
     JoinRequest,
     MembershipChain,
     Tell,
+    approvals_of,
     approve_once,
     change_key,
     find_node,
@@ -94,7 +95,7 @@ async def add(
     network = _prepare_home(network, name, organisation, tell)
     home = network.node(name)
     config = load_config(home.folder)
-    if record is not None and record.status == VALIDATOR and await _is_voting(chain, config):
+    if record is not None and record.status == VALIDATOR and await _is_voting(config):
         raise LocalError("node_exists", f"{name} is a validator already")
     await _admit(chain, network, home, record, tell)
     tell(f"{name}: starting")
@@ -184,10 +185,10 @@ async def _admin_for(chain: MembershipChain, network: LocalNetwork, name: str) -
     return own_admin(network, record.organisation)
 
 
-async def _is_voting(chain: MembershipChain, config: NodeConfig) -> bool:
-    """Tell whether others have heard a vote of a node for the newest block."""
-    status = await chain.status()
-    return status.votes.get(config.name, -1) >= status.height
+async def _is_voting(config: NodeConfig) -> bool:
+    """Tell whether a node runs and says that it votes."""
+    health = await local.read_health(config.rpc)
+    return health is not None and health.get("votes") is True
 
 
 def _replaced_certificates(keys: Path, revoked: list[bytes]) -> list[bytes]:
@@ -261,6 +262,8 @@ async def _approve(
 ) -> None:
     """Let the admins whose keys are here approve one after the other until it is done, ``last``'s at the end.
 
+    Those that have approved come after all others: only if seats have changed since is one of them needed again.
+
     Raises:
         LocalError: ``not_enough_admins``.
     """
@@ -271,7 +274,8 @@ async def _approve(
         here = ", ".join(admins) or "none"
         message = f"{needed} of {len(seated)} organisations must approve; their admins' keys here: {here}"
         raise LocalError("not_enough_admins", message)
-    for organisation in sorted(admins, key=lambda item: (item == last, item)):
+    given = await approvals_of(chain, method, arguments)
+    for organisation in sorted(admins, key=lambda item: (item in given, item == last, item)):
         approved = await approve_once(chain, admins[organisation], method, arguments, is_done, tell)
         if approved is None or approved.done:
             return

@@ -32,6 +32,7 @@ POLL_S = 0.1
 IDLE_S = 2.0
 """After how long without a block nobody can be expected to vote; twice the time until the quiet block."""
 REQUEST_BYTES_MAX = 64 * 1024
+PROPOSALS_PAGE = 20
 
 HEX_KEY = re.compile(rf"[0-9a-f]{{{2 * PUBLIC_KEY_BYTES}}}")
 HexHash = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -193,6 +194,21 @@ async def approve_request(
     return [*given, second] if second else given
 
 
+async def approvals_of(chain: MembershipChain, method: str, arguments: dict[str, Value]) -> list[str]:
+    """Return the organisations that stand behind a proposal; none where it is not open."""
+    # The contract's records have camelCase names.
+    wanted = {re.sub("_([a-z])", lambda found: found[1].upper(), name): value for name, value in arguments.items()}
+    start = ""
+    while True:
+        page = await chain.query("proposals", {"start": start, "limit": PROPOSALS_PAGE})
+        for item in page:
+            if (item["method"], item["arguments"]) == (method, wanted):
+                return list(item["approvals"])
+        if len(page) < PROPOSALS_PAGE:
+            return []
+        start = page[-1]["proposal"].hex() + "0"
+
+
 async def approve_once(
     chain: MembershipChain,
     admin: str,
@@ -287,7 +303,7 @@ async def wait_caught_up(
 async def wait_votes(
     chain: MembershipChain, config: NodeConfig, *, tell: Tell = quiet, timeout_ms: int = STEP_MS_MAX
 ) -> None:
-    """Wait until others hear a node vote on the head at the call, or on a later block.
+    """Wait until others hear a node vote on a block above the head at the call.
 
     Where no block comes for a while, as on an idle network, it is enough that the node is at the head, in touch with
     others, and says that its key is in the validator set.
@@ -295,14 +311,14 @@ async def wait_votes(
     Raises:
         LocalError: ``not_voting``.
     """
-    # The block that gave the seat, or a later one: no vote on it can be from before.
+    # The block that names the new key may have the old one's vote.
     seated_at = (await chain.status()).height
     tell(f"{config.name}: waiting for its vote …")
     idle_height, idle_since = -1, trio.current_time()
     with trio.move_on_after(timeout_ms / 1000):
         while True:
             status = await chain.status()
-            if status.votes.get(config.name, -1) >= seated_at:
+            if status.votes.get(config.name, -1) > seated_at:
                 return
             if status.height != idle_height or not await _could_vote(config, status):
                 idle_height, idle_since = status.height, trio.current_time()
