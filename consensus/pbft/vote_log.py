@@ -10,18 +10,23 @@ Four records under fixed keys, overwritten as the height goes on; those of older
 ==========  =======================================================================
 
 Whether a key may vote with the log that is found is for the node to decide (it knows both from outside).
-Every value carries its own kind, incarnation, height and view, so a misdirected or foreign one is noticed (R51).
+Every value carries its own kind, incarnation, height and view, so a misdirected or foreign one is noticed, and the
+number of the newest record of every kind, so one that went elsewhere is missed (R51).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated
+
+import msgspec
 
 from consensus.ledger.block import Block, BlockRecord
 from consensus.ledger.codec import Record, RecordCodec
 from consensus.ledger.errors import PeerError, StorageError
 from consensus.ledger.ids import Hash, tagged_hash
 from consensus.ledger.merkle import HashBytes
+from consensus.ledger.transaction import Natural
 from consensus.pbft.messages import (
     MESSAGE_BYTES_MAX,
     Height,
@@ -47,6 +52,8 @@ class _Entry(Record, frozen=True):
     incarnation: HashBytes
     height: Height
     view: View
+    newest: Annotated[list[Natural], msgspec.Meta(min_length=len(RecordKind), max_length=len(RecordKind))]
+    """How many records of each kind were made under this key, in order of the kinds, up to this one."""
     content: bytes
 
 
@@ -72,6 +79,7 @@ class VoteLog:
 
     def __init__(self, public_key: bytes) -> None:
         self._incarnation = incarnation(public_key)
+        self._newest = [0] * len(RecordKind)
 
     def view(
         self, height: int, view: int, view_change: ViewChange | None, new_view: NewView | None
@@ -99,23 +107,28 @@ class VoteLog:
             StorageError: ``vote_log_corrupt``, or ``vote_log_ahead`` when storage lacks blocks that it builds on.
         """
         contents: dict[RecordKind, _Entry] = {}
-        for kind in (RecordKind.VIEW, RecordKind.ACCEPTED, RecordKind.PREPARED, RecordKind.PREPARED_BODY):
+        for kind in RecordKind:
             value = records.get(bytes([kind]))
             if value is None:
                 continue
             entry = _decode(kind, value)
-            if entry.incarnation != self._incarnation or entry.height < height:
-                continue
+            if entry.incarnation == self._incarnation:
+                contents[kind] = entry
+        self._newest = _newest_of(contents)
+        for kind, entry in list(contents.items()):
             if entry.height > height:
                 raise StorageError("vote_log_ahead", f"a vote for height {entry.height}, storage expects {height}")
-            contents[kind] = entry
+            if entry.height < height:
+                del contents[kind]
         try:
             return _restored(contents)
         except PeerError as error:
             raise StorageError("vote_log_corrupt", error.message) from None
 
     def _entry(self, kind: RecordKind, height: int, view: int, content: bytes) -> tuple[bytes, bytes]:
-        return bytes([kind]), _entry_codec.encode(_Entry(kind, self._incarnation, height, view, content))
+        self._newest[kind - 1] += 1
+        entry = _Entry(kind, self._incarnation, height, view, list(self._newest), content)
+        return bytes([kind]), _entry_codec.encode(entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +167,16 @@ def _restored(entries: Mapping[RecordKind, _Entry]) -> RestoredVotes:
     if not current:
         said = _ViewContent(None, None)
     return RestoredVotes(view, said.view_change, said.new_view, accepted, prepared, prepared_block)
+
+
+def _newest_of(entries: Mapping[RecordKind, _Entry]) -> list[int]:
+    """Return the number of the newest record of each kind; what one record knows of the others must be there."""
+    newest = [max((entry.newest[kind - 1] for entry in entries.values()), default=0) for kind in RecordKind]
+    for kind, number in zip(RecordKind, newest, strict=True):
+        found = entries[kind].newest[kind - 1] if kind in entries else 0
+        if found != number:
+            raise StorageError("vote_log_corrupt", f"record {number} of {kind.name} is missing, {found} is there")
+    return newest
 
 
 def _decode(kind: RecordKind, value: bytes) -> _Entry:

@@ -238,6 +238,15 @@ def test_r51_r58_p13_damaged_or_misplaced_records_stop_the_node() -> None:
         assert caught.value.code == "vote_log_corrupt"
 
 
+def test_r51_p13_a_record_that_landed_elsewhere_is_missed() -> None:
+    """All that is there is whole, and the newest record knows of one that is not there."""
+    solo = Solo()
+    committed(solo, b"1")
+    lost = {name: value for name, value in solo.records.items() if name != key(RecordKind.ACCEPTED)}
+    with pytest.raises(StorageError, match="record 1 of ACCEPTED is missing, 0 is there"):
+        Solo(records=lost)
+
+
 class _Witness:
     """Sees everything that replicas say and finds contradictions, across crashes."""
 

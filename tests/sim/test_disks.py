@@ -31,6 +31,27 @@ def test_r51_misdirected_votes_are_never_voted_from(seed: int) -> None:
     hold(Plan(seed=seed, **fragile, **ROUGH))
 
 
+def test_r51_a_certificate_that_landed_elsewhere_is_not_forgotten_in_a_later_view() -> None:
+    """The record of a commit went astray, the slot it took was written again, and a restart found nothing wrong."""
+    lossy: dict[str, Any] = {"lossy_kinds": ("Commit", "Decided", "Prepare"), "lossy_permille": 700}
+    plan = Plan(
+        seed=76,
+        unlimited=True,
+        fragile=(0, 1, 2, 3),
+        misdirected_permille=15,
+        safety_ms=40_000,
+        transactions=30,
+        loss_permille=100,
+        partition_every_ms=700,
+        disk_ms_max=2,
+        crash_every_ms=700,
+        crash_at_effect_permille=500,
+        downtime_ms_max=300,
+        **lossy,
+    )
+    hold(plan)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_r54_r58_half_a_batch_is_never_voted_from(seed: int) -> None:
     hold(Plan(seed=seed, fragile=(0, 1, 2, 3), torn_permille=1_000, unlimited=True, **ROUGH))
