@@ -147,38 +147,40 @@ async def _submit(node: Node, transactions: list[bytes]) -> None:
 def lose_power(home: Path, trace: Path) -> None:
     """Cut every file down to what a sync has returned for; after a failed one nothing more of a file counts.
 
-    So behave disks and kernels that forget a page whose write failed and report it once. Files are only
-    ever appended to or replaced by a rename, and the order of those is kept, as journals keep it.
+    So behave disks and kernels that forget a page whose write failed and report it once. Files are only ever appended
+    to or replaced by a rename, and the order of those is kept, as journals keep it. A file that was never synced is
+    gone, unless its folder was synced with it; then it is empty.
     """
     durable: dict[str, int] = {}
+    begun: set[str] = set()
     broken: set[str] = set()
     for line in trace.read_text().splitlines():
         what, rest = line.split(" ", 1)
-        if what == "S":
-            size, path = rest.split(" ", 1)
-            if path not in broken:
-                durable[path] = int(size)
-        elif what == "O":
-            durable.pop(rest, None)
-            broken.discard(rest)
-        elif what == "B":
-            broken.add(rest)
-        elif what == "R":
-            old, new = rest.split("\t")
-            durable[new] = durable.pop(old, 0)
-            broken.discard(new)
-    for file in home.glob("data/*"):
-        if file.name not in ("LOCK", "LOG", "LOG.old"):
-            _cut(file, durable)
-    _cut(home / "keys" / "incarnation", durable)
-
-
-def _cut(path: Path, durable: dict[str, int]) -> None:
-    size = durable.get(str(path))
-    if size is None and path.exists() and path.stat().st_size:
-        path.unlink()
-    elif size is not None and path.exists() and path.stat().st_size > size:
-        os.truncate(path, size)
+        match what:
+            case "S":
+                size, path = rest.split(" ", 1)
+                if path not in broken:
+                    durable[path] = int(size)
+            case "O":
+                durable.pop(rest, None)
+                broken.discard(rest)
+                begun.add(rest)
+            case "D":
+                durable |= {path: 0 for path in begun - set(durable) if str(Path(path).parent) == rest}
+            case "B":
+                broken.add(rest)
+            case "R":
+                old, new = rest.split("\t")
+                durable[new] = durable.pop(old, 0)
+                broken.discard(new)
+    for file in [*home.glob("data/*"), home / "keys" / "incarnation"]:
+        if file.name in ("LOCK", "LOG", "LOG.old") or not file.exists():
+            continue
+        kept = durable.get(str(file))
+        if kept is None:
+            file.unlink()
+        elif file.stat().st_size > kept:
+            os.truncate(file, kept)
 
 
 def cases(folder: Path, home: Path, transactions: list[bytes], name: str, step: int) -> Iterator[Case]:

@@ -2,7 +2,7 @@
  *
  * disk_arm() names the folder that is watched, which call of a kind fails next, and how. What was durable is
  * written to a trace: "S size path" after a good sync, "B path" after a failed one, "O path" when a file is begun anew,
- * "R old<tab>new" after a rename, "F path" when the fault struck. Only files below the folder count; LevelDB's own LOG
+ * "D path" after a good sync of a folder, "R old<tab>new" after a rename, "F path" when the fault struck. Only files below the folder count; LevelDB's own LOG
  * is no data.
  */
 #define _GNU_SOURCE
@@ -93,7 +93,10 @@ static int sync_with(const char *name, int fd) {
         return -1;
     }
     int result = real(fd);
-    if (!result && !fstat(fd, &about) && S_ISREG(about.st_mode)) dprintf(trace, "S %ld %s\n", (long)about.st_size, path);
+    if (!result && !fstat(fd, &about)) {
+        if (S_ISREG(about.st_mode)) dprintf(trace, "S %ld %s\n", (long)about.st_size, path);
+        if (S_ISDIR(about.st_mode)) dprintf(trace, "D %s\n", path);
+    }
     return result;
 }
 
