@@ -21,7 +21,8 @@ State, under ``membership/``:
 
 - ``organisation/NAME`` = {roles, rootCertificate (PEM), status}
 - ``node/NAME`` = {organisation, voteKey (33 bytes), status: observer, validator or removed, address: HOST:PORT or
-  empty, revoked: [SHA-256 of DER certificates, 32 bytes]}; ``vote-key/HEX`` = its node, for every key ever used
+  empty, revoked: [SHA-256 of DER certificates, 32 bytes]}; ``vote-key/HEX`` = its node, for every key ever used;
+  ``key-changes/NAME`` = the heights of its latest changes
 - ``account/ADDRESS`` = an account's record as in ``contracts.runtime.accounts``; ``name/NAME`` = its address
 - ``validators`` = the bytes of the validator set of the next height, as ``ValidatorSet.encode`` makes them
 - ``approval/HASH`` = an open proposal, {method, arguments, approvals: [organisation]}; ``approved/ORGANISATION`` =
@@ -53,6 +54,10 @@ PROPOSALS_PER_ORGANISATION_MAX = 16
 """How many open proposals one organisation stands behind."""
 PROOF_BLOCKS_MAX = 1_000
 """How many blocks old the height in a proof may be."""
+KEY_CHANGES_MAX = 8
+"""How often a node's own organisation may replace its key in ``KEY_CHANGES_BLOCKS``: a proof carries every change of
+the set, so one member alone must not make many."""
+KEY_CHANGES_BLOCKS = 10_000
 REVOKED_MAX = 64
 """How many certificates of one node may be revoked; a renewed root, or another name, begins anew."""
 
@@ -319,10 +324,11 @@ class Membership(Contract):
         The caller is an admin of its organisation; the node keeps its seat. ``proof`` and ``height`` as in
         ``seat_node``, by the new key.
         Fails with ``not_allowed``, ``organisation_suspended``, ``unknown_node``, ``node_state``, ``key_used``,
-        ``bad_key``, ``bad_proof`` or ``height_out_of_range``.
+        ``bad_key``, ``bad_proof``, ``height_out_of_range`` or ``too_many_key_changes``: 8 in 10,000 blocks.
         """
         record = _own_node(context, node)
         context.require(record["status"] != REMOVED, "node_state", "the node was removed")
+        _count_key_change(context, node)
         _check_new_vote_key(context, vote_key)
         _check_proof(context, node, vote_key, height, proof)
         if record["status"] == VALIDATOR:
@@ -527,6 +533,14 @@ def _check_new_vote_key(context: Context, vote_key: bytes) -> None:
     is_account = context.account(context.address_of(vote_key)) is not None
     context.require(not is_account, "key_used", "an account has this key")
     _refuse_vote_key(context, vote_key)
+
+
+def _count_key_change(context: Context, node: str) -> None:
+    key = f"key-changes/{node}"
+    recent = [item for item in context.state.get(key) or [] if item > context.height - KEY_CHANGES_BLOCKS]
+    is_often = len(recent) >= KEY_CHANGES_MAX
+    context.require(not is_often, "too_many_key_changes", f"at most {KEY_CHANGES_MAX} in {KEY_CHANGES_BLOCKS} blocks")
+    context.state.put(key, [*recent, context.height])
 
 
 def _check_proof(context: Context, node: str, vote_key: bytes, height: int, proof: bytes) -> None:

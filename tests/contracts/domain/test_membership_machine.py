@@ -53,6 +53,7 @@ class MembershipMachine(RuleBasedStateMachine):
         self.used = {100 + index for index in range(FOUNDERS)}
         self.first_keys = {f"org-{index}": index for index in range(FOUNDERS)}
         self.said: dict[Any, list[str]] = {}
+        self.key_changes: dict[str, list[int]] = {}
 
     # -- the model ---------------------------------------------------------------------------------------
 
@@ -244,8 +245,12 @@ class MembershipMachine(RuleBasedStateMachine):
             reasons += [] if has_key else ["bad_proof"]
         reasons += self.used_key(number)
         fields = self.proof(node, signing, number, age, reasons)
+        height = self.door.chain.height + 1
+        recent = [item for item in self.key_changes.get(node, []) if height - item < 10_000]
+        reasons += ["too_many_key_changes"] if len(recent) >= 8 else []
         if self.act(reasons, organisation, "replace_key", **fields, vote_key=key(number).public.compressed):
             self.nodes[node].vote_key = number
+            self.key_changes.setdefault(node, []).append(height)
             self.used.add(number)
 
     def own_call(self, who: str, node: str, *, is_owner: bool) -> tuple[str, list[str], Node | None]:

@@ -171,6 +171,23 @@ def test_replace_key(four: Consortium) -> None:
     assert four.set().size == 4
 
 
+def change_key(four: Consortium, number: int, node: str = "node-1") -> dict[str, Any]:
+    height = four.chain.height
+    proof = four.proof(node, key(number), height)
+    return {"node": node, "vote_key": key(number).public.compressed, "height": height, "proof": proof}
+
+
+def test_one_member_alone_cannot_fill_proofs_with_its_changes(four: Consortium) -> None:
+    first = four.chain.height + 1
+    for number in range(600, 608):
+        four.call("org-1", "replace_key", **change_key(four, number))
+    four.fails("too_many_key_changes", "org-1", "replace_key", **change_key(four, 608))
+    four.call("org-2", "replace_key", **change_key(four, 609, "node-2"))
+    four.chain.height = first + 10_000 - 2
+    four.fails("too_many_key_changes", "org-1", "replace_key", **change_key(four, 608))
+    four.call("org-1", "replace_key", **change_key(four, 608))
+
+
 def test_an_observer_replaces_its_key_and_is_seated_with_the_new_one(four: Consortium) -> None:
     four.admit("late", "org-0", NEW)
     height = four.chain.height
