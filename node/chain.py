@@ -132,18 +132,27 @@ class Chain:
         if stored is None or block is None:
             raise StorageError("corrupted", "the head block is missing")
         for tail_height in range(block.header.sealed_height + 1, height + 1):
-            writes = self.reader.writes(tail_height)
-            if writes is None:
-                raise StorageError("corrupted", f"the writes of block {tail_height} are missing")
-            self.state.extend(writes)
+            self.state.extend(self._writes_of(tail_height))
         sealed = self.reader.block(block.header.sealed_height)
         changes = self.reader.validator_changes()
         if sealed is None:
             raise StorageError("corrupted", f"block {block.header.sealed_height}, the sealed one, is missing")
         self._sealed_time_ms = sealed.header.time_ms
-        if not changes:
-            raise StorageError("corrupted", "no validator set is stored")
-        return Head(block.header, block.hash, self.reader.certificate(height), changes[-1][1], block.is_quiet)
+        if not changes or changes[-1][1].hash() != block.header.next_validators_hash:
+            raise StorageError("corrupted", f"the validator set stored last is not the one of block {height}")
+        if state_tree.tree_root(self.tree) != block.header.sealed_root:
+            raise StorageError("corrupted", f"the state tree is not that of block {block.header.sealed_height}")
+        certificate = self.reader.certificate(height)
+        if height > 0 and (certificate is None or certificate.block_hash != block.hash):
+            raise StorageError("corrupted", f"block {height} lacks its certificate")
+        return Head(block.header, block.hash, certificate, changes[-1][1], block.is_quiet)
+
+    def _writes_of(self, height: int) -> dict[bytes, bytes | None]:
+        """Return the writes of a block since the seal, as its header vouches for them."""
+        block, writes = self.reader.block(height), self.reader.writes(height)
+        if block is None or writes is None or writes_root(writes) != block.header.writes_root:
+            raise StorageError("corrupted", f"the writes of block {height} are not those of its header")
+        return writes
 
     # -- making and checking blocks --------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from consensus.ledger.block import Block, Header, transactions_root
-from consensus.ledger.errors import InvariantError, LocalError, PeerError
+from consensus.ledger.errors import InvariantError, LocalError, PeerError, StorageError
 from consensus.ledger.proof import decode_proof_untrusted, encode_proof, verify_proof_untrusted
 from consensus.ledger.transaction import Transaction, make_call
+from consensus.ledger.validators import ValidatorSet
 from node.audit import AuditFailure, StoreSource, verify_chain
 from node.chain import Chain
 from node.proofs import ProofMaker
@@ -151,6 +152,34 @@ def test_an_unsealed_value_is_newer_than_its_proof(chain: Chain, store: LevelSto
     key = f"tokens/balance/cny/{address('user-b').hex()}".encode()
     assert chain.state.get(key) != chain.state.sealed.get(key)
     verify_proof_untrusted(ProofMaker(chain).state(key), CONSORTIUM.genesis)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        layout.at_height(layout.CERTIFICATE, 3),
+        layout.at_height(layout.WRITES, 2),
+        layout.at_height(layout.BLOCK, 2),
+        layout.at_height(layout.BLOCK, 3),
+        layout.at_height(layout.VALIDATORS, 1),
+        layout.TREE,
+    ],
+)
+def test_r51_a_record_of_another_place_is_found_at_the_start(chain: Chain, store: LevelStore, key: bytes) -> None:
+    """Each is whole, and what another block, set or tree has there."""
+    for transactions in (issue(), [transfer(0)], [transfer(1)]):
+        extend(chain, store, CONSORTIUM, transactions)
+    other_set = ValidatorSet(CONSORTIUM.genesis.validator_set().validators[:3])
+    _, other_node = list(store.scan(layout.TREE))[-1]
+    others = {layout.VALIDATORS: other_set.encode(), layout.TREE: other_node}
+    value = others.get(key[:1]) or store.get(layout.at_height(key[:1], 1))
+    assert value is not None
+    assert value != store.get(key)
+    Chain(store, CONSORTIUM.genesis, make_executor())
+    store.write([(key, value)])
+    with pytest.raises(StorageError) as caught:
+        Chain(store, CONSORTIUM.genesis, make_executor())
+    assert caught.value.code in ("corrupted", "corrupt_tree")
 
 
 def test_data_of_another_chain_are_refused(chain: Chain, store: LevelStore) -> None:
