@@ -13,17 +13,34 @@ IN_FLIGHT_BYTES_MAX = 8 * 1024 * 1024
 
 
 class Outbox:
-    """Messages on their way out. ``put`` waits while more than ``OUTBOX_BYTES_MAX`` are waiting."""
+    """Messages on their way out. ``put`` waits while more than ``OUTBOX_BYTES_MAX`` are waiting.
+
+    Whoever waits in ``put`` holds a message. So whoever has yet to make one waits before that, for
+    ``has_room``: a small request may have a huge answer.
+    """
 
     def __init__(self) -> None:
         self._messages: deque[str | bytes | Callable[[], bytes]] = deque()
         self._size = 0
+        self._held = 0
+        """Size of the messages that wait in ``put``."""
         self._changed = trio.Event()
+        self._makers = trio.lowlevel.ParkingLot()
+
+    async def has_room(self) -> None:
+        """Return when a message may be made; one after the other, in the order in which they asked."""
+        while self._size + self._held >= OUTBOX_BYTES_MAX:
+            await self._makers.park()
+        self._makers.unpark()  # the next one looks when this one's message is there, unless that takes its time
 
     async def put(self, message: str | bytes) -> None:
         """Leave a message; one that alone exceeds the bound passes when the box is empty."""
-        while self._messages and self._size + len(message) > OUTBOX_BYTES_MAX:
-            await self._changed.wait()
+        self._held += len(message)
+        try:
+            while self._messages and self._size + len(message) > OUTBOX_BYTES_MAX:
+                await self._changed.wait()
+        finally:
+            self._held -= len(message)
         self._messages.append(message)
         self._size += len(message)
         self._wake()
@@ -42,6 +59,7 @@ class Outbox:
             return message()
         self._size -= len(message)
         self._wake()
+        self._makers.unpark()
         return message
 
     def _wake(self) -> None:

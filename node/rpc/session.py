@@ -3,8 +3,9 @@
 Text messages are JSON-RPC, single or batch. A binary message is a frame of transactions, see
 ``node.rpc.frames``; one that does not decode is answered by a JSON-RPC error with the id null.
 
-All sending goes through one outbox bounded in bytes; whoever has more to say waits, and a full number
-of requests in flight stops the reading, so a peer that does not read cannot make the node hold more.
+All sending goes through one outbox bounded in bytes; whoever has more to say waits, calls wait before
+they are worked on, and a full number of requests in flight stops the reading, so a peer that does not
+read cannot make the node hold more.
 """
 
 import trio
@@ -20,6 +21,8 @@ from node.rpc.render import cursor_text
 from node.rpc.subscriptions import Subscription, first_place
 
 SUBSCRIPTIONS_MAX = 32
+BATCHES_MAX = 2
+"""Batches of one session that are worked on at a time: each may come to ``ANSWER_BYTES_MAX``."""
 
 
 class Session:
@@ -32,6 +35,7 @@ class Session:
         self._outbox = Outbox()
         self._spawn = nursery.start_soon
         self._room = Room()
+        self._batches = trio.Semaphore(BATCHES_MAX)
         self._desk = FrameDesk(self._context, self._room, self._outbox)
         nursery.start_soon(self._desk.run)
         self._subscriptions: dict[int, trio.CancelScope] = {}
@@ -66,19 +70,23 @@ class Session:
     # -- what a message asks for -----------------------------------------------------------------------
 
     async def _answer_text(self, text: str) -> None:
+        await self._outbox.has_room()
         try:
             body = parse_untrusted(text.encode("utf-8", "surrogatepass"))
         except PeerError as error:
             await self._reply(error_bytes(None, error))
         else:
-            await self._reply(await self._answer_entries(body.entries, is_batch=body.is_batch))
+            if body.is_batch:
+                await self._answer_batch(body.entries)
+            else:
+                await self._reply(await self._dispatcher.answer(body.entries[0], self._context))
         finally:
             self._room.leave(len(text))
 
-    async def _answer_entries(self, entries: tuple[Request | Faulty, ...], *, is_batch: bool) -> bytes:
-        if is_batch:
-            return await self._dispatcher.answer_batch(entries, self._context)
-        return await self._dispatcher.answer(entries[0], self._context)
+    async def _answer_batch(self, entries: tuple[Request | Faulty, ...]) -> None:
+        async with self._batches:
+            await self._outbox.has_room()
+            await self._reply(await self._dispatcher.answer_batch(entries, self._context))
 
     async def _take_frame(self, data: bytes) -> None:
         """Submit a frame's transactions before the next message is read, so that frames keep their order."""

@@ -28,6 +28,7 @@ BODY_BYTES_SEEN_MAX = 64 * 1024 * 1024
 WORKERS = 6
 PIPELINE = 20
 FINDINGS_MAX = 20
+DEAF_CALLS = 200
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 """The server speaks HTTP/2 to who begins with it, which nobody here needs."""
 LAST_CALL = b'{"jsonrpc":"2.0","id":"last-call","method":"chain_status"}'
@@ -92,6 +93,21 @@ class CallFuzz:
             await stream.send_all(_post(body))
             _, answer = await _read_response(stream, bytearray())
         return json.loads(answer)["result"]
+
+    async def stay_deaf(self, home: NodeHome) -> None:
+        """Ask for much over one WebSocket after the other and read none of it, until cancelled (R75)."""
+        topics = ("blocks", "transactions", "events", "consensus")
+        said = [b'{"jsonrpc":"2.0","id":1,"method":"subscribe","params":["%s"]}' % topic.encode() for topic in topics]
+        said += [b'{"jsonrpc":"2.0","id":2,"method":"rpc.discover"}'] * DEAF_CALLS
+        while True:
+            try:
+                async with await trio.open_tcp_stream(home.rpc.host, home.rpc.port) as stream:
+                    await stream.send_all(_upgrade())
+                    self.ends["deaf subscribers"] += 1
+                    while True:  # until the node, or the kernel for it, gives the connection up
+                        await stream.send_all(b"".join(_websocket_frame(Random(1), 1, text) for text in said))
+            except (OSError, trio.BrokenResourceError):
+                await trio.lowlevel.checkpoint()
 
     # -- what is asked ---------------------------------------------------------------------------------------
 

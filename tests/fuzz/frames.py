@@ -16,6 +16,7 @@ from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import NodeName
 from consensus.ledger.keys import PrivateKey, Purpose
 from consensus.pbft.messages import decode_message_untrusted, encode_message
+from node.network import local
 from node.network.homes import NodeHome
 from node.sync import SyncRequest, request_codec, response_codec
 from p2p.frames import HEADER_BYTES, FrameKind, encode_frame
@@ -107,7 +108,8 @@ class FrameFuzz:
         try:
             transport = await trio.open_tcp_stream(home.p2p.host, home.p2p.port)
         except OSError:
-            raise PeerError("unreachable", home.name) from None
+            words = local.node_process(home).last_words()
+            raise AssertionError(f"{home.name} cannot be reached; its log says {words[:400]}") from None
         return await self._handshaker.shake(transport, Side.DIALLER, expected=NodeName(home.name))
 
     async def _session(self, home: NodeHome, count: int) -> None:

@@ -19,11 +19,13 @@ STRANGERS_PER_ROUND = 12
 
 async def fuzz_network(folder: Path, *, frames: int, calls: int, seed: int, say: Callable[[str], None]) -> list[str]:
     """Throw frames and calls at a running network and return everything that is wrong after it."""
-    async with live_network(folder) as live:
+    async with live_network(folder) as live, trio.open_nursery() as nursery:
         await live.prove_alive()
         frame_fuzz = FrameFuzz(live, Random(f"{seed}/frames"))
         call_fuzz = CallFuzz(live, Random(f"{seed}/calls"))
         await call_fuzz.learn()
+        for home in live.nodes:
+            nursery.start_soon(call_fuzz.stay_deaf, home)
         await _throw(frame_fuzz, call_fuzz, frames // WARM_UP_SHARE, calls // WARM_UP_SHARE)
         live.weights = live.weigh()
         say(f"warmed up: {_weights(live)}")
@@ -38,7 +40,8 @@ async def fuzz_network(folder: Path, *, frames: int, calls: int, seed: int, say:
         wrong = [*call_fuzz.findings, *live.faults()]
         if not await live.same_roots():
             wrong.append("the nodes have different blocks at one height")
-        return wrong
+        nursery.cancel_scope.cancel()
+    return wrong
 
 
 async def _throw(frame_fuzz: FrameFuzz, call_fuzz: CallFuzz, frames: int, calls: int) -> None:

@@ -238,7 +238,7 @@ MUTANTS = (
         "if state.is_primary and len(exactly) >= state.roster.quorum:",
         "if state.is_primary and len(exactly) >= state.roster.quorum - 1:",
         "a primary opens views that all others refuse",
-        _VIEWS + "p15_the_primary_opens_with_q_votes_and_proposes",
+        _BOUNDS + "p15_a_primary_with_its_own_vote_and_one_less_than_it_needs_opens_nothing",
     ),
     Mutant(
         "view-change votes unverified",

@@ -107,7 +107,7 @@ MUTANTS = (
         "stored.id != beside.id or ",
         "",
         "two homes vote under one key (R49)",
-        _NODE + "test_vote_log.py::test_two_homes_with_one_key_do_not_both_vote",
+        _NODE + "test_vote_log.py::test_two_logs_of_one_key_are_not_taken_for_each_other",
     ),
     # -- what a block is checked for -------------------------------------------------------------------------
     Mutant(
@@ -262,8 +262,8 @@ MUTANTS = (
         "p2p/hello_machine.py",
         "certificate_seen=certificate_seen",
         'certificate_seen=b""',
-        "a box that ends TLS on both sides is not noticed (R70)",
-        _P2P + "test_hello_machine.py::test_each_bent_fact_is_refused",
+        "one side alone does not notice a box that ends TLS on both sides (R70)",
+        _P2P + "test_hello_machine.py::test_r70_each_side_alone_refuses_who_saw_another_certificate_than_its_own",
     ),
     Mutant(
         "frame length unchecked",
@@ -361,6 +361,14 @@ MUTANTS = (
         "pass",
         "a slow subscriber misses items and is not told (R75)",
         _RPC + "test_session.py::test_r75_a_slow_reader_gets_a_gap_and_fills_it",
+    ),
+    Mutant(
+        "answers made without room",
+        "node/rpc/outbox.py",
+        "        while self._size + self._held >= OUTBOX_BYTES_MAX:\n            await self._makers.park()\n",
+        "",
+        "each call of a peer that does not read costs an answer's memory (R73, R75)",
+        _RPC + "test_session.py::test_r75_calls_of_a_peer_that_does_not_read_wait_before_they_are_worked_on",
     ),
     Mutant(
         "outbox without a bound",

@@ -134,6 +134,18 @@ def test_two_homes_with_one_key_do_not_both_vote(home: Home, tmp_path: Path) -> 
     twin.store.close()
 
 
+def test_two_logs_of_one_key_are_not_taken_for_each_other(home: Home, tmp_path: Path) -> None:
+    """Both began on their own and started as often: the count alone would not tell them apart."""
+    home.start()
+    home.start()
+    twin = Home(tmp_path / "twin")
+    twin.start()
+    twin.start()
+    shutil.copy(home.file, twin.file)
+    assert twin.start() == (False, {})
+    twin.store.close()
+
+
 def test_a_new_key_in_an_old_store_begins_a_log_of_its_own(home: Home) -> None:
     home.start()
     home.start()

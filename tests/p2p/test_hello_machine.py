@@ -89,6 +89,17 @@ def test_each_bent_fact_is_refused(listener, code):
     assert raised.value.code == code
 
 
+def test_r70_each_side_alone_refuses_who_saw_another_certificate_than_its_own():
+    """Here the dialler saw the certificate of a box in the middle; the listener notices without its help."""
+    dialler, listener = replace(DIALLER, peer_fingerprint=PRINT_C).machine(), LISTENER.machine()
+    [greeting_d], [greeting_l] = dialler.start(), listener.start()
+    [hello] = dialler.receive_untrusted(greeting_l)
+    listener.receive_untrusted(greeting_d)
+    with pytest.raises(PeerError) as raised:
+        listener.receive_untrusted(hello)
+    assert raised.value.code == "bad_hello"
+
+
 def test_own_hello_sent_back_is_refused():
     machine = DIALLER.machine()
     machine.start()

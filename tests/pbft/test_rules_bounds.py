@@ -5,8 +5,8 @@ import pytest
 from consensus.ledger.ids import Hash, NodeName
 from consensus.ledger.keys import Purpose
 from consensus.ledger.validators import vote_payload
-from consensus.pbft.events import Received, Validate
-from consensus.pbft.messages import Commit, Message, Prepare, Status
+from consensus.pbft.events import Received, Validate, Work
+from consensus.pbft.messages import Commit, Message, NewView, Prepare, Status, ViewChange
 from consensus.pbft.signing import KeyVerifier
 from consensus.pbft.state import ANSWERED_MAX
 from tests.pbft.cluster import CHAIN, key_of
@@ -76,3 +76,15 @@ def test_r06_r16_p4_strangers_get_no_slot_however_many_they_are() -> None:
             assert solo.effects == []
     progress = solo.engine._state.progress
     assert (progress.commits.voters(0), progress.prepares.voters(0)) == ((), ("a",))
+
+
+def test_p15_a_primary_with_its_own_vote_and_one_less_than_it_needs_opens_nothing() -> None:
+    solo = Solo("c", 4)
+    solo.tick()
+    solo.step(Work(waiting=True))
+    solo.tick(2_000)
+    assert [message.vote.view for message in solo.every(ViewChange)] == [1]
+    solo.receive(solo.view_change("b", 1))
+    assert solo.every(NewView) == []
+    solo.receive(solo.view_change("d", 1))
+    assert [len(message.votes) for message in solo.every(NewView)] == [3]

@@ -8,10 +8,10 @@ import trio
 import trio.testing
 
 from consensus.ledger.transaction import make_call
-from node.rpc import subscriptions
+from node.rpc import listener, subscriptions
 from node.rpc.outbox import OUTBOX_BYTES_MAX, Outbox
 from node.rpc.protocol import BODY_BYTES_MAX
-from node.rpc.session import SUBSCRIPTIONS_MAX
+from node.rpc.session import BATCHES_MAX, SUBSCRIPTIONS_MAX
 from tests.node.rpc.support import CONSORTIUM, Server, TestNode, WebSocketClient, websocket
 
 
@@ -207,6 +207,36 @@ async def fetch(server: Server, gap: dict[str, str]) -> list[tuple[int, int]]:
         if page["done"]:
             return places
         cursor = page["cursor"]
+
+
+@pytest.mark.parametrize("batch", [0, 20])
+async def test_r75_calls_of_a_peer_that_does_not_read_wait_before_they_are_worked_on(
+    node: TestNode, server: Server, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred bytes may ask for megabytes: of many answers only those exist that there is room for."""
+    outbox_bytes = 1 << 20
+    monkeypatch.setattr("node.rpc.outbox.OUTBOX_BYTES_MAX", outbox_bytes)
+    call = {"jsonrpc": "2.0", "id": 1, "method": "rpc.discover"}
+    count = 600
+    answer_bytes = len(json.dumps(await server.result("rpc.discover")))
+    async with websocket(server, receive_bytes=4_096) as deaf:
+        for _ in range(count // batch if batch else count):
+            await deaf.send_text(json.dumps([call] * batch if batch else call))
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        worked_on = await calls_answered(server, "rpc.discover") - 1
+        room = outbox_bytes + 2 * listener.SEND_BUFFER_BYTES + BATCHES_MAX * max(batch, 1) * answer_bytes
+        assert 0 < worked_on * answer_bytes < 1.5 * room < count * answer_bytes / 2
+        heard = 0
+        while heard < count:
+            message = await deaf.next()
+            heard += len(message) if batch else 1
+    assert heard == count
+
+
+async def calls_answered(server: Server, method: str) -> int:
+    lines = (await server.get("/metrics")).text.splitlines()
+    found = [line.split()[-1] for line in lines if line.startswith(f'hansa_rpc_requests_total{{method="{method}"')]
+    return round(sum(map(float, found)))
 
 
 async def test_the_consensus_topic_tells_the_newest_view(node: TestNode, server: Server) -> None:
