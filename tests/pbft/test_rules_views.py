@@ -10,6 +10,7 @@ from consensus.ledger.block import BlockRecord
 from consensus.ledger.errors import LocalError
 from consensus.ledger.ids import NodeName
 from consensus.pbft.certificates import highest_claim
+from consensus.pbft.engine import Engine
 from consensus.pbft.events import (
     Evidence,
     EvidenceKind,
@@ -612,22 +613,31 @@ def test_r32_r33_drifting_clocks_meet_in_a_view(seed: int) -> None:
     cluster.agree()
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_r39_any_local_configuration_that_validates_keeps_going(seed: int) -> None:
-    random = Random(seed)
+def random_config(random: Random) -> dict[str, int]:
     timeout_ms = random.choice([100, 1_000, 5_000])
-    config = {
+    return {
         "timeout_ms": timeout_ms,
         "timeout_ms_max": timeout_ms * random.choice([1, 8]),
         "suspect_timeout_ms": random.choice([20, timeout_ms]),
         "resend_ms": random.choice([20, timeout_ms]),
         "status_ms": 5_000,
     }
-    cluster = Cluster(4, **config)
+
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_r39_any_local_configuration_that_validates_keeps_going(seed: int, each: bool) -> None:
+    """All nodes have one configuration, or each has its own."""
+    random = Random(seed)
+    cluster = Cluster(4, **random_config(random))
+    for replica in cluster.replicas.values() if each else ():
+        own = default_config(replica.name, **random_config(random))
+        replica.engine = Engine.restore(own, replica.head, {})
     cluster.run(20)
     cluster.crash("b")
     cluster.submit(b"t")
     cluster.run_until_height(1, 60_000)
+    cluster.agree()
 
 
 @pytest.mark.parametrize(
