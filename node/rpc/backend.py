@@ -18,7 +18,6 @@ from node.reader import HistoryEntry
 from node.rpc.doctor import Facts
 from node.rpc.explain import Explanation
 from node.storage.layout import Location
-from node.votes import VoteReport
 from p2p.network import PeerStatus
 
 
@@ -171,16 +170,8 @@ class Backend(Protocol):
         """Return the engine's state."""
         ...
 
-    def votes(self) -> VoteReport:
-        """Return what is known of the validators' votes."""
-        ...
-
     def facts(self) -> Facts:
         """Return what the doctor judges."""
-        ...
-
-    def monotonic_ms(self) -> int:
-        """Return the time on the clock that the engine's state refers to."""
         ...
 
     async def wait_consensus(self, seen: int) -> int:

@@ -1,20 +1,17 @@
 """``consensus_*`` and ``net_*``: how agreement goes, who takes part, what is missing."""
 
-from consensus.pbft.events import EngineStatus
 from node.members import read_nodes
 from node.rpc.context import Context, methods
-from node.rpc.doctor import diagnose, roll_call
+from node.rpc.doctor import Facts, diagnose, roll_call
 from node.rpc.protocol import Json
 from node.rpc.render import hex_of, validators_json
 from node.rpc.schema import NoParams
-from node.votes import VoteReport
 
 
 @methods.add("consensus_status", NoParams)
 async def consensus_status(context: Context, _: NoParams) -> Json:
     """Height and view under way, the primary, and what is known of each validator's part."""
-    backend = context.backend
-    return status_json(backend.consensus(), backend.votes(), backend.monotonic_ms())
+    return status_json(context.backend.facts())
 
 
 @methods.add("consensus_validators", NoParams)
@@ -70,7 +67,7 @@ async def consensus_doctor(context: Context, _: NoParams) -> Json:
         "connected": list[Json](sorted(facts.connected)),
         "away": [*roll.away],
         "idle": [*roll.idle],
-        "status": status_json(facts.status, facts.votes, facts.now_ms),
+        "status": status_json(facts),
     }
 
 
@@ -108,12 +105,13 @@ async def net_peers(context: Context, _: NoParams) -> Json:
     ]
 
 
-def status_json(status: EngineStatus, votes: VoteReport, now_ms: int) -> dict[str, Json]:
+def status_json(facts: Facts) -> dict[str, Json]:
     """Return the engine's state as JSON.
 
     ``peers`` says what each validator last told of itself, ``votes`` which height it voted for last, how long
     ago, and how many blocks in a row it has let pass since while connected.
     """
+    status, votes, now_ms = facts.status, facts.votes, facts.now_ms
     last: dict[str, Json] = {
         name: {
             "height": vote.height,

@@ -254,10 +254,6 @@ class NodeBackend:
         """Return the engine's state."""
         return self._engine_status()
 
-    def votes(self) -> VoteReport:
-        """Return what is known of the validators' votes."""
-        return self._votes()
-
     def facts(self) -> Facts:
         """Return what the doctor judges."""
         return Facts(
@@ -270,10 +266,6 @@ class NodeBackend:
             evidence=tuple(self._evidence()),
             certified_height=self._certified_height(),
         )
-
-    def monotonic_ms(self) -> int:
-        """Return the time on the engine's clock."""
-        return self._clock.monotonic_ms()
 
     async def wait_consensus(self, seen: int) -> int:
         """Return the number of changes of height or view, once it is above ``seen``."""

@@ -91,7 +91,7 @@ class Subscription:
         seen = 0
         while True:
             changes = await context.backend.wait_consensus(seen)
-            status = status_json(context.backend.consensus(), context.backend.votes(), context.backend.monotonic_ms())
+            status = status_json(context.backend.facts())
             await send(self._message({"status": status, "changes": changes - seen}))
             seen = changes
 

@@ -59,7 +59,10 @@ def test_a_precise_answer_is_kept_until_it_is_old_or_contradicted() -> None:
 def test_late_and_foreign_answers_change_nothing() -> None:
     probe = ClockProbe()
     first = ClockProbe.answer_untrusted(probe.ask(now_ms=0), wall_ms=NOW_MS)
-    probe.answered_untrusted(ClockProbe.answer_untrusted(probe.ask(now_ms=1), wall_ms=7), now_ms=2, wall_ms=7)
+    question = probe.ask(now_ms=1)
+    probe.answered_untrusted(first, now_ms=2, wall_ms=NOW_MS)
+    assert probe.offset is None  # it answers a question that was given up
+    probe.answered_untrusted(ClockProbe.answer_untrusted(question, wall_ms=7), now_ms=2, wall_ms=7)
     held = probe.offset
     probe.answered_untrusted(first, now_ms=3, wall_ms=NOW_MS)
     probe.answered_untrusted(first, now_ms=3, wall_ms=NOW_MS)
