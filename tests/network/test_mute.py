@@ -11,7 +11,8 @@ from tests.network.support import Load, open_campaign, running_network, same_blo
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
-MUTE = 500
+MUTE, AGAIN = 500, 100
+"""Strangers that come once, and that come again whenever they are cut off."""
 CUT_OFF_S = 15
 """A handshake may take 5 s; the rest is for a machine under load."""
 GROWTH_BYTES_MAX = 50 * 1024 * 1024
@@ -31,15 +32,25 @@ async def test_r69_five_hundred_mute_handshakes_are_cut_off_and_the_network_goes
             before_bytes = _resident_bytes(local.node_process(target).pid())
             with trio.fail_after(60):
                 async with trio.open_nursery() as strangers:
-                    for number in range(MUTE):
-                        strangers.start_soon(_be_mute, target.p2p.host, target.p2p.port, number % 2 == 0)
+                    for number in range(AGAIN):
+                        strangers.start_soon(_be_mute_again, target.p2p.host, target.p2p.port, number % 2 == 0)
                     await more_acknowledged(load, 20)
                     await local.kill(network, peer.name)  # who comes back has to get through among them
                     await local.start(network, [peer.name])
                     await same_block(network, timeout_s=30)
+                    strangers.cancel_scope.cancel()
+                async with trio.open_nursery() as strangers:
+                    for number in range(MUTE):
+                        strangers.start_soon(_be_mute, target.p2p.host, target.p2p.port, number % 2 == 0)
             await more_acknowledged(load, 20)
             assert _resident_bytes(local.node_process(target).pid()) < before_bytes + GROWTH_BYTES_MAX
             nursery.cancel_scope.cancel()
+
+
+async def _be_mute_again(host: str, port: int, says_something: bool) -> None:
+    """Connect anew whenever it was cut off."""
+    while True:
+        await _be_mute(host, port, says_something)
 
 
 async def _be_mute(host: str, port: int, says_something: bool) -> None:
