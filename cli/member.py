@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cli.membership import ClientChain
-    from node.config import NodeConfig
+    from node.config import Endpoint, NodeConfig
     from node.network.homes import LocalNetwork
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def member() -> None:
     """Organisations and nodes that join, change their keys and leave, while the network runs.
 
     On a local network, add, remove, replace-key and revoke-certificate do all of it; run again after an
-    interruption, they go on where they were. Between machines: request, approve, seat.
+    interruption, they go on where they were. Between machines: prepare, request, approve, seat.
     """
 
 
@@ -173,6 +173,60 @@ def list_members(place: Place, output: Output) -> None:
 
     data = _run(place, read)
     output.show(data, lambda console: _draw_list(console, data))
+
+
+@member.command("prepare")
+@_name
+@_home
+@click.option("--organisation", metavar="ORG", help="Whose node it is; else it is called NAME too.")
+@click.option(
+    "--genesis", metavar="FILE", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Genesis file."
+)
+@click.option(
+    "--ca",
+    metavar="DIR",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the organisation's root, made when it is not there; keep its key off the server.",
+)
+@click.option("--listen", metavar="HOST:PORT", required=True, help="Where the node listens for other nodes.")
+@click.option("--rpc", metavar="HOST:PORT", default="127.0.0.1:26700", show_default=True, help="Where its RPC listens.")
+@click.option("--peer", "peers", metavar="NAME=HOST:PORT", multiple=True, help="A node to dial; may be repeated.")
+@json_option
+def prepare(
+    name: str,
+    home: Path,
+    organisation: str | None,
+    genesis: Path,
+    ca: Path,
+    listen: str,
+    rpc: str,
+    peers: tuple[str, ...],
+    output: Output,
+) -> None:
+    """Make the home of a node that is to join from a machine of its own: keys, certificate, node.toml.
+
+    Example: hansa member prepare bank-e --home /var/lib/hansa --genesis genesis.json --ca ca --listen 10.0.0.7:26600
+    """
+    from cli.place import read_genesis
+    from node.network.homes import find_or_make_root, make_home
+    from node.network.joining import check_name
+
+    owner = organisation or name
+    check_name(name)
+    check_name(owner)
+    read_genesis(genesis)
+    make_home(
+        home,
+        name,
+        find_or_make_root(ca, owner),
+        p2p=_endpoint("--listen", listen),
+        rpc=_endpoint("--rpc", rpc),
+        peers={peer: _endpoint("--peer", place) for peer, _, place in (item.partition("=") for item in peers)},
+        document=_read(genesis),
+    )
+    data = {"node": name, "organisation": owner, "home": str(home), "root": str(ca / f"{owner}.crt")}
+    output.show(data, lambda console: panel(console, f"{name} may ask to join: hansa member request", data))
 
 
 @member.command("request")
@@ -399,6 +453,15 @@ def _draw_list(console: "Console", data: Json) -> None:
     ]
     if open_ones:
         table(console, ["open", "about", "approved by", "counted", "proposal"], open_ones)
+
+
+def _endpoint(option: str, text: str) -> "Endpoint":
+    from node.config import Endpoint
+
+    host, _, port = text.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
+        raise LocalError("bad_address", f"{option} {text!r} is not HOST:PORT")
+    return Endpoint(host.removeprefix("[").removesuffix("]"), int(port))
 
 
 def _public_key(name: str, keys: Path | None) -> bytes:

@@ -249,31 +249,49 @@ def add_organisation(network: LocalNetwork, organisation: str) -> Authority:
     """Return an organisation's root, made when it is not here yet, with the key of its admin of the same name.
 
     Raises:
-        LocalError: ``bad_network`` when its files are damaged.
+        LocalError: as :func:`find_or_make_root`.
     """
-    root, key = (network.folder / "ca" / f"{organisation}{suffix}" for suffix in (".crt", ".pem"))
     identity = network.keystore / f"{organisation}.pem"
     if not identity.exists():
         passphrase = network.passphrase_file.read_bytes().strip()
         replace_secret(identity, _identity_text(PrivateKey.generate(), passphrase))
+    return find_or_make_root(network.folder / "ca", organisation)
+
+
+def find_or_make_root(folder: Path, organisation: str) -> Authority:
+    """Return an organisation's root out of a folder of roots, made when it is not there yet.
+
+    Raises:
+        LocalError: ``bad_certificate_file`` or ``bad_key`` when its files are damaged.
+    """
+    root, key = _root_paths(folder, organisation)
     if not key.exists():
         authority = Authority.create(organisation, now=utc_now())
+        root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_secret(root, to_pem(authority.certificate))
         replace_secret(key, authority.key.to_pem(None))
-        return authority
-    return load_authority(network, organisation)
+    return load_root(folder, organisation)
 
 
 def load_authority(network: LocalNetwork, organisation: str) -> Authority:
-    """Return the root of an organisation whose keys are here.
+    """Return the root of an organisation whose keys are here; errors as :func:`load_root`."""
+    return load_root(network.folder / "ca", organisation)
+
+
+def load_root(folder: Path, organisation: str) -> Authority:
+    """Return an organisation's root out of a folder of roots.
 
     Raises:
-        LocalError: ``unknown_organisation`` when they are not, ``bad_certificate_file``, ``bad_key``.
+        LocalError: ``unknown_organisation`` when it is not there, ``bad_certificate_file``, ``bad_key``.
     """
-    root, key = (network.folder / "ca" / f"{organisation}{suffix}" for suffix in (".crt", ".pem"))
+    root, key = _root_paths(folder, organisation)
     if not (root.is_file() and key.is_file()):
-        raise LocalError("unknown_organisation", f"{network.folder / 'ca'} holds no root of {organisation}")
+        raise LocalError("unknown_organisation", f"{folder} holds no root of {organisation}")
     return Authority.load(root.read_bytes(), key.read_bytes())
+
+
+def _root_paths(folder: Path, organisation: str) -> tuple[Path, Path]:
+    return folder / f"{organisation}.crt", folder / f"{organisation}.pem"
 
 
 def add_home(network: LocalNetwork, name: str, authority: Authority, index: int) -> LocalNetwork:
@@ -283,20 +301,48 @@ def add_home(network: LocalNetwork, name: str, authority: Authority, index: int)
     """
     base = port_base(network)
     p2p, rpc = Endpoint(LOCAL_HOST, base + index), Endpoint(LOCAL_HOST, base + RPC_PORT_STEP + index)
-    home, partial = network.folder / "nodes" / name, network.folder / "nodes" / f"{_PARTIAL}-{name}"
+    home = network.folder / "nodes" / name
     if not home.exists():
-        _remove(partial)
         peers = {node.name: node.p2p for node in network.nodes}
-        document = network.genesis_path.read_bytes()
-        vote_key = PrivateKey.generate()
-        _fill_home(partial, name, authority, vote_key, p2p=p2p, rpc=rpc, peers=peers, document=document)
-        partial.rename(home)
+        make_home(home, name, authority, p2p=p2p, rpc=rpc, peers=peers, document=network.genesis_path.read_bytes())
     config = load_config(home)
     p2p, rpc = config.p2p, config.rpc
     entry = _NodeEntry(name, authority.organisation, f"{p2p.host}:{p2p.port}", f"{rpc.host}:{rpc.port}")
     with _network_file(network.folder) as file:
         file.nodes[:] = [*(item for item in file.nodes if item.name != name), entry]
     return load_network(network.folder)
+
+
+def make_home(
+    home: Path,
+    name: str,
+    authority: Authority,
+    *,
+    p2p: Endpoint,
+    rpc: Endpoint,
+    peers: dict[str, Endpoint],
+    document: bytes,
+) -> None:
+    """Make the home of a node with new keys, in one step.
+
+    Args:
+        home: is made; must not be there.
+        name: of the node.
+        authority: the root of its organisation.
+        p2p: where it listens for nodes.
+        rpc: where it listens for programs.
+        peers: nodes that it dials, beside those whose addresses the chain knows.
+        document: the genesis file's content.
+
+    Raises:
+        LocalError: ``folder_not_empty``.
+    """
+    if home.exists():
+        raise LocalError("folder_not_empty", f"{home} is there already and is left as it is")
+    partial = home.with_name(f"{_PARTIAL}-{home.name}")
+    _remove(partial)
+    _fill_home(partial, name, authority, PrivateKey.generate(), p2p=p2p, rpc=rpc, peers=peers, document=document)
+    partial.rename(home)
 
 
 def mark_removed(network: LocalNetwork, name: str, *, is_removed: bool) -> LocalNetwork:

@@ -65,6 +65,16 @@ def own_admin(network: LocalNetwork, organisation: str) -> str:
     return admin
 
 
+def check_name(name: str) -> None:
+    """Check that an organisation or a node can have this name.
+
+    Raises:
+        LocalError: ``bad_name``.
+    """
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise LocalError("bad_name", f"{name!r} is no name: 1 to 32 of a-z 0-9 -")
+
+
 async def add(
     chain: MembershipChain,
     network: LocalNetwork,
@@ -80,9 +90,8 @@ async def add(
         LocalError: ``bad_name``; ``node_exists`` for one that votes already, or of another organisation;
             ``not_enough_admins``, ``bad_port``, as :func:`take_seat`, as :func:`node.network.local.start`.
     """
-    for text in (name, organisation):
-        if re.fullmatch(NAME_PATTERN, text) is None:
-            raise LocalError("bad_name", f"{text!r} is no name: 1 to 32 of a-z 0-9 -")
+    check_name(name)
+    check_name(organisation)
     record = await find_node(chain, name)
     if record is not None and record.organisation != organisation:
         raise LocalError("node_exists", f"{name} is a node of {record.organisation}")
