@@ -93,13 +93,14 @@ def resigned(body: list[object], name: str = "user-b") -> bytes:
     return msgspec.msgpack.encode([raw, key.sign(Purpose.TRANSACTION, CONSORTIUM.genesis.chain_id(), raw)])
 
 
-def signed_calls(calls: list[Call], *, sequence: int) -> bytes:
-    """Return a transaction of user-b that a node takes, whatever its calls ask for."""
+def signed_calls(calls: list[Call], name: str) -> bytes:
+    """Return a transaction of an account that a node takes, whatever its calls ask for."""
     return sign_transaction(
-        CONSORTIUM.account_keys["user-b"],
+        CONSORTIUM.account_keys[name],
         CONSORTIUM.genesis.chain_id(),
         calls,
-        sequence=sequence,
+        sequence=0,
+        lane=b"fuzz",
         mode=EACH,
         valid_until_ms=GENESIS_TIME_MS + VALIDITY_MS,
     ).raw

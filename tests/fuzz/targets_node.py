@@ -41,6 +41,10 @@ from tests.p2p.support import Certificates, Inbox
 from tests.p2p.test_hello_machine import DIALLER, LISTENER
 from tests.p2p.test_session import PEER
 
+SENDERS = ("user-b", "bank-a", "shop")
+"""A plain account, an administrator, a business."""
+WORDS = (("cny", 20), ("people", 33), ("node-0", 32), ("user-b", 64))
+"""What arguments are filled with: a unit, an organisation, a node, an account; lengths that bytes may need."""
 HEAD = b'{"jsonrpc":"2.0","id":1,"result":'
 
 
@@ -299,13 +303,13 @@ def _call_target(node: TestNode) -> Target:
     shipped = node.chain.executor.registry.newest()
     places = [(contract.name, name) for contract in shipped for name in sorted(contract.methods)]
     every = [method for contract in shipped for method in contract.methods.values()]
-    arguments = [samples.ledger_samples()[-2], *map(_arguments, every)]
+    arguments = [samples.ledger_samples()[-2], *(_arguments(method, word) for method in every for word in WORDS)]
     turns = Random(5)
 
     def call(data: bytes) -> None:
         calls = [Call(*turns.choice(places), data) for _ in range(2)]
         try:
-            raw = samples.signed_calls(calls, sequence=0)
+            raw = samples.signed_calls(calls, turns.choice(SENDERS))
         except LocalError:  # what no client could even sign
             return
         transaction = node.chain.verifier.decode_untrusted(raw)
@@ -317,9 +321,10 @@ def _call_target(node: TestNode) -> Target:
     return Target("execution", call, arguments, weight=3)
 
 
-def _arguments(method: Any) -> bytes:
-    """Return arguments of the declared types."""
-    values: dict[str, Any] = {"int": 3, "text": "cny", "bytes": bytes(20), "bool": True, "value": [1], "nil": None}
+def _arguments(method: Any, word: tuple[str, int]) -> bytes:
+    """Return arguments of the declared types; ``word`` stands for every text, and says how long bytes are."""
+    text, size = word
+    values: dict[str, Any] = {"int": 3, "text": text, "bytes": bytes(size), "bool": True, "value": [1], "nil": None}
     values |= {"account": bytes(20), "amount": 5}
 
     def value(kind: str) -> Any:
