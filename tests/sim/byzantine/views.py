@@ -196,25 +196,31 @@ class DoubleOpener(Strategy):
 
     def __init__(self, liar: Liar, random: Random) -> None:
         super().__init__(liar, random)
+        self.opened: NewView | None = None
         self.blocks: dict[tuple[int, int], BlockRecord | None] = {}
 
     def outgoing(self, parcel: Parcel) -> list[Parcel]:
-        message = parcel.message
-        if parcel.to not in self.victims:
-            return [parcel]
+        message, opened = parcel.message, self.opened
         if isinstance(message, NewView):
-            own = self.view_change(message.height, message.view).vote
-            votes = sorted([own, *(vote for vote in message.votes if vote.signer != own.signer)], key=_signer)
-            certificate = message.certificate if highest_claim(votes) is not None else None
-            other = self.new_view(message.height, message.view, votes, certificate)
-            return [replace(parcel, message=other)] if self.chance(500) else [parcel, replace(parcel, message=other)]
-        if isinstance(message, PrePrepare) and message.view > 0:
-            where = (message.height, message.view)
-            if where not in self.blocks:
-                self.blocks = {where: self.other_block(message.block)}
-            block = self.blocks[where]
-            return [parcel if block is None else replace(parcel, message=self.proposal(message.view, block))]
-        return [parcel]
+            self.opened = message
+        if parcel.to not in self.victims or opened is None or not isinstance(message, PrePrepare):
+            return [parcel]
+        where = (message.height, message.view)
+        if where != (opened.height, opened.view):
+            return [parcel]
+        if where not in self.blocks:
+            self.blocks = {where: self.other_block(message.block)}
+        block = self.blocks[where]
+        if block is None:
+            return [parcel]
+        second = [replace(parcel, message=item) for item in (self._again(opened), self.proposal(message.view, block))]
+        return [parcel, *second] if self.chance(700) else second
+
+    def _again(self, opened: NewView) -> NewView:
+        own = self.view_change(opened.height, opened.view).vote
+        votes = sorted([own, *(vote for vote in opened.votes if vote.signer != own.signer)], key=_signer)
+        certificate = opened.certificate if highest_claim(votes) is not None else None
+        return self.new_view(opened.height, opened.view, votes, certificate)
 
 
 class DoubleLeaver(Strategy):
