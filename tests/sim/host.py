@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Protocol
 
@@ -341,7 +342,8 @@ class Host:
             self.world.checkers.silenced.add((self.name, self.twin))
             task, self._task = self._task, None
             if task is not None:
-                task.throw(error)
+                with suppress(StopIteration):
+                    task.throw(error)
             raise Violation("failed_write_ignored", f"{self.name} goes on after its disk refused a write") from error
         self._batch = ()
         self.boundary()

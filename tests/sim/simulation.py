@@ -100,7 +100,8 @@ class Simulation:
         for name in self.validators.names:
             kinds = lying.get(name, ())
             count = TWINS if "twins" in kinds else 1
-            hosts = [Host(self, name, signers[name], self._content, twin) for twin in range(count)]
+            content = {} if plan.write_error_permille else self._content  # then genesis is a write that may fail, too
+            hosts = [Host(self, name, signers[name], content, twin) for twin in range(count)]
             for host in hosts:
                 host.strategies = [STRATEGIES[kind](host, host.random) for kind in kinds]
             self.hosts[name] = hosts
