@@ -239,6 +239,7 @@ def prepare(
 @keys_option
 @click.option("--role", "roles", metavar="ROLE", multiple=True, help="A role of a new organisation; may be repeated.")
 @click.option("--address", metavar="HOST:PORT", help="Where others reach the node; else what node.toml says.")
+@json_option
 def request(
     home: Path,
     replaces: bool,
@@ -247,6 +248,7 @@ def request(
     keys: Path | None,
     roles: tuple[str, ...],
     address: str | None,
+    output: Output,
 ) -> None:
     """Print as JSON what the other members are asked to approve of for the node in DIR.
 
@@ -276,7 +278,8 @@ def request(
         root_certificate=_read(root).decode() if root else "",
         admin_key=_public_key(admin, keys).hex() if admin else "",
     )
-    click.echo(msgspec.json.format(msgspec.json.encode(made), indent=2).decode())
+    text = msgspec.json.format(msgspec.json.encode(made), indent=2).decode()
+    output.show({"request": msgspec.to_builtins(made)}, lambda console: console.out(text, highlight=False))
 
 
 @member.command("approve")

@@ -107,7 +107,7 @@ class JoinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
 
 
 def decode_request(data: bytes, chain_id: ChainId) -> JoinRequest:
-    """Return the request in a file.
+    """Return the request in a file: the object alone, or what a command said of it under ``--json``.
 
     Raises:
         LocalError: ``bad_request``, ``wrong_chain``.
@@ -115,8 +115,10 @@ def decode_request(data: bytes, chain_id: ChainId) -> JoinRequest:
     if len(data) > REQUEST_BYTES_MAX:
         raise LocalError("bad_request", f"a request has at most {REQUEST_BYTES_MAX} bytes")
     try:
-        request = msgspec.json.decode(data, type=JoinRequest)
-    except (msgspec.MsgspecError, ValueError) as error:
+        content = msgspec.json.decode(data)
+        inner = content.get("request", content) if isinstance(content, dict) else content
+        request = msgspec.convert(inner, JoinRequest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise LocalError("bad_request", str(error)) from None
     if request.chain_id != chain_id.hex():
         raise LocalError("wrong_chain", "the request is for a chain with another genesis")

@@ -154,7 +154,7 @@ def between_machines(folder: str, tmp_path: Path) -> None:
     file.write_text(hansa("member", "request", "--home", home).stdout)
     assert fault(hansa("member", "approve", str(file), "--as", "bank-a", *at), 2) == "bad_request"
     of_organisation = ("--root", f"{roots}/bank-f.crt", "--admin", "bank-f", "--keys", keys)
-    file.write_text(hansa("member", "request", "--home", home, *of_organisation).stdout)
+    file.write_text(hansa("member", "request", "--home", home, *of_organisation, "--json").stdout)
     admins = ["bank-a", "issuer-c", "issuer-f", "permission"]
     rounds = [
         answer(hansa("member", "approve", str(file), "--as", admin, *at, "--json")) for admin in [*admins, *admins]

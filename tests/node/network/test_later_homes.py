@@ -106,7 +106,9 @@ def test_a_request_says_what_the_contract_takes(network: LocalNetwork) -> None:
     [
         ("bad_request", b""),
         ("bad_request", b"{}"),
-        ("bad_request", b"[" * 100_000),
+        ("bad_request", b"x" * 100_000),
+        ("bad_request", b'{"request": []}'),
+        ("bad_request", b"[" * 60_000),
         ("bad_request", b'{"chainId": 1}'),
         ("bad_request", b'{"chainId":"' + b"0" * 64 + b'","node":"A","organisation":"a","voteKey":"","address":""}'),
         (
