@@ -1,5 +1,6 @@
 """P14 to P16, P19 to P23: leaving views and opening them."""
 
+from itertools import combinations
 from random import Random
 
 import pytest
@@ -30,6 +31,7 @@ from consensus.pbft.messages import (
     BlockBody,
     Claim,
     Commit,
+    Decided,
     FetchBlock,
     Message,
     NewView,
@@ -255,6 +257,47 @@ def test_r29_a_decision_ends_a_view_change() -> None:
     solo.advance(block)
     status = solo.engine.status()
     assert (status.height, status.view, status.phase) == (2, 0, Phase.OPEN)
+
+
+@pytest.mark.parametrize("lucky", [set(names) for size in range(5) for names in combinations("abcd", size)])
+def test_r29_who_has_decided_and_who_changes_views_do_not_wait_for_each_other(lucky: set[str]) -> None:
+    """The commits reach some, all others leave the view; then everything gets through again."""
+    cluster = Cluster(4)
+    cluster.run(20)
+    cluster.drop = lambda sender, to, message: isinstance(message, Commit | Decided) and to not in lucky
+    cluster.submit(b"t")
+    cluster.run(2_000)
+    assert {replica.name for replica in cluster.alive if replica.height} == lucky
+    assert all(cluster[name].engine.view for name in cluster.names if name not in lucky)
+    cluster.drop = lambda sender, to, message: False
+    cluster.run_until_height(1, 4_000)
+    cluster.submit(b"u")
+    cluster.run_until_height(2, 4_000)
+    cluster.agree()
+
+
+def view_changes_sent(copies: int) -> int:
+    """Return how many messages about views it takes to get past two dead primaries, when each arrives so often."""
+    cluster = Cluster(7)
+    cluster.run(20)
+    cluster.crash("b", "c")
+
+    def repeat(sender: NodeName, to: NodeName, message: Message) -> bool:
+        if isinstance(message, ViewChange | NewView):
+            for _ in range(copies - 1):
+                cluster.feed(to, Received(sender, message))
+        return False
+
+    cluster.drop = repeat
+    cluster.submit(b"t")
+    cluster.run_until_height(1, 10_000)
+    cluster.agree()
+    assert not any(replica.penalties or replica.evidence for replica in cluster.alive)
+    return sum(isinstance(getattr(effect, "message", None), ViewChange | NewView) for _, effect in cluster.trace)
+
+
+def test_r13_copies_of_view_changes_provoke_no_more_of_them() -> None:
+    assert view_changes_sent(20) == view_changes_sent(1)
 
 
 # P16 and P23, jumps
