@@ -19,6 +19,7 @@ Answer = dict[str, Any]
 
 ANSWER_MS_MAX = 3_000
 """Time for a node to answer; a frozen one never does."""
+NOT_ASKED = "not_asked"
 _LEVELS = ("stuck", "warning", "ok", "note")
 _COUNTED_ANEW = frozenset({"no_quorum", "validators_away", "primary_away"})
 """What a node says of who takes part; all nodes together know it better."""
@@ -107,7 +108,8 @@ def merge(visits: Mapping[str, Visit], processes: Mapping[str, Process] | None =
         return _nobody(visits, processes)
     status = max((answer["status"] for answer in answers.values()), key=lambda item: int(item["height"]))
     picture = _Picture(answers, list(status["validators"]), int(status["quorum"]))
-    _note_unanswered(picture, visits, processes)
+    unasked = {name: Visit(None, "was not asked", NOT_ASKED) for name in picture.members if name not in visits}
+    _note_unanswered(picture, {**visits, **unasked}, processes)
     together = _note_groups(picture)
     is_stuck = _note_quorum(picture, together)
     _note_said(picture, together, is_stuck=is_stuck)
@@ -156,14 +158,27 @@ def _note_unanswered(picture: _Picture, visits: Mapping[str, Visit], processes: 
             advice = f"give {name} the genesis.json of this network and a fresh data folder"
             message = f"{name} serves another chain: its genesis file is not ours"
             picture.findings.append(_finding("other_chain", message, name, advice))
+        elif visit.answer is None and visit.code == NOT_ASKED:
+            if not any(name in answer["connected"] for answer in picture.answers.values()):
+                picture.absent[name] = "away"
+                message = f"{name} is away{_as_others_say(picture, name)}"
+                picture.findings.append(_finding("validators_away", message, name, f"look at {name}"))
         elif visit.answer is None:
             seen_by = [node for node, answer in picture.answers.items() if name in answer["connected"]]
             if not seen_by or any(name in answer["idle"] for answer in picture.answers.values()):
                 picture.absent[name] = "silent"
             message = f"{name} does not answer: {visit.why}"
-            message += f"; {', '.join(seen_by)} hold a connection to it" if seen_by else ""
+            message += f"; connected with it: {', '.join(seen_by)}" if seen_by else _as_others_say(picture, name)
             advice = f"look at {name}: is it overloaded, frozen, or its RPC not reachable from here?"
             picture.findings.append(_finding("node_silent", message, name, advice))
+
+
+def _as_others_say(picture: _Picture, name: str) -> str:
+    """Return why a node is away, in the words of the first that says so."""
+    for node, answer in picture.answers.items():
+        if node != name and name in answer["away"]:
+            return f"; {node} says: {answer['away'][name]}"
+    return ""
 
 
 def way_out(name: str, code: str) -> str:
@@ -184,7 +199,7 @@ def _note_groups(picture: _Picture) -> frozenset[str]:
     for group in groups[1:]:
         names = ", ".join(sorted(group))
         if len(group) == 1:
-            message = f"{names} runs and reaches no other validator"
+            message = f"{names} runs and reaches no other validator{_as_others_say(picture, names)}"
         else:
             message = f"{names} reach each other and no other validator"
         advice = f"the network or a firewall between {names} and {', '.join(sorted(groups[0]))} is in the way"

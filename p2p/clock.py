@@ -16,6 +16,8 @@ from consensus.ledger.codec import Record, RecordCodec
 NUMBER_MAX = 2**32 - 1
 WALL_MS_MAX = 2**53 - 1
 """Latest time that a peer may claim, ms since 1970 UTC; beyond it is malformed."""
+ROUNDING_MS = 2
+"""What reading four times in whole milliseconds may add up to."""
 SAMPLE_MS_MAX = 60_000
 """Age at which a precise measurement gives way to a newer one that is less precise."""
 
@@ -79,6 +81,8 @@ class ClockProbe:
     def answered_untrusted(self, payload: bytes, *, now_ms: int, wall_ms: int) -> None:
         """Take the peer's answer; one to no question of ours, or to an older one, changes nothing.
 
+        Read ``wall_ms`` first: a pause between the two readings then only makes the answer less precise.
+
         Raises:
             PeerError: ``malformed`` or ``too_large``.
         """
@@ -87,8 +91,7 @@ class ClockProbe:
             return
         half_ms = (max(0, now_ms - self._asked[1]) + 1) // 2
         self._asked = None
-        # A millisecond more, since both clocks are read in whole ones.
-        offset = ClockOffset(answer.wall_ms - (wall_ms - half_ms), half_ms + 1)
+        offset = ClockOffset(answer.wall_ms - (wall_ms - half_ms), half_ms + ROUNDING_MS)
         if self._is_better(offset, now_ms):
             self._sample = _Sample(offset, now_ms)
 

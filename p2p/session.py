@@ -261,7 +261,7 @@ class Session:
             answer = ClockProbe.answer_untrusted(payload, wall_ms=self.wall_ms())
             self.send(FrameKind.CLOCK_ANSWER, encode_frame(FrameKind.CLOCK_ANSWER, answer))
         elif kind is FrameKind.CLOCK_ANSWER:
-            self._clock.answered_untrusted(payload, now_ms=_now_ms(), wall_ms=self.wall_ms())
+            self._clock.answered_untrusted(payload, wall_ms=self.wall_ms(), now_ms=_now_ms())
         elif kind is not FrameKind.KEEP_ALIVE:
             raise PeerError("unexpected_frame", f"{kind.name} in an established session")
         return True

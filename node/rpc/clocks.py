@@ -37,7 +37,7 @@ def findings(node: NodeName, offsets: Mapping[NodeName, ClockOffset]) -> list[Fi
         direction = "ahead of" if ahead_ms > 0 else "behind"
         message = (
             f"the clock of {name} is {_seconds(abs(ahead_ms))} {direction} those of {', '.join(sorted(right))}"
-            f" (± {_seconds(known[name].uncertainty_ms)})"
+            f" (± {known[name].uncertainty_ms / 1_000:.3f} s)"
         )
         advice = f"set the clock of {name} by NTP; blocks are refused from 10 s on"
         found.append(Finding("warning", "clock_off", message, about=name, advice=advice))
@@ -50,5 +50,4 @@ def _agree(one: ClockOffset, other: ClockOffset) -> bool:
 
 
 def _seconds(time_ms: int, *, sign: bool = False) -> str:
-    text = f"{abs(time_ms) / 1_000:.3f}".rstrip("0").rstrip(".") + " s"
-    return f"{'-' if time_ms < 0 else '+'}{text}" if sign else text
+    return f"{time_ms / 1_000:{'+' if sign else ''}.1f} s"

@@ -72,9 +72,9 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """Who takes part in the next block, as far as one node sees it; ``away`` and ``idle`` in order of names."""
+    """Who takes part in the next block, as far as one node sees it; ``away`` says of each why, ``idle`` ascends."""
 
-    away: tuple[NodeName, ...]
+    away: dict[NodeName, str]
     idle: tuple[NodeName, ...]
     voting: int
 
@@ -83,7 +83,8 @@ def roll_call(facts: Facts) -> Roll:
     """Return who is away, who is here and does not vote, and how many vote."""
     status = facts.status
     connected = facts.connected
-    away = tuple(name for name in status.validators if name != facts.node and _is_away(facts, name, connected))
+    missing = [name for name in status.validators if name != facts.node and _is_away(facts, name, connected)]
+    away = {name: _why_away(facts, name) for name in missing}
     idle = tuple(name for name in status.validators if name not in away and not _votes(facts, name))
     return Roll(away, idle, len(status.validators) - len(away) - len(idle))
 
@@ -124,8 +125,7 @@ def _votes(facts: Facts, name: NodeName) -> bool:
 
 def _quorum(facts: Facts, roll: Roll) -> list[Finding]:
     status, count = facts.status, len(facts.status.validators)
-    why = {name: _why_away(facts, name) for name in roll.away}
-    away = ", ".join(f"{name} ({reason})" for name, reason in why.items())
+    away = ", ".join(f"{name} ({why})" for name, why in roll.away.items())
     if roll.voting < status.quorum:
         missing = [
             f"{what}: {names}" for what, names in (("away", away), ("not voting", ", ".join(roll.idle))) if names
@@ -268,7 +268,7 @@ def _views(status: EngineStatus, roll: Roll) -> list[Finding]:
     others = {
         name: peer.view
         for name, peer in sorted(status.peers.items())
-        if peer.height == status.height and peer.view != status.view and name not in roll.away + roll.idle
+        if peer.height == status.height and peer.view != status.view and name not in roll.away and name not in roll.idle
     }
     if not others:
         return []

@@ -47,7 +47,7 @@ async def consensus_validators(context: Context, _: NoParams) -> Json:
 async def consensus_doctor(context: Context, _: NoParams) -> Json:
     """What stands in the way of the next block: what the quorum lacks, who is away, silent, behind, whose clock is off.
 
-    ``away`` and ``idle`` are the validators that this node does not reach, or hears no votes of.
+    ``away`` says of each validator that this node does not reach why, ``idle`` lists those it hears no votes of.
     """
     facts = context.backend.facts()
     roll, findings = roll_call(facts), diagnose(facts)
@@ -65,7 +65,7 @@ async def consensus_doctor(context: Context, _: NoParams) -> Json:
             for item in findings
         ],
         "connected": list[Json](sorted(facts.connected)),
-        "away": [*roll.away],
+        "away": {str(name): why for name, why in roll.away.items()},
         "idle": [*roll.idle],
         "status": status_json(facts),
     }

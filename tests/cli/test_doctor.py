@@ -1,6 +1,6 @@
 """One diagnosis out of what several nodes, and the processes of a local network, say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -18,12 +18,14 @@ def visit(
     height: int = 9,
     connected: Sequence[str] | None = None,
     idle: Sequence[str] = (),
+    away: Mapping[str, str] | None = None,
 ) -> Visit:
     """What a node says, of itself and of others."""
     status = {"height": height, "isValidator": votes, "validators": NAMES, "quorum": 3}
     links = [other for other in NAMES if other != name] if connected is None else list(connected)
+    missing = {other: "nothing answers" for other in NAMES if other not in (name, *links)} if away is None else away
     answer = {"node": name, "findings": list(findings), "status": status, "connected": links, "idle": list(idle)}
-    return Visit(answer)
+    return Visit({**answer, "away": missing})
 
 
 def finding(code: str, message: str = "", about: str | None = None, level: str = "warning") -> dict[str, Any]:
@@ -77,7 +79,7 @@ def test_two_that_do_not_vote_are_no_quorum_with_both_names() -> None:
 def test_an_rpc_that_does_not_answer_is_no_missing_vote() -> None:
     (item,) = found(d=SILENT)
     assert (item["code"], item["about"]) == ("node_silent", "d")
-    assert "a, b, c hold a connection to it" in item["message"]
+    assert "connected with it: a, b, c" in item["message"]
     frozen = found({"d": Process("frozen", 77)}, d=SILENT, c=SILENT)
     assert [(item["code"], item["about"]) for item in frozen] == [("node_silent", "c"), ("node_frozen", "d")]
     assert frozen[1]["advice"] == "kill -CONT 77 wakes it"
@@ -109,7 +111,7 @@ def test_a_node_that_is_cut_off_does_not_make_the_network_stuck() -> None:
     others = {name: visit(name, finding("validators_away", "away: d"), connected="abc") for name in "abc"}
     (item,) = found(**others, d=lonely)
     assert (item["code"], item["about"], item["level"]) == ("cut_off", "d", "warning")
-    assert item["message"] == "d runs and reaches no other validator"
+    assert item["message"] == "d runs and reaches no other validator; a says: nothing answers"
     assert "between d and a, b, c" in item["advice"]
 
 
@@ -145,6 +147,19 @@ def test_symptoms_stand_once_and_not_at_all_without_a_quorum() -> None:
     two = {name: Visit(None, "refused") for name in "cd"}
     down = dict.fromkeys("cd", STOPPED)
     assert "view_change" not in codes(down, a=visit("a", late, connected="b"), b=visit("b", connected="a"), **two)
+
+
+def test_of_nodes_that_were_not_asked_the_others_and_the_processes_tell() -> None:
+    only = {"a": visit("a", finding("no_quorum", "1 of 4", level="stuck"), connected="b")}
+    items = merge(only, {"c": Process("frozen", 5), "d": Process("running")})["findings"]
+    assert [(item["code"], item["about"]) for item in items] == [
+        ("no_quorum", None),
+        ("node_frozen", "c"),
+        ("validators_away", "d"),
+    ]
+    assert items[0]["message"].endswith("2 of 4 validators vote together, 3 are needed; missing: c (frozen), d (away)")
+    assert items[2]["message"] == "d is away; a says: nothing answers"
+    assert [item["code"] for item in merge({"a": visit("a", HEALTHY)})["findings"]] == ["healthy"]
 
 
 def test_nobody_answers() -> None:

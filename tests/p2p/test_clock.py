@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.ledger.errors import PeerError
-from p2p.clock import SAMPLE_MS_MAX, WALL_MS_MAX, ClockOffset, ClockProbe
+from p2p.clock import ROUNDING_MS, SAMPLE_MS_MAX, WALL_MS_MAX, ClockOffset, ClockProbe
 from p2p.frames import FrameKind, encode_frame
 from p2p.network import Network
 from p2p.session import SessionLimits
@@ -39,7 +39,7 @@ def test_the_offset_is_right_within_its_uncertainty(ahead_ms: int, there_ms: int
     offset = probe.offset
     assert offset is not None
     assert abs(offset.ahead_ms - ahead_ms) <= offset.uncertainty_ms
-    assert offset.uncertainty_ms <= (there_ms + back_ms) // 2 + 2
+    assert offset.uncertainty_ms <= (there_ms + back_ms) // 2 + 1 + ROUNDING_MS
 
 
 def test_a_precise_answer_is_kept_until_it_is_old_or_contradicted() -> None:
@@ -66,7 +66,7 @@ def test_late_and_foreign_answers_change_nothing() -> None:
     held = probe.offset
     probe.answered_untrusted(first, now_ms=3, wall_ms=NOW_MS)
     probe.answered_untrusted(first, now_ms=3, wall_ms=NOW_MS)
-    assert probe.offset == held == ClockOffset(1, 2)
+    assert probe.offset == held == ClockOffset(1, 1 + ROUNDING_MS)
 
 
 @pytest.mark.parametrize("wall_ms", [-1, WALL_MS_MAX + 1, 2**63 - 1])

@@ -241,11 +241,11 @@ def test_whose_clock_is_off_is_told_by_the_majority() -> None:
     assert clocks({"node-1": 4_000, "node-2": -900, "node-3": 10}) == []
     (finding,) = clocks({"node-1": 14_000, "node-2": -100, "node-3": 100})
     assert (finding.code, finding.about) == ("clock_off", "node-1")
-    assert finding.message == "the clock of node-1 is 14 s ahead of those of node-0, node-2, node-3 (± 0.002 s)"
+    assert finding.message == "the clock of node-1 is 14.0 s ahead of those of node-0, node-2, node-3 (± 0.002 s)"
     assert "NTP" in finding.advice
     (own,) = clocks({"node-1": 14_000, "node-2": 14_100, "node-3": 13_900})
     assert (own.code, own.about) == ("clock_off", "node-0")
-    assert "14 s behind those of node-1, node-2, node-3" in own.message
+    assert "14.0 s behind those of node-1, node-2, node-3" in own.message
     (finding,) = diagnose(facts(peers=[link(name, "connected", clock=ClockOffset(-8_000, 1)) for name in NAMES[1:]]))
     assert (finding.code, finding.about) == ("clock_off", NAMES[0])
 
@@ -253,7 +253,7 @@ def test_whose_clock_is_off_is_told_by_the_majority() -> None:
 def test_two_clocks_alone_do_not_tell_which_is_right() -> None:
     (finding,) = clocks({"node-1": -9_000})
     assert (finding.code, finding.about) == ("clocks_disagree", "")
-    assert finding.message.endswith("node-0 +0 s, node-1 -9 s")
+    assert finding.message.endswith("node-0 +0.0 s, node-1 -9.0 s")
     assert clocks({"node-1": 9_000}, uncertainty_ms=4_001) == []  # what is known badly accuses nobody
 
 
