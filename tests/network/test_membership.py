@@ -60,6 +60,11 @@ def gaps_s(reader: ChainReader, first: int, last: int) -> list[float]:
 HANSA = (sys.executable, "-m", "cli.main")
 
 
+def tell(line: str) -> None:
+    """Say how far a long run is (``pytest -s``)."""
+    print(f"{trio.current_time() % 10_000:8.1f} s  {line}", flush=True)
+
+
 async def hansa(*arguments: str) -> None:
     """Run a command in a process of its own; it must succeed."""
     done = await trio.run_process([*HANSA, *arguments], check=False, capture_stdout=True, capture_stderr=True)
@@ -95,11 +100,13 @@ async def test_four_to_five_to_seven_to_four_validators_under_load_without_a_sta
                 for name in joiners:
                     async with open_local_chain(network, without=name) as chain:
                         network = await joining.add(chain, network, name, organisation=name, timeout_ms=STEP_MS_MAX)
+                    tell(f"{name} has come")
                     await more_acknowledged(load, SUBMITTERS)
                 leavers = joiners if number else ["issuer-f", *joiners[1:]]
                 for name in leavers:
                     async with open_local_chain(network, without=name) as chain:
                         network = await joining.remove(chain, network, name)
+                    tell(f"{name} has left")
                     await more_acknowledged(load, SUBMITTERS)
             last = await head(network)
         assert {*steady, "e-0"} == {home.name for home in network.nodes}

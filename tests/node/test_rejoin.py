@@ -1,5 +1,6 @@
 """Rejoining and reindexing from a home folder: what is set aside, refused, kept, and run again when interrupted."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from node.storage.check import check_before_opening, check_files
 from node.storage.leveldb import LevelStore
 from node.vote_log import INCARNATION_FILE
 from tests.node.consortium import Consortium
-from tests.node.test_driver import signers
+from tests.node.test_driver import define, signers
 from tests.node.test_members import work
 
 FOOTER_BYTES = 48
@@ -117,6 +118,36 @@ async def test_r49_a_rejoined_node_fetches_all_anew_and_votes_once_its_key_is_ad
     await site.stop(others[0])
     await work(site, name, 2, first=6)
     assert name in signers(site, others[1], site.running[name].height)
+    await site.stop()
+
+
+async def test_r18_two_wiped_of_four_are_silent_together_and_come_back_one_after_the_other(site: Consortium) -> None:
+    """More than f lost logs at once: who forgot its votes must not vote, so the chain stands, with what it has."""
+    first, second, *others = site.names
+    height = 4
+    backup = site.config(first).data.with_name("backup")
+    shutil.copytree(site.config(first).data, backup)
+    for name in (first, second):
+        site.wipe(name)
+    await site.start()
+    await site.reach(height)  # both fetch the chain again
+    site.submit(others[0], site.sign("bank-a", define("u4"), sequence=4))
+    survivor = site.running[others[0]].node.driver.engine
+    await site.until(lambda: survivor.status().view >= 1)
+    assert {site.running[name].height for name in site.names} == {site.running[others[0]].height}
+    assert {name for name in site.names if site.running[name].node.driver.engine.status().is_validator} == set(others)
+    await site.stop()
+    # The disk of one is found again, as it was when it stopped: three of four vote, and the other may rejoin.
+    shutil.rmtree(site.config(first).data)
+    backup.rename(site.config(first).data)
+    prepared = rejoin.prepare(site.config(second))
+    await site.start()
+    await work(site, others[0], 1, first=5)
+    proof = site.seat_proof(second, site.vote_key(second), site.running[second].height)
+    await site.change(second, "replace_key", vote_key=prepared.vote_key, at=others[0], **proof)
+    await site.stop(others[1])
+    await work(site, second, 2, first=6)
+    assert second in signers(site, others[0], site.running[second].height)
     await site.stop()
 
 
