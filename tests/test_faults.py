@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 
+from tests.mutants.__main__ import markdown
+from tests.mutants.table import MUTANTS
 from tests.test_tidy import ROOT, files_of, tree_of
 
 PAGE = (ROOT / "docs" / "faults.md").read_text("utf-8")
@@ -37,8 +39,8 @@ def rows(page: str) -> list[tuple[int, list[str]]]:
 
 
 def named(text: str) -> list[str]:
-    """Return the tests that a text names."""
-    return re.findall(r"`([\w/]+\.py::\w+)`", text)
+    """Return the tests that a text names, as ``file::name`` or within a command."""
+    return [name.removeprefix("tests/") for name in re.findall(r"[\w/]+\.py::\w+", text)]
 
 
 def numbers(test: str) -> set[int]:
@@ -88,6 +90,10 @@ def test_every_number_is_staged_by_a_test_of_its_name() -> None:
 
 def test_no_test_claims_a_number_that_there_is_not() -> None:
     assert [test for test in EXISTING if any(not 1 <= number <= BUGS for number in numbers(test))] == []
+
+
+def test_the_table_of_mutants_is_that_of_the_command() -> None:
+    assert markdown(MUTANTS) in PAGE, "python -m tests.mutants --list prints it"
 
 
 ROW = "| R07 | besu-eth/besu#2459 |"
