@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,17 +17,18 @@ STAGED = 77
 """Bugs up to this number are staged by a test of their own name; later ones say what they wait for."""
 
 
-def existing_tests() -> set[str]:
-    """Every test, as ``file::name`` below ``tests/``."""
-    return {
-        f"{path.removeprefix('tests/')}::{node.name}"
-        for path in files_of("tests")
-        for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
-    }
+def names_of_tests(path: str) -> Iterator[str]:
+    """Names of a file's tests; hypothesis machines stand there as ``TestName = …``."""
+    for node in ast.walk(tree_of(path)):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if name.startswith("test_"):
+                yield name
+            case ast.Assign(targets=[ast.Name(id=name)]) if name.startswith("Test"):
+                yield name
 
 
-EXISTING = existing_tests()
+EXISTING = {f"{path.removeprefix('tests/')}::{name}" for path in files_of("tests") for name in names_of_tests(path)}
+"""Every test, as ``file::name`` below ``tests/``."""
 
 
 def rows(page: str) -> list[tuple[int, list[str]]]:
