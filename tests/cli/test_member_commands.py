@@ -188,3 +188,20 @@ def process_of(home: str) -> Iterator[None]:
         yield
     finally:
         trio.run(partial(process.stop, timeout_ms=local.STOP_MS_MAX))
+
+
+def test_r02_a_network_of_one_changes_its_key_and_grows(tmp_path: Path) -> None:
+    """No step may take the only vote away: the old key votes until the chain names the new one."""
+    folder = str(tmp_path / "one")
+    at = ("--network", folder)
+    base = ("--port-base", str(free_port_base(1)))
+    answer(hansa("network", "up", folder, "--validators", "1", *base, "--json"))
+    try:
+        answer(hansa("member", "replace-key", "bank-a", *at, "--json"))
+        answer(hansa("member", "add", "issuer-c", *at, "--json"))
+        answer(hansa("member", "replace-key", "bank-a", *at, "--json"))
+        assert [item["status"] for item in members(folder).values()] == ["validator"] * 2
+        answer(hansa("member", "remove", "issuer-c", *at, "--json"))
+        assert fault(hansa("member", "remove", "bank-a", *at), 1) == "last_validator"
+    finally:
+        answer(hansa("network", "down", folder, "--json"))
