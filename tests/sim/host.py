@@ -13,7 +13,7 @@ from consensus.ledger.ids import NodeName
 from consensus.ledger.transaction import Transaction
 from consensus.ledger.validators import Certificate, ValidatorSet
 from consensus.pbft.config import Config
-from consensus.pbft.events import Evidence, Penalise, Received, ViewEntered
+from consensus.pbft.events import Evidence, Penalise, ViewEntered
 from consensus.pbft.messages import (
     Decided,
     Message,
@@ -270,7 +270,7 @@ class Host:
                 message = decode_message_untrusted(payload)
                 for strategy in self.strategies:
                     self._dispatch(strategy.incoming(sender, message))
-                self.inbox.append(Received(sender, message))
+                process.receive(sender, message, len(payload))
             case FrameKind.TRANSACTIONS:
                 process.receive_transactions(payload)
             case FrameKind.SYNC_REQUEST:

@@ -39,6 +39,7 @@ from consensus.pbft.events import (
     Persist,
     Propose,
     Proposed,
+    Received,
     Send,
     Tick,
     Validate,
@@ -57,6 +58,7 @@ from node.driver import BLOCK_CALLS_MAX
 from node.intake import REPEAT_AFTER_MS, REPEATED_MAX
 from node.mempool import Mempool, PoolLimits
 from node.program import NOT_VOTING
+from node.shares import InboxShares, Ticket
 from node.storage import layout
 from node.storage.store import Write
 from node.sync import SLOW_SHARE, FinalBlock, SyncRequest, SyncResponse, request_codec, response_codec
@@ -66,6 +68,8 @@ from tests.sim.disk import Disk, KeyFile
 
 SYNC_TIMEOUT_MS = 3_000
 PASSES_MAX = 4
+OUTSIDE_MAX = 1_000
+"""Messages that one connection holds before the sender's own queue is full and drops them."""
 
 
 class Surroundings(Protocol):
@@ -110,11 +114,19 @@ class Delivery:
     item: FinalBlock
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A peer's message, and what it holds of the peer's share of the inbox."""
+
+    event: Received
+    ticket: Ticket
+
+
 class LookAtPool:
     """What the pool holds is read when this is handled."""
 
 
-Item: TypeAlias = Event | Delivery | LookAtPool
+Item: TypeAlias = Event | Delivery | Arrival | LookAtPool
 Task: TypeAlias = Generator[Sequence[Write], None, None]
 
 
@@ -147,12 +159,19 @@ class Process:
         self._postponed: Propose | None = None
         self._repeated_ms = around.monotonic_ms()
         self.sync = Fetcher(around, self.chain.head.header.height)
+        self._shares = InboxShares()
+        self._outside: dict[NodeName, deque[tuple[Received, int]]] = {}
+        """Messages, with their size, that wait in their sender's connection until the sender's share has room."""
 
     # -- the driver's task -----------------------------------------------------------------------------
 
     def handle(self, item: Item) -> Task:
         """Deal with one item of the inbox; yields what must be durable before it goes on."""
         match item:
+            case Arrival(event, ticket):
+                self._shares.give_back(ticket)
+                self._let_in()
+                yield from self._step(event)
             case Delivery():
                 yield from self._take_final(item)
             case LookAtPool():
@@ -169,6 +188,27 @@ class Process:
                         yield from self._step(answer)
             case _:
                 yield from self._step(item)
+
+    def receive(self, peer: NodeName, message: Message, payload_bytes: int) -> None:
+        """Take a consensus message when the peer's share of the inbox has room for it."""
+        waiting = self._outside.setdefault(peer, deque())
+        if len(waiting) < OUTSIDE_MAX:
+            waiting.append((Received(peer, message), payload_bytes))
+            self._let_in()
+
+    def _let_in(self) -> None:
+        for peer in list(self._outside):
+            waiting = self._outside[peer]
+            is_observer = peer not in self.chain.head.validators.names
+            while waiting:
+                event, size = waiting[0]
+                ticket = self._shares.take(peer, size, is_observer=is_observer)
+                if ticket is None:
+                    break
+                waiting.popleft()
+                self._around.enqueue(Arrival(event, ticket))
+            else:
+                del self._outside[peer]
 
     def _step(self, first: Event) -> Task:
         events: deque[Event] = deque([first])
