@@ -92,6 +92,8 @@ def roll_call(facts: Facts) -> Roll:
 def diagnose(facts: Facts) -> list[Finding]:
     """Return what stands in the way of the next block, the gravest first."""
     status, roll = facts.status, roll_call(facts)
+    if facts.standing is Standing.OUTSIDE and not facts.connected:
+        return _own(facts) + _links(facts)  # whom nobody lets in can tell nothing of the others
     findings = _quorum(facts, roll) + _own(facts) + _idle(facts, roll) + _links(facts)
     if status.primary in roll.away:
         findings.append(Finding("warning", "primary_away", f"the primary {status.primary} is away"))
@@ -165,13 +167,17 @@ def _own(facts: Facts) -> list[Finding]:
             advice = f"start it with the key that the chain names; hansa node rejoin {node} makes a new one"
         case Standing.OBSERVING:
             why, advice = "is admitted as an observer and has no seat", f"hansa member add {node} seats it"
-        case Standing.OUTSIDE | Standing.VOTING:
+        case Standing.OUTSIDE:
+            message = f"{node} is no member at height {facts.status.height}: it was removed, or is not admitted yet"
+            return [Finding("warning", "no_validator", message, about=node, advice=f"hansa member add {node}")]
+        case Standing.VOTING:
             message = f"{node} is no validator at height {facts.status.height}"
             return [Finding("warning", "no_validator", message, about=node)]
         case _:
             assert_never(facts.standing)
     code = "not_voting" if is_member else "no_validator"
-    return [Finding("warning", code, f"{node} follows the chain and {why}", about=node, advice=advice)]
+    level = "note" if facts.standing is Standing.OBSERVING else "warning"
+    return [Finding(level, code, f"{node} follows the chain and {why}", about=node, advice=advice)]
 
 
 def _idle(facts: Facts, roll: Roll) -> list[Finding]:

@@ -153,8 +153,14 @@ def test_a_node_that_is_no_member_says_so() -> None:
     links = [link(name, "connected") for name in NAMES]
     outside = facts(status, node=NodeName("guest"), standing=Standing.OUTSIDE, peers=links)
     assert [item.code for item in diagnose(outside)] == ["no_validator"]
-    (finding,) = diagnose(replace(outside, standing=Standing.OBSERVING))
-    assert (finding.code, finding.advice) == ("no_validator", "hansa member add guest seats it")
+    refused = [replace(link(name, "down"), last_error="refused_by_peer") for name in NAMES]
+    alone = diagnose(replace(outside, peers=refused))
+    assert alone[0].code == "no_validator"
+    assert "removed" in alone[0].message
+    assert "no_quorum" not in {item.code for item in alone}
+    healthy, finding = diagnose(replace(outside, standing=Standing.OBSERVING))
+    assert (healthy.code, finding.level, finding.code) == ("healthy", "note", "no_validator")
+    assert finding.advice == "hansa member add guest seats it"
 
 
 @pytest.mark.parametrize(
