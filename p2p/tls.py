@@ -90,13 +90,17 @@ class Trust:
         """Return the trust in these roots: pairs of organisation and PEM text of one or more certificates.
 
         Raises:
-            LocalError: ``bad_certificate_file`` for text that holds no certificate.
+            LocalError: ``bad_certificate_file`` for text that holds no certificate, or one that TLS cannot load.
         """
         roots: dict[str, tuple[x509.Certificate, ...]] = {}
         for organisation, pem in pem_by_organisation:
             try:
                 roots[organisation] = tuple(x509.load_pem_x509_certificates(pem.encode()))
-            except ValueError as error:
+                # OpenSSL reads more strictly: what it refuses here would keep a node from starting later.
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                for root in roots[organisation]:
+                    context.load_verify_locations(cadata=root.public_bytes(serialization.Encoding.DER))
+            except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm, ssl.SSLError) as error:
                 raise LocalError("bad_certificate_file", f"root of {organisation}: {error}") from None
         return Trust(roots)
 

@@ -1,5 +1,6 @@
 """Whatever bytes come in over a border, nothing comes out but what its docstring says (R04, R09, R66, R67, R72)."""
 
+import base64
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +9,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from consensus.ledger.codec import decode_untrusted
-from consensus.ledger.errors import InvariantError, PeerError
+from consensus.ledger.codec import decode_untrusted, encode
+from consensus.ledger.errors import InvariantError, LocalError, PeerError
+from contracts.runtime.state import MemoryState
+from node.members import Members
+from node.network.ca import to_pem
 from node.rpc.protocol import Faulty, parse_untrusted
+from p2p.tls import Trust, server_context
 from tests.fuzz.bombs import JSON_BOMBS, MSGPACK_BOMBS
 from tests.fuzz.pure import Outcome, all_targets, attempt, throw, throw_absences
 from tests.fuzz.target import Target, record_codecs, untrusted_functions
@@ -124,3 +129,32 @@ def test_r67_certificates_with_an_unknown_curve_key_or_version_are_refused(
     with pytest.raises(PeerError) as caught:
         certificates.trust.identify_untrusted(der.replace(known, strange))
     assert caught.value.code == "untrusted_certificate"
+
+
+@pytest.mark.parametrize(
+    ("known", "strange"),
+    [
+        (bytes.fromhex("a003020102"), bytes.fromhex("a003020106")),
+        (bytes.fromhex("060355040a0c"), bytes.fromhex("060355040a04")),
+        (b"", b""),
+    ],
+    ids=["version 7", "a name that is no text", "cut"],
+)
+def test_r67_a_root_that_either_library_refuses_is_refused_before_it_counts(
+    tmp_path: Path, known: bytes, strange: bytes
+) -> None:
+    """Members may agree on any text as a new organisation's root: it ended the nodes, or kept them from starting."""
+    certificates = Certificates(tmp_path, "a", "b")
+    good, der = (certificates.roots[name].certificate for name in ("org-a", "org-b"))
+    changed = der.public_bytes(serialization.Encoding.DER).replace(known, strange) if known else b"0\x82"
+    pem = f"-----BEGIN CERTIFICATE-----\n{base64.b64encode(changed).decode()}\n-----END CERTIFICATE-----\n"
+    with pytest.raises(LocalError) as refused:
+        Trust.of([("org-b", pem)])
+    assert refused.value.code == "bad_certificate_file"
+    state = MemoryState()
+    for name, text in {"org-a": to_pem(good).decode(), "org-b": pem}.items():
+        record = {"roles": [], "rootCertificate": text, "status": "active"}
+        state.apply({b"membership/organisation/" + name.encode(): encode(record)})
+    trust = Members.read(state).trust
+    assert set(trust.roots) == {"org-a"}
+    server_context(certificates.identity("a"), trust)

@@ -1,6 +1,11 @@
 """All mutants, in the order in which the table shows them."""
 
-from tests.mutants import table_consensus, table_ledger, table_node
+from tests.mutants import table_consensus, table_ledger, table_membership, table_node
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*table_ledger.MUTANTS, *table_consensus.MUTANTS, *table_node.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *table_ledger.MUTANTS,
+    *table_consensus.MUTANTS,
+    *table_node.MUTANTS,
+    *table_membership.MUTANTS,
+)
