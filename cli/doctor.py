@@ -108,7 +108,8 @@ def merge(visits: Mapping[str, Visit], processes: Mapping[str, Process] | None =
         return _nobody(visits, processes)
     status = max((answer["status"] for answer in answers.values()), key=lambda item: int(item["height"]))
     picture = _Picture(answers, list(status["validators"]), int(status["quorum"]))
-    unasked = {name: Visit(None, "was not asked", NOT_ASKED) for name in picture.members if name not in visits}
+    known = {*visits, *answers}  # nodes may be asked by URL
+    unasked = {name: Visit(None, "was not asked", NOT_ASKED) for name in picture.members if name not in known}
     _note_unanswered(picture, {**visits, **unasked}, processes)
     together = _note_groups(picture)
     is_stuck = _note_quorum(picture, together)

@@ -38,7 +38,8 @@ class Divergence(InvariantError):
         report = report or {}
         first = report.get("firstDifference")
         hint = f"; {first}" if isinstance(first, str) else ""
-        super().__init__(f"certified block {block.height} does not hold here: {reason.message}{hint}")
+        message = f"certified block {block.height} does not hold here: {reason.message}{hint}"
+        super().__init__(f"{message}; divergence-{block.height}.json in the log folder says what to do")
         self.code = "diverged"
         self.block = block
         self.reason = reason
@@ -82,7 +83,11 @@ def compare(chain: Chain, block: Block, reason: PeerError, certified: Results | 
 
 
 def write_bundle(folder: Path, divergence: Divergence) -> Path:
-    """Write down what an operator needs to find out why a certified block does not hold here."""
+    """Write down what an operator needs to find out why a certified block does not hold here.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     block = divergence.block
     path = folder / f"divergence-{block.height}.json"
     bundle = {

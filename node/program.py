@@ -92,11 +92,19 @@ def _exit_code(group: BaseExceptionGroup[BaseException], config: NodeConfig) -> 
     # What ended it is its last word; the network's doctor reads it from there.
     for error in sorted(fatal, key=lambda error: isinstance(error, InvariantError)):
         code = EXIT_INVARIANT if isinstance(error, InvariantError) else EXIT_STORAGE
-        more = {"bundle": str(write_bundle(config.log, error))} if isinstance(error, Divergence) else {}
+        more = {"bundle": _leave_bundle(config.log, error)} if isinstance(error, Divergence) else {}
         log.error("stopped", code=getattr(error, "code", ""), why=str(error), exit=code, **more)
     if fatal:
         return EXIT_INVARIANT if any(isinstance(error, InvariantError) for error in fatal) else EXIT_STORAGE
     raise errors[0]
+
+
+def _leave_bundle(folder: Path, error: Divergence) -> str:
+    """Write the bundle and return where it is, or why it is not there."""
+    try:
+        return str(write_bundle(folder, error))
+    except OSError as refusal:
+        return f"not written: {refusal.strerror}"
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -162,6 +162,13 @@ def test_of_nodes_that_were_not_asked_the_others_and_the_processes_tell() -> Non
     assert [item["code"] for item in merge({"a": visit("a", HEALTHY)})["findings"]] == ["healthy"]
 
 
+def test_nodes_may_be_asked_by_url() -> None:
+    by_url = {f"http://{name}": visit(name, HEALTHY) for name in NAMES}
+    assert [item["code"] for item in merge(by_url)["findings"]] == ["healthy"]
+    part = merge({"http://a": visit("a", HEALTHY), "http://d": Visit(None, "refused")})["findings"]
+    assert [(item["code"], item["about"]) for item in part] == [("node_silent", "http://d")]
+
+
 def test_nobody_answers() -> None:
     silent = dict.fromkeys(NAMES, SILENT)
     with pytest.raises(Unreachable):

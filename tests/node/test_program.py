@@ -157,6 +157,21 @@ def test_a_divergence_leaves_a_bundle_and_wins_over_what_follows_from_it(
     assert bundle["block"] == "0x" + block.encode().hex()
 
 
+def test_a_divergence_whose_bundle_cannot_be_written_is_still_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(home)
+    store = opened(home)
+    block = program.Node(config, store).chain.reader.block(0)
+    store.close()
+    assert block is not None
+    (config.log / "divergence-0.json").mkdir(parents=True)
+
+    async def diverge(node: program.Node) -> None:
+        raise Divergence(block, PeerError("result_mismatch", "another root"))
+
+    monkeypatch.setattr(program, "_run", diverge)
+    assert program.run(home) == program.EXIT_INVARIANT
+
+
 def test_a_bug_stays_a_bug(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def stumble(node: program.Node) -> None:
         async with trio.open_nursery() as nursery:
