@@ -42,6 +42,7 @@ WAITING_PACKETS_MAX = 10_000
 """Packets under way on all wires; more are lost, as in a full router."""
 READY_TIMEOUT_S = 60
 _PREFIX = "hansa-test"
+_ROOT = Path(__file__).resolve().parents[2]
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _CLONE_NEWNET = 0x40000000
 
@@ -216,10 +217,8 @@ def start_inside(namespace: str, home: NodeHome) -> None:
     """Start a node's process in a namespace."""
     process = local.node_process(home)
     command = (_ip_path(), "netns", "exec", namespace, *process.arguments)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")])),
-    }
+    paths = filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     LocalProcess(home.name, command, process.pid_file, process.log_file).start(environment)
 
 
