@@ -16,6 +16,7 @@ from consensus.ledger.validators import (
     certificate_codec,
     check_certificate_untrusted,
     decode_validators_untrusted,
+    seat_payload,
     vote_payload,
 )
 from tests.ledger.builders import CHAIN, Keys, flips, make_keys, make_set, refusal
@@ -164,3 +165,16 @@ def test_members_are_found_by_name() -> None:
         assert found.compressed == key.public.compressed
     assert SET.vote_key("node-999") is None
     assert PrivateKey.from_secret(1).public.compressed == SET.validators[0].vote_key
+
+
+def test_a_proof_for_a_seat_speaks_of_one_node_one_key_and_one_height() -> None:
+    key, other = (PrivateKey.from_secret(number).public.compressed for number in (1, 2))
+    payloads = {
+        seat_payload(node, vote_key, height) for node in ("a", "b") for vote_key in (key, other) for height in (1, 2)
+    }
+    assert len(payloads) == 8
+    signature = PrivateKey.from_secret(1).sign(Purpose.SEAT, CHAIN, seat_payload("a", key, 1))
+    public = PrivateKey.from_secret(1).public
+    assert public.verifies(signature, Purpose.SEAT, CHAIN, seat_payload("a", key, 1))
+    for purpose in Purpose:
+        assert public.verifies(signature, purpose, CHAIN, seat_payload("a", key, 1)) == (purpose is Purpose.SEAT)

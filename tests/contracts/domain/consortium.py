@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from consensus.ledger.codec import encode
 from consensus.ledger.genesis import Account, Activation, Genesis, GenesisValidator, Organisation
 from consensus.ledger.keys import PrivateKey, Purpose
 from consensus.ledger.validators import ValidatorSet, seat_payload
@@ -98,3 +99,23 @@ class Consortium(Door):
     def validators(self) -> list[str]:
         """Return the names of those who vote on the next block."""
         return [item["node"] for item in self.query("validators")]
+
+
+def play_membership() -> bytes:
+    """Let organisations and nodes come, change and go on a chain of its own; return its whole state, encoded."""
+    consortium = Consortium(7)
+    chain = consortium.chain
+    admission = {"roles": ["b", "a"], "root_certificate": root(500), "admin_key": key(501).public.compressed}
+    consortium.approve(consortium.seated()[:5], "admit_organisation", organisation="org-new", **admission)
+    for number, (node, owner) in enumerate({"z": "org-new", "a": "org-0", "m": "org-3"}.items()):
+        consortium.admit(node, owner, key(600 + number), f"host:{1 + number}")
+    consortium.seat("a", "org-0", key(601))
+    proof = consortium.proof("node-2", key(700), chain.height)
+    fields = {"vote_key": key(700).public.compressed, "height": chain.height, "proof": proof}
+    consortium.call("org-2", "replace_key", node="node-2", **fields)
+    consortium.call("org-5", "revoke_certificate", node="node-5", fingerprint=bytes(32))
+    for admin in ("org-6", "org-1", "org-4"):
+        consortium.call(admin, "remove_node", node="node-6")
+    for admin in consortium.seated()[:5]:
+        consortium.call(admin, "suspend_organisation", organisation="org-5")
+    return encode([[name, value] for name, value in sorted(chain.state.entries().items())])
