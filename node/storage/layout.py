@@ -30,7 +30,7 @@ import msgspec
 from consensus.ledger.codec import Record, RecordCodec
 from consensus.ledger.receipt import Receipt
 
-FORMAT = b"1"
+FORMAT = b"2"
 
 META_FORMAT = b"mformat"
 META_CHAIN = b"mchain"
