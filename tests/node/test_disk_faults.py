@@ -124,3 +124,19 @@ def check_votes(lives: list[list[str]], about: str) -> None:
             case _:
                 continue
         assert said.setdefault(place, digest) == digest, about
+
+
+@pytest.mark.parametrize("how", ["kill", "power"])
+def test_r54_r55_r58_kills_and_power_cuts_while_tables_are_merged_lose_nothing(
+    tmp_path: Path, library: Path, how: str
+) -> None:
+    """Nor is a store refused after them, however unfinished its files look."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.node.disk_kills", tmp_path, os.environ.get("HANSA_DISK_LIVES", "20"), "1", how],
+        env=os.environ | {"LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
