@@ -1,4 +1,7 @@
-"""docs/faults.md says which test shows what: every test it names exists, every number has its row and its test."""
+"""docs/faults.md says which test shows what: every test it names exists, every number has its row and its test.
+
+``python -m tests.test_faults`` puts the table of mutants into the page as it is now.
+"""
 
 import ast
 import re
@@ -11,7 +14,8 @@ from tests.mutants.__main__ import markdown
 from tests.mutants.table import MUTANTS
 from tests.test_tidy import ROOT, files_of, tree_of
 
-PAGE = (ROOT / "docs" / "faults.md").read_text("utf-8")
+PATH = ROOT / "docs" / "faults.md"
+PAGE = PATH.read_text("utf-8")
 BUGS = 89
 STAGED = 77
 """Bugs up to this number are staged by a test of their own name; later ones say what they wait for."""
@@ -95,7 +99,7 @@ def test_no_test_claims_a_number_that_there_is_not() -> None:
 
 
 def test_the_table_of_mutants_is_that_of_the_command() -> None:
-    assert markdown(MUTANTS) in PAGE, "python -m tests.mutants --list prints it"
+    assert markdown(MUTANTS) in PAGE, "python -m tests.test_faults puts it there"
 
 
 ROW = "| R07 | besu-eth/besu#2459 |"
@@ -114,3 +118,7 @@ ROW = "| R07 | besu-eth/besu#2459 |"
 def test_a_page_that_is_wrong_is_found(old: str, new: str, what: str) -> None:
     assert old in PAGE
     assert any(what in fault for fault in faults(PAGE.replace(old, new)))
+
+
+if __name__ == "__main__":
+    PATH.write_text(re.sub(r"\| mutant \|.*?(?=\n\n)", lambda _: markdown(MUTANTS), PAGE, flags=re.DOTALL), "utf-8")

@@ -22,9 +22,9 @@ from tests.node.disk_lives import FAULTS
 
 STEPS = {
     "eio": 1,
-    "eio_and_power": 3,
-    "eio_at_write": 6,
-    "full": 3,
+    "eio_and_power": 4,
+    "eio_at_write": 9,
+    "full": 4,
     "full_for_good": 9,
     "full_at_sync": 6,
     "no_rename": 1,
@@ -132,7 +132,7 @@ def test_r54_r55_r58_kills_and_power_cuts_while_tables_are_merged_lose_nothing(
 ) -> None:
     """Nor is a store refused after them, however unfinished its files look."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.node.disk_kills", tmp_path, os.environ.get("HANSA_DISK_LIVES", "20"), "1", how],
+        [sys.executable, "-m", "tests.node.disk_kills", tmp_path, os.environ.get("HANSA_DISK_LIVES", "12"), "1", how],
         env=os.environ | {"LD_PRELOAD": str(library)},
         capture_output=True,
         text=True,
