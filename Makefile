@@ -14,7 +14,7 @@ CALLS ?= 50000
 SEED ?= 1
 VALIDATORS ?= 4
 
-.PHONY: help setup demo test quick lint up down sim sim-long kill-loop fuzz mutants bench lock clean
+.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos fuzz mutants bench lock clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ sim: $(READY) ## more of the seeded simulation: make sim SEEDS=2000 FIRST_SEED=1
 
 kill-loop: $(READY) ## kill -9 under load: make kill-loop CYCLES=100 SEED=1 VALIDATORS=4
 	$(BIN)/python -m tests.network.kill_loop --cycles $(CYCLES) --seed $(SEED) --validators $(VALIDATORS)
+
+chaos: $(READY) ## kill -9, partitions and bad wires together, as root: make chaos CYCLES=100 SEED=1
+	$(BIN)/python -m tests.network.chaos --cycles $(CYCLES) --seed $(SEED)
 
 sim-long: $(READY) ## the same through the night: make sim-long MINUTES=480
 	$(BIN)/python -m tests.sim --minutes $(MINUTES) $(if $(filter command environment,$(origin FIRST_SEED)),--first-seed $(FIRST_SEED))

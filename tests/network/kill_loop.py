@@ -89,20 +89,20 @@ async def run(folder: Path, *, cycles: int, seed: int, validators: int = 4) -> R
                 await _cycle(network, random, book, report)
                 done = list(load.acknowledged)
                 for node in network.nodes:
-                    _require(await not_held(network, node.name, done[checked:]), f"{node.name} has lost")
-                _require(book.contradictions, "contradictions")
+                    require_none(await not_held(network, node.name, done[checked:]), f"{node.name} has lost")
+                require_none(book.contradictions, "contradictions")
                 checked = len(done)
             nursery.cancel_scope.cancel()
         await same_block(network, timeout_s=RECOVERY_TIMEOUT_S)
         done = load.acknowledged
         for node in network.nodes:
-            _require(await not_held(network, node.name, done), f"{node.name} has lost")
+            require_none(await not_held(network, node.name, done), f"{node.name} has lost")
             proven = random.sample(done, min(len(done), PROVEN_PER_NODE))
-            _require(await missing(network, node.name, proven), f"{node.name} cannot prove")
+            require_none(await missing(network, node.name, proven), f"{node.name} cannot prove")
         await local.stop(network)
         report.height = book.read_whole(list(network.nodes))
-        _require(book.contradictions, "contradictions")
-        _require(evidence_in_logs(list(network.nodes)), "logs report")
+        require_none(book.contradictions, "contradictions")
+        require_none(evidence_in_logs(list(network.nodes)), "logs report")
         report.acknowledged, report.statements = len(done), len(book.said)
     return report
 
@@ -172,7 +172,8 @@ async def kill_at_start(network: LocalNetwork, name: str, after_ms: int) -> None
         await local.kill(network, name)
 
 
-def _require(faults: list[str], what: str) -> None:
+def require_none(faults: list[str], what: str) -> None:
+    """Raise AssertionError that names the first of these faults, if there is any."""
     if faults:
         raise AssertionError(f"{what}: {faults[:5]} and {max(0, len(faults) - 5)} more")
 
