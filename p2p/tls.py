@@ -90,7 +90,8 @@ class Trust:
         """Return the trust in these roots: pairs of organisation and PEM text of one or more certificates.
 
         Raises:
-            LocalError: ``bad_certificate_file`` for text that holds no certificate, or one that TLS cannot load.
+            LocalError: ``bad_certificate_file`` for text that holds no certificate, for one that TLS cannot load,
+                and for one whose subject names another organisation: of two roots that look alike TLS takes either.
         """
         roots: dict[str, tuple[x509.Certificate, ...]] = {}
         for organisation, pem in pem_by_organisation:
@@ -99,6 +100,8 @@ class Trust:
                 # OpenSSL reads more strictly: what it refuses here would keep a node from starting later.
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 for root in roots[organisation]:
+                    if (named := _only(root, NameOID.ORGANIZATION_NAME)) != organisation:
+                        raise ValueError(f"its subject names {named}")
                     context.load_verify_locations(cadata=root.public_bytes(serialization.Encoding.DER))
             except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm, ssl.SSLError) as error:
                 raise LocalError("bad_certificate_file", f"root of {organisation}: {error}") from None
@@ -183,7 +186,7 @@ def tls_error(error: BaseException) -> PeerError:
 def _only(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> str:
     values = [attribute.value for attribute in certificate.subject.get_attributes_for_oid(oid)]
     if len(values) != 1 or not isinstance(values[0], str) or not 0 < len(values[0]) <= _NAME_CHARACTERS_MAX:
-        raise ValueError("the subject must name one organisation and one node")
+        raise ValueError("the subject must name one organisation and one node or root")
     return values[0]
 
 

@@ -82,6 +82,14 @@ MUTANTS = (
         "pytest tests/fuzz/test_targets.py::test_r67_a_root_that_either_library_refuses_is_refused_before_it_counts",
     ),
     Mutant(
+        "root that looks like another's",
+        "p2p/tls.py",
+        "if (named := _only(root, NameOID.ORGANIZATION_NAME)) != organisation:",
+        "if not (named := _only(root, NameOID.ORGANIZATION_NAME)):",
+        "an organisation shuts another one's nodes out with a root of the same name",
+        "pytest tests/p2p/test_roots.py::test_a_root_that_names_another_organisation_is_refused",
+    ),
+    Mutant(
         "observers fill the inbox",
         "node/shares.py",
         "if is_observer and self._observers and self._observers + size > PEER_BYTES_MAX:",
