@@ -7,7 +7,7 @@ import pytest
 from tests.sim.simulation import run_seed
 from tests.sim.workers import run_seeds
 
-SCHEDULES = 300
+SCHEDULES = 240
 WORKERS = 2
 REGRESSIONS = [
     line.split(maxsplit=1)
@@ -21,9 +21,12 @@ def test_schedules_hold() -> None:
     results = list(run_seeds(range(1, SCHEDULES + 1), WORKERS))
     assert [(result.seed, result.message) for result in results if result.rule] == []
     # A simulator in which nothing happens proves nothing.
-    assert sum(result.blocks for result in results) > 10 * SCHEDULES
+    assert sum(result.blocks for result in results) > 5 * SCHEDULES
     assert sum(result.claims for result in results) > SCHEDULES
     assert sum(result.evidence for result in results) > SCHEDULES // 10
+    assert sum(result.unlimited for result in results) > SCHEDULES // 10
+    assert sum(result.set_changes for result in results) > SCHEDULES // 10
+    assert sum(result.halts for result in results) > SCHEDULES // 20
 
 
 @pytest.mark.parametrize(("seed", "story"), REGRESSIONS)

@@ -24,7 +24,7 @@ def test_one_seed_has_one_trace() -> None:
 
 
 def test_other_seeds_have_other_traces() -> None:
-    assert len({run_seed(seed).trace for seed in range(1, 9)}) == 8
+    assert len({run_seed(seed).trace for seed in range(1, 5)}) == 4
 
 
 def chain_of_a_schedule() -> tuple[Simulation, list[Block]]:
