@@ -3,6 +3,8 @@
 import ast
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,13 +182,29 @@ def test_a_scan_says_that_the_last_block_of_a_table_is_damaged(aged: Path, tmp_p
     assert refused >= 10
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from node.storage.leveldb import LevelStore
+store = LevelStore.open(Path(sys.argv[1]))
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_database_that_another_process_writes_to_is_locked_whatever_its_files_look_like(tmp_path: Path) -> None:
     folder = written(tmp_path / "data", 10)
-    holder = LevelStore.open(folder)
-    (folder / "CURRENT").rename(tmp_path / "CURRENT")
-    with pytest.raises((LocalError, StorageError)):
-        LevelStore.open(folder)
-    holder.close()
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        (folder / "CURRENT").rename(tmp_path / "CURRENT")
+        with pytest.raises(LocalError) as error:
+            LevelStore.open(folder)
+        assert error.value.code == "store_locked"
+        holder.communicate()
+    (tmp_path / "CURRENT").rename(folder / "CURRENT")
+    assert found(folder) == 1
 
 
 def test_a_file_that_cannot_be_read_is_a_storage_error(aged: Path, tmp_path: Path) -> None:
