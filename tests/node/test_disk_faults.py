@@ -20,6 +20,8 @@ from node.program import EXIT_STORAGE
 from tests.conftest import require
 from tests.node.disk_lives import FAULTS
 
+pytestmark = pytest.mark.slow
+
 STEPS = {
     "eio": 1,
     "eio_and_power": 4,

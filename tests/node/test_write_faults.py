@@ -22,6 +22,8 @@ from node.storage.store import Store, Write
 from p2p.frames import FrameKind
 from tests.node.site import Running, Site
 
+pytestmark = pytest.mark.slow
+
 LIFE_WRITES = 13
 """Genesis, incarnation, what it missed, then three a block (proposal, prepared, block) and those of a view change."""
 BLOCKS_PER_LIFE = 4
