@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.keys import PrivateKey
 from consensus.ledger.proof import Proof, ReceiptClaim, StateClaim
 from consensus.ledger.receipt import Receipt
 from consensus.ledger.transaction import EACH, make_call
@@ -179,7 +180,7 @@ async def test_a_name_that_only_the_chain_knows_is_found_in_proven_state(tmp_pat
         node.decide()  # a quiet block seals
         with pytest.raises(LocalError, match="no account is named newcomer"):
             await query_typed(client, "tokens", "balance", ["unit=point", "account=newcomer"])
-        key = CONSORTIUM.vote_keys["node-0"].public
+        key = PrivateKey.from_secret(4242).public
         register = ["name=newcomer", f"public_key=0x{key.compressed.hex()}", "roles:=[]"]
         (await call_typed(client, signer("bank-a"), "membership", "register_account", register)).check()
         node.decide()  # a quiet block seals
