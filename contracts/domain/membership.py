@@ -1,18 +1,17 @@
 """Who belongs to the consortium: organisations, their nodes and accounts, and the validator set.
 
-All organisations agree on the genesis document, and with it on the roles that each organisation holds.
-From then on every organisation keeps its own accounts: an account with the role ``admin`` registers,
-suspends and resumes accounts of its own organisation and of no other, and gives them roles out of those
-that the organisation or the admin itself holds. So no admin can make more of an account than the
-members agreed to. An account's address is made from its first key and never changes; its name is unique
-on the chain; it is never removed, only suspended, so that whatever names it keeps its meaning.
+All organisations agree on the genesis document, and with it on the roles that each of them holds. From then on every
+organisation keeps its own accounts: an *admin*, an account with the role ``admin`` in an organisation that is not
+suspended, registers, suspends and resumes accounts of its own organisation and of no other, and gives them roles out
+of those that the organisation or the admin itself holds. So no admin can make more of an account than the members
+agreed to. An account's address is made from its first key and never changes; its name is unique on the chain; it is
+never removed, only suspended, so that whatever names it keeps its meaning.
 
 **Nodes.** A node is admitted as an *observer*: it may connect and follows. An admin of its organisation seats
 it with a proof that it holds its vote key and has caught up; from the next block on it is a *validator*. What
 concerns others – ``admit_organisation``, ``suspend_organisation``, ``admit_node``, ``remove_node`` – takes
-effect when a quorum of the organisations that hold a validator have approved the identical proposal; approvals
-are counted when one is given, by the seats of that moment. What concerns a node's own organisation alone –
-``seat_node``, ``replace_key``, ``revoke_certificate`` – its admin does.
+effect when a quorum of the organisations that hold a validator have approved the identical proposal; approvals are
+counted when one is given, by the seats of that moment. What concerns a node's own organisation alone its admin does.
 
 **Invariants**: the set holds exactly the nodes with status validator, 1 to 100 of them; no vote key ever has
 two nodes or two lives; a removed node comes back only with a new key and by approval.
@@ -104,7 +103,12 @@ class ProposalRecord(TypedDict):
 
 
 class Membership(Contract):
-    """Organisations, nodes and accounts of the consortium, and who of them votes."""
+    """Organisations, nodes and accounts of the consortium, and who of them votes.
+
+    Whoever calls as an admin holds the role ``admin``, else it is ``not_allowed``, in an organisation that is active,
+    else ``organisation_suspended``. Who approves is an admin of an organisation that holds a validator; the call
+    returns how the proposal stands and fails with ``too_many_proposals`` where it stands behind 16 open ones.
+    """
 
     name = "membership"
     version = 1
@@ -113,11 +117,10 @@ class Membership(Contract):
     def register_account(
         self, context: Context, name: AccountName, public_key: PublicKeyBytes, roles: Roles | None = None
     ) -> bytes:
-        """Register an account of the caller's organisation; return its address, 20 bytes.
+        """Register an account of the calling admin's organisation; return its address, 20 bytes.
 
-        The caller needs the role ``admin``. ``public_key`` is a compressed P-256 key, 33 bytes. Each of ``roles``
-        must be one that the caller or its organisation holds.
-        Fails with ``not_allowed``, ``role_not_allowed``, ``bad_key``, ``name_taken`` or ``account_exists``.
+        ``public_key`` is a compressed P-256 key, 33 bytes. The caller or its organisation holds each of ``roles``.
+        Fails with ``role_not_allowed``, ``bad_key``, ``key_used``, ``name_taken`` or ``account_exists``.
         """
         admin = _admin(context)
         return _register(context, admin, name, public_key, _granted_roles(context, admin, roles or []))
@@ -134,9 +137,9 @@ class Membership(Contract):
 
     @method
     def suspend_account(self, context: Context, account: AccountAddress) -> None:
-        """Keep an account of the caller's organisation from sending transactions; what it holds stays its own.
+        """Keep an account of the calling admin's organisation from sending transactions; what it holds stays its own.
 
-        The caller needs the role ``admin``, and cannot suspend itself, so that an organisation keeps an admin.
+        An admin cannot suspend itself, so that an organisation keeps one.
         Fails with ``not_allowed`` or ``unknown_account``.
         """
         context.require(account != context.caller, "not_allowed", "an admin cannot suspend itself")
@@ -144,9 +147,9 @@ class Membership(Contract):
 
     @method
     def resume_account(self, context: Context, account: AccountAddress) -> None:
-        """Let a suspended account of the caller's organisation send transactions again.
+        """Let a suspended account of the calling admin's organisation send transactions again.
 
-        The caller needs the role ``admin``. Fails with ``not_allowed`` or ``unknown_account``.
+        Fails with ``not_allowed`` or ``unknown_account``.
         """
         _set_status(context, account, ACTIVE)
 
@@ -157,7 +160,7 @@ class Membership(Contract):
         """Replace the key that signs for the caller, or, by an admin, for an account of its organisation.
 
         The address stays. ``new_public_key`` is a compressed P-256 key, 33 bytes; it counts from the next block on.
-        Fails with ``bad_key``, ``not_allowed`` or ``unknown_account``.
+        Fails with ``bad_key``, ``key_used``, ``not_allowed`` or ``unknown_account``.
         """
         context.address_of(new_public_key)
         _refuse_vote_key(context, new_public_key)
@@ -181,26 +184,19 @@ class Membership(Contract):
         root_certificate: CertificateText,
         admin_key: PublicKeyBytes,
     ) -> Approval:
-        """Approve that an organisation joins, or that a suspended one comes back; return how the proposal stands.
+        """Approve that an organisation joins, or that a suspended one comes back.
 
-        The caller needs the role ``admin`` in an organisation that holds a validator. ``root_certificate`` is the
-        PEM of its TLS root; ``admin_key`` (compressed P-256, 33 bytes) becomes the key of its account of the same
-        name, with the role ``admin``. One that comes back needs a new root and a new key.
-        Fails with ``not_allowed``, ``organisation_exists``, ``name_taken``, ``account_exists``, ``key_used``,
-        ``bad_key`` or ``too_many_proposals``.
+        ``root_certificate`` is the PEM of its TLS root; ``admin_key`` (compressed P-256, 33 bytes) becomes the key of
+        its account of the same name, with the role ``admin``. One that comes back needs a new root and a new key.
+        Fails with ``organisation_exists``, ``name_taken``, ``account_exists``, ``key_used`` or ``bad_key``.
         """
         old = context.state.get(f"organisation/{organisation}")
         _check_new_organisation(context, organisation, old, root_certificate, admin_key)
-        arguments = {
-            "adminKey": admin_key,
-            "organisation": organisation,
-            "roles": [*roles],
-            "rootCertificate": root_certificate,
-        }
-        approval = _approve(context, "admit_organisation", arguments)
+        whom = {"organisation": organisation, "adminKey": admin_key}
+        what = {"roles": [*roles], "rootCertificate": root_certificate}
+        approval = _approve(context, "admit_organisation", {**whom, **what})
         if approval["done"]:
-            record = {"roles": [*roles], "rootCertificate": root_certificate, "status": ACTIVE}
-            context.state.put(f"organisation/{organisation}", record)
+            context.state.put(f"organisation/{organisation}", _new_organisation(roles, root_certificate))
             _install_admin(context, organisation, admin_key)
             context.emit("organisation_admitted", organisation=organisation)
         return approval
@@ -209,9 +205,8 @@ class Membership(Contract):
     def suspend_organisation(self, context: Context, organisation: AccountName) -> Approval:
         """Approve that an organisation is shut out: its validators are removed, its nodes may not connect.
 
-        Its admins change nothing here any more; accounts and what they hold stay. Otherwise as ``remove_node``.
-        Fails with ``not_allowed``, ``unknown_organisation``, ``organisation_suspended``, ``last_validator`` or
-        ``too_many_proposals``.
+        Its admins change nothing here any more, and its approvals are withdrawn; accounts and what they hold stay.
+        Fails with ``unknown_organisation``, ``organisation_suspended`` or ``last_validator``.
         """
         record = _active_organisation(context, organisation)
         staying = [item for item in _validators(context) if item.organisation != organisation]
@@ -222,6 +217,8 @@ class Membership(Contract):
                 if validator.organisation == organisation:
                     _put_node(context, validator.name, _node(context, validator.name), status=REMOVED)
             _put_validators(context, staying)
+            for proposal in context.state.get(f"approved/{organisation}") or []:
+                _withdraw(context, organisation, proposal)
             context.state.put(f"organisation/{organisation}", {**record, "status": SUSPENDED})
             context.emit("organisation_suspended", organisation=organisation)
         return approval
@@ -235,12 +232,11 @@ class Membership(Contract):
         vote_key: PublicKeyBytes,
         address: PeerAddress = "",
     ) -> Approval:
-        """Approve that a node joins as an observer, or that a removed one comes back; return how the proposal stands.
+        """Approve that a node joins as an observer, or that a removed one comes back.
 
-        The caller needs the role ``admin`` in an organisation that holds a validator. ``vote_key`` (compressed
-        P-256, 33 bytes) must never have been used; ``address`` is where others reach it, HOST:PORT or empty.
-        Fails with ``not_allowed``, ``unknown_organisation``, ``organisation_suspended``, ``node_exists``,
-        ``key_used``, ``bad_key`` or ``too_many_proposals``.
+        ``vote_key`` (compressed P-256, 33 bytes) must never have been used; ``address`` is where others reach it,
+        HOST:PORT or empty.
+        Fails with ``unknown_organisation``, ``organisation_suspended``, ``node_exists``, ``key_used`` or ``bad_key``.
         """
         _active_organisation(context, organisation)
         old: NodeRecord | None = context.state.get(f"node/{node}")
@@ -251,10 +247,7 @@ class Membership(Contract):
         approval = _approve(context, "admit_node", arguments)
         if approval["done"]:
             revoked = [] if old is None else old["revoked"]
-            record = NodeRecord(
-                organisation=organisation, voteKey=vote_key, status=OBSERVER, address=address, revoked=revoked
-            )
-            context.state.put(f"node/{node}", record)
+            context.state.put(f"node/{node}", _new_node(organisation, vote_key, OBSERVER, address, revoked))
             context.state.put(f"vote-key/{vote_key.hex()}", node)
             context.emit("node_admitted", node=node, organisation=organisation, voteKey=vote_key)
         return approval
@@ -263,9 +256,7 @@ class Membership(Contract):
     def remove_node(self, context: Context, node: NodeName) -> Approval:
         """Approve that a node leaves: it votes no more from the next block on and may not connect.
 
-        The caller needs the role ``admin`` in an organisation that holds a validator.
-        Fails with ``not_allowed``, ``unknown_node``, ``node_state`` where it was removed before,
-        ``last_validator`` or ``too_many_proposals``.
+        Fails with ``unknown_node``, ``node_state`` where it was removed before, or ``last_validator``.
         """
         record = _node(context, node)
         context.require(record["status"] != REMOVED, "node_state", "the node was removed before")
@@ -281,30 +272,22 @@ class Membership(Contract):
 
     @method
     def withdraw_approval(self, context: Context, proposal: HashBytes) -> None:
-        """Take back the approval that the caller's organisation gave to an open proposal (its hash, 32 bytes).
+        """Take back the approval that the calling admin's organisation gave to an open proposal (its hash, 32 bytes).
 
-        The caller needs the role ``admin``. Fails with ``not_allowed`` or ``unknown_proposal``.
+        Fails with ``unknown_proposal``.
         """
         organisation = _admin(context).organisation
-        record: ProposalRecord | None = context.state.get(f"approval/{proposal.hex()}")
-        if record is None or organisation not in record["approvals"]:
-            raise Revert("unknown_proposal", "the organisation stands behind no such open proposal")
-        record["approvals"].remove(organisation)
-        if record["approvals"]:
-            context.state.put(f"approval/{proposal.hex()}", record)
-        else:
-            context.state.delete(f"approval/{proposal.hex()}")
-        _leave(context, organisation, proposal)
+        _withdraw(context, organisation, proposal)
         context.emit("approval_withdrawn", proposal=proposal, organisation=organisation)
 
     @method
     def seat_node(self, context: Context, node: NodeName, height: BlockNumber, proof: SignatureBytes) -> None:
-        """Let an observer vote from the next block on.
+        """Let an observer of the calling admin's organisation vote from the next block on.
 
-        The caller is an admin of the node's organisation. ``proof`` is the signature of ``seat_payload(node, vote
-        key, height)`` by the node's vote key, ``height`` a block it has reached, at most 1,000 blocks ago.
-        Fails with ``not_allowed``, ``organisation_suspended``, ``unknown_node``, ``node_state``, ``bad_proof``,
-        ``height_out_of_range`` or ``too_many_validators``.
+        ``proof`` is the signature of ``seat_payload(node, vote key, height)`` by the node's vote key, ``height`` a
+        block it has reached, at most 1,000 blocks ago.
+        Fails with ``not_allowed``, ``unknown_node``, ``node_state``, ``bad_proof``, ``height_out_of_range`` or
+        ``too_many_validators``.
         """
         record = _own_node(context, node)
         context.require(record["status"] == OBSERVER, "node_state", f"the node is {record['status']}")
@@ -321,10 +304,9 @@ class Membership(Contract):
     ) -> None:
         """Give a node a vote key never used before (compressed P-256, 33 bytes), from the next block on.
 
-        The caller is an admin of its organisation; the node keeps its seat. ``proof`` and ``height`` as in
-        ``seat_node``, by the new key.
-        Fails with ``not_allowed``, ``organisation_suspended``, ``unknown_node``, ``node_state``, ``key_used``,
-        ``bad_key``, ``bad_proof``, ``height_out_of_range`` or ``too_many_key_changes``: 8 in 10,000 blocks.
+        The node, of the calling admin's organisation, keeps its seat. ``proof`` and ``height`` as in ``seat_node``,
+        by the new key. Fails with ``not_allowed``, ``unknown_node``, ``node_state``, ``key_used``, ``bad_key``,
+        ``bad_proof``, ``height_out_of_range`` or ``too_many_key_changes``: 8 in 10,000 blocks.
         """
         record = _own_node(context, node)
         context.require(record["status"] != REMOVED, "node_state", "the node was removed")
@@ -342,8 +324,8 @@ class Membership(Contract):
     def revoke_certificate(self, context: Context, node: NodeName, fingerprint: HashBytes) -> None:
         """Let nobody connect with a TLS certificate of a node any more; ``fingerprint`` is its SHA-256, 32 bytes.
 
-        The caller is an admin of its organisation. Once more changes nothing.
-        Fails with ``not_allowed``, ``organisation_suspended``, ``unknown_node`` or ``too_many_revoked``.
+        The node is of the calling admin's organisation. Once more changes nothing.
+        Fails with ``not_allowed``, ``unknown_node`` or ``too_many_revoked``.
         """
         record = _own_node(context, node)
         if fingerprint in record["revoked"]:
@@ -366,10 +348,8 @@ class Membership(Contract):
     @query
     def accounts(self, context: Context, start: str = "", limit: PageSize = 100) -> list[Value]:
         """Return up to ``limit`` accounts whose names are ``start`` or come after it, in order; as ``account``."""
-        page: list[Value] = []
-        for _, address in context.state.scan(NAME_PREFIX, NAME_PREFIX + start, limit):
-            page.append(self.account(context, address))
-        return page
+        entries = context.state.scan(NAME_PREFIX, NAME_PREFIX + start, limit)
+        return [self.account(context, address) for _, address in entries]
 
     @query
     def organisation(self, context: Context, organisation: Name) -> dict[str, Value]:
@@ -431,6 +411,10 @@ def _organisation(context: Context, organisation: str) -> dict[str, Any]:
     return record
 
 
+def _new_organisation(roles: list[str], root_certificate: str) -> dict[str, Any]:
+    return {"roles": [*roles], "rootCertificate": root_certificate, "status": ACTIVE}
+
+
 def _active_organisation(context: Context, organisation: str) -> dict[str, Any]:
     record = _organisation(context, organisation)
     context.require(record["status"] == ACTIVE, "organisation_suspended")
@@ -438,10 +422,11 @@ def _active_organisation(context: Context, organisation: str) -> dict[str, Any]:
 
 
 def _admin(context: Context) -> AccountRecord:
-    """Return the caller's record, if it is an admin's."""
+    """Return the caller's record, if it is an admin's whose organisation is active."""
     record = context.account(context.caller)
     if record is None or ADMIN_ROLE not in record.roles:
         raise Revert("not_allowed", "needs the role admin")
+    _active_organisation(context, record.organisation)
     return record
 
 
@@ -457,13 +442,12 @@ def _kept_account(context: Context, account: bytes) -> AccountRecord:
 
 def _granted_roles(context: Context, admin: AccountRecord, roles: list[str]) -> list[str]:
     """Return the roles in order, each once, if the admin may give them all."""
-    held = [*admin.roles, *_active_organisation(context, admin.organisation)["roles"]]
-    granted: list[str] = []
+    held = [*admin.roles, *_organisation(context, admin.organisation)["roles"]]
+    granted: dict[str, bool] = {}
     for role in sorted(roles):
         context.require(role in held, "role_not_allowed", f"neither the admin nor its organisation holds {role}")
-        if role not in granted:
-            granted.append(role)
-    return granted
+        granted[role] = True
+    return [*granted]
 
 
 def _register(context: Context, admin: AccountRecord, name: str, public_key: bytes, roles: list[str]) -> bytes:
@@ -502,8 +486,11 @@ def _own_node(context: Context, node: str) -> NodeRecord:
     admin = _admin(context)
     record = _node(context, node)
     context.require(record["organisation"] == admin.organisation, "not_allowed", "a node of another organisation")
-    _active_organisation(context, admin.organisation)
     return record
+
+
+def _new_node(organisation: str, vote_key: bytes, status: str, address: str, revoked: list[bytes]) -> dict[str, Any]:
+    return {"organisation": organisation, "voteKey": vote_key, "status": status, "address": address, "revoked": revoked}
 
 
 def _put_node(context: Context, node: str, record: NodeRecord, *, status: str) -> None:
@@ -607,10 +594,22 @@ def _approve(context: Context, kind: str, arguments: dict[str, Any]) -> Approval
             _leave(context, item, proposal)
     else:
         context.state.put(key, ProposalRecord(method=kind, arguments=arguments, approvals=approvals))
-    context.emit(
-        "approved", proposal=proposal, method=kind, organisation=organisation, approvals=counted, needed=needed
-    )
-    return {"proposal": proposal, "approvals": counted, "needed": needed, "done": counted >= needed}
+    standing: Approval = {"proposal": proposal, "approvals": counted, "needed": needed}
+    context.emit("approved", method=kind, organisation=organisation, **standing)
+    return {**standing, "done": counted >= needed}
+
+
+def _withdraw(context: Context, organisation: str, proposal: bytes) -> None:
+    key = f"approval/{proposal.hex()}"
+    record: ProposalRecord | None = context.state.get(key)
+    if record is None or organisation not in record["approvals"]:
+        raise Revert("unknown_proposal", "the organisation stands behind no such open proposal")
+    record["approvals"].remove(organisation)
+    if record["approvals"]:
+        context.state.put(key, record)
+    else:
+        context.state.delete(key)
+    _leave(context, organisation, proposal)
 
 
 def _leave(context: Context, organisation: str, proposal: bytes) -> None:
@@ -630,24 +629,14 @@ def genesis_records(genesis: Genesis) -> dict[str, Value]:
     """
     records: dict[str, Value] = {"validators": genesis.validator_set().encode()}
     for organisation in genesis.organisations:
-        roles: list[Value] = [*organisation.roles]
-        records[f"organisation/{organisation.name}"] = {
-            "roles": roles,
-            "rootCertificate": organisation.root_certificate,
-            "status": ACTIVE,
-        }
+        record = _new_organisation(organisation.roles, organisation.root_certificate)
+        records[f"organisation/{organisation.name}"] = record
     for node in genesis.validators:
-        records[f"node/{node.name}"] = {
-            "organisation": node.organisation,
-            "voteKey": bytes.fromhex(node.vote_key),
-            "status": VALIDATOR,
-            "address": "",
-            "revoked": [],
-        }
+        records[f"node/{node.name}"] = _new_node(node.organisation, bytes.fromhex(node.vote_key), VALIDATOR, "", [])
         records[f"vote-key/{node.vote_key}"] = node.name
     for account in genesis.accounts:
         public_key = bytes.fromhex(account.public_key)
-        record = AccountRecord(account.name, account.organisation, public_key, account.roles, ACTIVE)
-        records[ACCOUNT_PREFIX + account.address.hex()] = record.value()
+        registered = AccountRecord(account.name, account.organisation, public_key, account.roles, ACTIVE)
+        records[ACCOUNT_PREFIX + account.address.hex()] = registered.value()
         records[NAME_PREFIX + account.name] = account.address
     return records

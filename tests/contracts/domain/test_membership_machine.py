@@ -69,8 +69,7 @@ class MembershipMachine(RuleBasedStateMachine):
         """Reasons why an admin may not act for a node alone."""
         if node not in self.nodes:
             return ["unknown_node"]
-        reasons = [] if self.nodes[node].organisation == organisation else ["not_allowed"]
-        return reasons + ([] if self.organisations[organisation].is_active else ["organisation_suspended"])
+        return [] if self.nodes[node].organisation == organisation else ["not_allowed"]
 
     def used_key(self, number: int) -> list[str]:
         return ["key_used"] if number in self.used or number in self.first_keys.values() else []
@@ -78,6 +77,8 @@ class MembershipMachine(RuleBasedStateMachine):
     def act(self, reasons: list[str], admin: str, method: str, /, **arguments: Any) -> Any:
         """Call; return the value, or None when it was refused for one of the reasons foretold."""
         before = self.door.records()
+        if not self.organisations[admin].is_active:
+            reasons = ["organisation_suspended", *reasons]
         receipt = self.door.chain.call(admin, "membership", method, **arguments)
         if reasons:
             assert receipt.code in reasons, f"{method}: {receipt.code!r} is none of {reasons}"
@@ -172,6 +173,8 @@ class MembershipMachine(RuleBasedStateMachine):
                 reasons.append("last_validator")
             if self.approve(reasons, organisation, "suspend_organisation", organisation=other):
                 self.organisations[other].is_active = False
+                left = {proposal: [item for item in said if item != other] for proposal, said in self.said.items()}
+                self.said = {proposal: said for proposal, said in left.items() if said}
                 for node in self.nodes.values():
                     if node.organisation == other and node.status == "validator":
                         node.status = "removed"

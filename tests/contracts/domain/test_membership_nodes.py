@@ -374,6 +374,27 @@ def test_suspend_an_organisation_and_take_it_back(four: Consortium) -> None:
     assert four.validators() == ["node-0", "node-1", "node-2", "third"]
 
 
+def test_a_suspended_organisation_s_admin_changes_nothing_any_more(four: Consortium) -> None:
+    four.call("org-3", "register_account", name="clerk", public_key=key(300).public.compressed)
+    proposal = four.call("org-3", "admit_node", **admission())["proposal"]
+    four.approve(["org-0", "org-1", "org-2"], "suspend_organisation", organisation="org-3")
+    clerk = key(300).public.address
+    for method in ("suspend_account", "resume_account"):
+        four.fails("organisation_suspended", "org-3", method, account=clerk)
+    stolen = key(301).public.compressed
+    four.fails("organisation_suspended", "org-3", "rotate_key", account=clerk, new_public_key=stolen)
+    four.fails("organisation_suspended", "org-3", "withdraw_approval", proposal=proposal)
+    four.call("org-3", "rotate_key", new_public_key=stolen)
+
+
+def test_an_organisation_that_comes_back_stands_behind_nothing_it_approved_before(four: Consortium) -> None:
+    four.call("org-3", "admit_node", **admission())
+    four.call("org-0", "remove_node", node="node-1")
+    four.call("org-3", "remove_node", node="node-1")
+    four.approve(["org-0", "org-1", "org-2"], "suspend_organisation", organisation="org-3")
+    assert [item["approvals"] for item in four.query("proposals")] == [["org-0"]]
+
+
 def test_an_organisation_does_not_come_back_with_a_key_its_admin_had(four: Consortium) -> None:
     rotated = key(600)
     four.call("org-3", "rotate_key", new_public_key=rotated.public.compressed)
