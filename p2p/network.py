@@ -163,12 +163,15 @@ class Network:
             self._dial_all()
             log.info("listening", host=config.host, port=port)
             task_status.started(port)
-            await self._stopping.wait()
-            for session in self._sessions.values():
-                session.finish("shutting_down")
-            with trio.move_on_after(config.limits.close_ms_max / 1000):
-                while self._sessions:
-                    await self._changed.wait()
+            try:
+                await self._stopping.wait()
+                for session in self._sessions.values():
+                    session.finish("shutting_down")
+                with trio.move_on_after(config.limits.close_ms_max / 1000):
+                    while self._sessions:
+                        await self._changed.wait()
+            finally:
+                self._nursery = None  # a block that becomes final meanwhile may still name new members
             nursery.cancel_scope.cancel()
 
     def stop(self) -> None:

@@ -41,6 +41,18 @@ async def test_a_new_root_counts_from_the_next_handshake_on(certificates: Certif
             await inbox.until(lambda: b.connected() == (A,))
 
 
+async def test_members_may_change_after_the_network_has_ended(certificates: Certificates) -> None:
+    """The block that was being written at SIGTERM is final, and told, when its write has ended."""
+    for is_cancelled in (False, True):
+        a = make_network(certificates, "a", Inbox())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(a.run)
+            if is_cancelled:
+                nursery.cancel_scope.cancel()
+            a.stop()
+        a.members_changed(certificates.trust, {B: (HOST, free_port())})
+
+
 async def test_a_root_that_counts_no_longer_keeps_its_nodes_out(certificates: Certificates) -> None:
     b = make_network(certificates, "b", Inbox())
     async with running(b) as [port]:
