@@ -25,6 +25,7 @@ from node.config import NodeConfig
 from node.members import REMOVED, VALIDATOR, MemberNode
 from node.network import local
 from node.network.keys import load_vote_key, next_vote_key
+from p2p.tls import Trust
 
 STEP_MS_MAX = 60_000
 """How long a node may take to catch up, and to vote once it has its seat, unless somebody says otherwise."""
@@ -110,7 +111,7 @@ def decode_request(data: bytes, chain_id: ChainId) -> JoinRequest:
     """Return the request in a file: the object alone, or what a command said of it under ``--json``.
 
     Raises:
-        LocalError: ``bad_request``, ``wrong_chain``.
+        LocalError: ``bad_request``, ``wrong_chain``; ``bad_certificate_file`` for a root that no node would trust.
     """
     if len(data) > REQUEST_BYTES_MAX:
         raise LocalError("bad_request", f"a request has at most {REQUEST_BYTES_MAX} bytes")
@@ -122,6 +123,8 @@ def decode_request(data: bytes, chain_id: ChainId) -> JoinRequest:
         raise LocalError("bad_request", str(error)) from None
     if request.chain_id != chain_id.hex():
         raise LocalError("wrong_chain", "the request is for a chain with another genesis")
+    if request.root_certificate:
+        Trust.of([(request.organisation, request.root_certificate)])
     return request
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from consensus.ledger.errors import LocalError
@@ -99,6 +100,17 @@ def test_a_request_says_what_the_contract_takes(network: LocalNetwork) -> None:
     request = request_of(grown, grown.node("bank-e"))
     assert request.node_arguments()["address"] == f"127.0.0.1:{BASE + 4}"
     assert str(request.organisation_arguments()["root_certificate"]).startswith("-----BEGIN CERTIFICATE-----")
+
+
+def test_a_request_with_anothers_root_is_refused_before_anyone_approves(network: LocalNetwork) -> None:
+    grown = add_home(network, "bank-e", add_organisation(network, "bank-e"), 4)
+    request = request_of(grown, grown.node("bank-e"))
+    chain_id = network.genesis.chain_id()
+    assert decode_request(msgspec.json.encode(request), chain_id) == request
+    root = network.genesis.organisations[0].root_certificate
+    with pytest.raises(LocalError, match="its subject names") as refusal:
+        decode_request(msgspec.json.encode(msgspec.structs.replace(request, root_certificate=root)), chain_id)
+    assert refusal.value.code == "bad_certificate_file"
 
 
 @pytest.mark.parametrize(
