@@ -69,13 +69,8 @@ NewAccounts = Annotated[dict[AccountName, PublicKeyBytes], msgspec.Meta(min_leng
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=100)]
 NodeName = AccountName
 PeerAddress = Annotated[str, msgspec.Meta(pattern=r"^(|[A-Za-z0-9.:\[\]-]{1,253}:[1-9][0-9]{0,4})\Z")]
-CertificateText = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]{1,8000}\n-----END CERTIFICATE-----\n\Z",
-        max_length=8_192,
-    ),
-]
+_PEM_PATTERN = r"^-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]{1,8000}\n-----END CERTIFICATE-----\n\Z"
+CertificateText = Annotated[str, msgspec.Meta(pattern=_PEM_PATTERN, max_length=8_192)]
 SignatureBytes = Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 HashBytes = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 BlockNumber = Annotated[int, msgspec.Meta(ge=0)]
@@ -164,11 +159,8 @@ class Membership(Contract):
         """
         context.address_of(new_public_key)
         _refuse_vote_key(context, new_public_key)
-        address = context.caller
-        record = context.account(address)
-        if account is not None and account != context.caller:
-            address = account
-            record = _kept_account(context, account)
+        address = context.caller if account is None else account
+        record = context.account(address) if address == context.caller else _kept_account(context, address)
         if record is None:
             raise Revert("unknown_account")
         rotated = AccountRecord(record.name, record.organisation, new_public_key, record.roles, record.status)
@@ -210,12 +202,12 @@ class Membership(Contract):
         """
         record = _active_organisation(context, organisation)
         staying = [item for item in _validators(context) if item.organisation != organisation]
+        leaving = [item.name for item in _validators(context) if item.organisation == organisation]
         context.require(staying, "last_validator", "no other organisation holds a validator")
         approval = _approve(context, "suspend_organisation", {"organisation": organisation})
         if approval["done"]:
-            for validator in _validators(context):
-                if validator.organisation == organisation:
-                    _put_node(context, validator.name, _node(context, validator.name), status=REMOVED)
+            for name in leaving:
+                context.state.put(f"node/{name}", {**_node(context, name), "status": REMOVED})
             _put_validators(context, staying)
             for proposal in context.state.get(f"approved/{organisation}") or []:
                 _withdraw(context, organisation, proposal)
@@ -266,13 +258,13 @@ class Membership(Contract):
         if approval["done"]:
             if record["status"] == VALIDATOR:
                 _put_validators(context, staying)
-            _put_node(context, node, record, status=REMOVED)
+            context.state.put(f"node/{node}", {**record, "status": REMOVED})
             context.emit("node_removed", node=node)
         return approval
 
     @method
     def withdraw_approval(self, context: Context, proposal: HashBytes) -> None:
-        """Take back the approval that the calling admin's organisation gave to an open proposal (its hash, 32 bytes).
+        """Take back an approval of the calling admin's organisation; ``proposal`` is the hash of an open one, 32 bytes.
 
         Fails with ``unknown_proposal``.
         """
@@ -295,7 +287,7 @@ class Membership(Contract):
         validators = _validators(context)
         context.require(len(validators) < VALIDATORS_MAX, "too_many_validators", f"at most {VALIDATORS_MAX} vote")
         _put_validators(context, [*validators, Validator(node, record["organisation"], record["voteKey"])])
-        _put_node(context, node, record, status=VALIDATOR)
+        context.state.put(f"node/{node}", {**record, "status": VALIDATOR})
         context.emit("node_seated", node=node, voteKey=record["voteKey"])
 
     @method
@@ -336,10 +328,7 @@ class Membership(Contract):
 
     @query
     def account(self, context: Context, account: AccountAddress) -> dict[str, Value]:
-        """Return an account's {account, name, organisation, publicKey, roles, status}.
-
-        Fails with ``unknown_account``.
-        """
+        """Return {account, name, organisation, publicKey, roles, status}, or fail with ``unknown_account``."""
         record = context.account(account)
         if record is None:
             raise Revert("unknown_account")
@@ -353,26 +342,18 @@ class Membership(Contract):
 
     @query
     def organisation(self, context: Context, organisation: Name) -> dict[str, Value]:
-        """Return an organisation's {organisation, roles, rootCertificate (PEM), status}.
-
-        Fails with ``unknown_organisation``.
-        """
+        """Return {organisation, roles, rootCertificate (PEM), status}, or fail with ``unknown_organisation``."""
         return {**_organisation(context, organisation), "organisation": organisation}
 
     @query
     def organisations(self, context: Context, start: str = "", limit: PageSize = 100) -> list[Value]:
         """Return up to ``limit`` organisations whose names are ``start`` or come after it; as ``organisation``."""
-        return [
-            {**record, "organisation": key[13:]}
-            for key, record in context.state.scan("organisation/", f"organisation/{start}", limit)
-        ]
+        entries = context.state.scan("organisation/", f"organisation/{start}", limit)
+        return [{**record, "organisation": key[13:]} for key, record in entries]
 
     @query
     def node(self, context: Context, node: NodeName) -> dict[str, Value]:
-        """Return a node's {node, organisation, voteKey (33 bytes), status, address, revoked}.
-
-        Fails with ``unknown_node``.
-        """
+        """Return {node, organisation, voteKey (33 bytes), status, address, revoked}, or fail with ``unknown_node``."""
         return _node_map(node, _node(context, node))
 
     @query
@@ -398,10 +379,8 @@ class Membership(Contract):
     @query
     def validators(self, context: Context) -> list[Value]:
         """Return who votes on the next block, as {node, organisation, voteKey (33 bytes)}, in order of their names."""
-        return [
-            {"node": validator.name, "organisation": validator.organisation, "voteKey": validator.vote_key}
-            for validator in _validators(context)
-        ]
+        voters = _validators(context)
+        return [{"node": item.name, "organisation": item.organisation, "voteKey": item.vote_key} for item in voters]
 
 
 def _organisation(context: Context, organisation: str) -> dict[str, Any]:
@@ -489,12 +468,8 @@ def _own_node(context: Context, node: str) -> NodeRecord:
     return record
 
 
-def _new_node(organisation: str, vote_key: bytes, status: str, address: str, revoked: list[bytes]) -> dict[str, Any]:
-    return {"organisation": organisation, "voteKey": vote_key, "status": status, "address": address, "revoked": revoked}
-
-
-def _put_node(context: Context, node: str, record: NodeRecord, *, status: str) -> None:
-    context.state.put(f"node/{node}", {**record, "status": status})
+def _new_node(organisation: str, vote_key: bytes, status: str, address: str, revoked: list[bytes]) -> NodeRecord:
+    return NodeRecord(organisation=organisation, voteKey=vote_key, status=status, address=address, revoked=revoked)
 
 
 def _validators(context: Context) -> list[Validator]:

@@ -1,18 +1,17 @@
 """Reward rights (权益): pre-allocated when an order is created, granted when it completes, revoked or taken back.
 
-A *server* is the account of a business server: it opens campaigns, and only it acts on the orders and
-users it made. Users and orders are named by their server with random or keyed pseudonyms; the same name
-at another server is another user. A user's rights of all campaigns of one server are one balance.
+A *server* is the account of a business server: it opens campaigns, and only it acts on the orders and users it made.
+Users and orders are named by their server with random or keyed pseudonyms; the same name at another server is another
+user. A user's rights of all campaigns of one server are one balance.
 
-**An order** goes NONE → PREALLOCATED → GRANTED | REVOKED, in whole or by amount: it is PREALLOCATED while
-anything is reserved; after that GRANTED if anything was granted, else REVOKED. ``create`` reserves a share
-of the campaign's quota, ``complete`` grants it to the user, ``cancel`` revokes what is still reserved and
-claws back (追回) what was granted, ``refund`` claws back alone. A claw-back takes what the user has
-available; the shortfall becomes the user's debt, paid out of what is granted or returned to it later.
+**An order** goes NONE → PREALLOCATED → GRANTED | REVOKED, in whole or by amount: it is PREALLOCATED while anything is
+reserved; after that GRANTED if anything was granted, else REVOKED. ``create`` reserves a share of the campaign's quota,
+``complete`` grants it to the user, ``cancel`` revokes what is still reserved and claws back (追回) what was granted,
+``refund`` claws back alone. A claw-back takes what the user has available; the shortfall becomes the user's debt, paid
+out of what is granted or returned to it later.
 
-**Idempotency**: an event is known by (server, order or redemption, type, event). Once more with equal
-arguments it returns the first result and changes nothing; with others it reverts with ``event_conflict``. An
-order or a redemption takes at most 64 events (``too_many_events``).
+**Idempotency**: an event is known by (server, order or redemption, type, event). Once more with equal arguments it
+returns the first result, with others it reverts with ``event_conflict``. An order or a redemption takes at most 64.
 
 **Invariants**, to the unit; nothing is ever negative:
 
