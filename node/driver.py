@@ -201,7 +201,7 @@ class Driver:
                     await self._step(work)
             case Tick():
                 await self._step(item)
-                if self._postponed is not None and not self._catch_up.is_running:
+                if self._postponed is not None and not self._catch_up.holds_back:
                     postponed, self._postponed = self._postponed, None
                     for answer in await self._execute(postponed):
                         await self._step(answer)
@@ -315,7 +315,7 @@ class Driver:
             case Propose():
                 # The engine may still be at a height that catch-up has just finished; ``Advanced`` is on its way.
                 if effect.parent == self.chain.head.hash:
-                    if not self._catch_up.is_running:
+                    if not self._catch_up.holds_back:
                         return [self._propose(effect)]
                     self._postponed = effect
             case Validate(block, first_seen):

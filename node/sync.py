@@ -29,6 +29,8 @@ CHUNK_BYTES_MAX = BLOCK_BYTES_MAX + 256 * 1024
 ANSWER_TIMEOUT_S = 3.0
 SLOW_SHARE = 0.3
 """An answer that took longer than this share of the time-out lets the next peer have its turn."""
+HOLD_S = 1.0
+"""How long a search that brings no block keeps this node from proposing: what began it may be a lie (SPEC P24)."""
 SERVE_INTERVAL_S = 0.05
 """Time between two answers to one peer; committing a full chunk takes longer than that."""
 
@@ -138,6 +140,8 @@ class CatchUp:
         self._failures: dict[NodeName, int] = {}
         """How often in a row a peer was of no use; who never failed is asked first."""
         self._wanted = trio.Event()
+        self._moved_s = 0.0
+        """When the search began, or brought its last block."""
         self._number = 0
         self._question: _Question | None = None
 
@@ -147,6 +151,11 @@ class CatchUp:
         return self._target_height > self._height
 
     @property
+    def holds_back(self) -> bool:
+        """Whether a proposal had better wait, because blocks that make it void are likely to come."""
+        return self.is_running and trio.current_time() - self._moved_s < HOLD_S
+
+    @property
     def target_height(self) -> int:
         """The height that the newest certificate names."""
         return self._target_height
@@ -154,6 +163,8 @@ class CatchUp:
     def want(self, height: int, source: NodeName) -> None:
         """Catch up to a certified height, asking first the peer that showed the certificate."""
         if height > self._target_height:
+            if not self.is_running:
+                self._moved_s = trio.current_time()
             self._target_height, self._source = height, source
         if self.is_running:
             self._wanted.set()
@@ -214,6 +225,7 @@ class CatchUp:
         for item in question.blocks:
             if not await self._deliver(peer, item):
                 break
+            self._moved_s = trio.current_time()
         if self._height > before:
             self._failures.pop(peer, None)
         else:

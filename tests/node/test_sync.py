@@ -167,6 +167,35 @@ async def test_r60_a_target_beyond_what_anyone_has_is_given_up_until_the_next_ce
     await peers.reach(12)
 
 
+async def test_a_made_up_height_and_mute_peers_keep_nobody_from_proposing_for_long(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    peers = Peers(nursery)
+    peers.behaviours = {NodeName(f"mute-{number}"): stalls for number in range(10)}
+    nursery.start_soon(peers.catch_up.run)
+    assert not peers.catch_up.holds_back
+    peers.catch_up.want(2**60, NodeName("mute-0"))
+    assert peers.catch_up.holds_back
+    await pass_time(sync.HOLD_S / 2)
+    peers.catch_up.want(2**61, NodeName("mute-1"))
+    await pass_time(sync.HOLD_S / 2)
+    assert peers.catch_up.is_running
+    assert not peers.catch_up.holds_back
+
+
+async def test_blocks_that_come_keep_a_node_from_proposing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    peers = Peers(nursery)
+    peers.behaviours = {GOOD: drips}
+    peers.delays_s = {GOOD: 0.6}
+    nursery.start_soon(peers.catch_up.run)
+    peers.catch_up.want(10, GOOD)
+    while peers.height < 9:
+        await pass_time(0.1)
+        assert peers.catch_up.holds_back
+    await peers.reach(10)
+    assert not peers.catch_up.holds_back
+
+
 async def test_answers_of_peers_that_were_not_asked_do_not_count(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

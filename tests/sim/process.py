@@ -61,7 +61,7 @@ from node.program import NOT_VOTING
 from node.shares import InboxShares, Ticket
 from node.storage import layout
 from node.storage.store import Write
-from node.sync import SLOW_SHARE, FinalBlock, SyncRequest, SyncResponse, request_codec, response_codec
+from node.sync import HOLD_S, SLOW_SHARE, FinalBlock, SyncRequest, SyncResponse, request_codec, response_codec
 from node.vote_log import open_log_beside
 from p2p.frames import FrameKind
 from tests.sim.disk import Disk, KeyFile
@@ -182,7 +182,7 @@ class Process:
                     yield from self._step(work)
             case Tick():
                 yield from self._step(item)
-                if self._postponed is not None and not self.sync.is_running:
+                if self._postponed is not None and not self.sync.holds_back:
                     postponed, self._postponed = self._postponed, None
                     for answer in (yield from self._execute(postponed)):
                         yield from self._step(answer)
@@ -228,7 +228,7 @@ class Process:
                     self._around.send_message(peer, message)
             case Propose():
                 if effect.parent == self.chain.head.hash:
-                    if not self.sync.is_running:
+                    if not self.sync.holds_back:
                         return [self._propose(effect)]
                     self._postponed = effect
             case Validate(block, first_seen):
@@ -388,15 +388,23 @@ class Fetcher:
         self._blocks: deque[FinalBlock] = deque()
         self._is_delivering = False
         self._is_slow = False
+        self._moved_ms = 0
 
     @property
     def is_running(self) -> bool:
         """Whether a certificate names a height above ours."""
         return self._target_height > self._height
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether a proposal had better wait."""
+        return self.is_running and self._around.monotonic_ms() - self._moved_ms < 1_000 * HOLD_S
+
     def want(self, height: int, source: NodeName) -> None:
         """Catch up to a certified height, asking first the peer that showed the certificate."""
         if height > self._target_height:
+            if not self.is_running:
+                self._moved_ms = self._around.monotonic_ms()
             self._target_height, self._source = height, source
         self._ask()
 
@@ -424,7 +432,9 @@ class Fetcher:
     def delivered(self, *, holds: bool) -> None:
         """Go on with the next block, or leave the peer whose block does not hold or follow."""
         self._is_delivering = False
-        if not holds:
+        if holds:
+            self._moved_ms = self._around.monotonic_ms()
+        else:
             self._blocks.clear()
         self._deliver()
 
