@@ -602,7 +602,7 @@ def genesis_records(genesis: Genesis) -> dict[str, Value]:
 
     Accounts of the document have the roles it gives them: all members agreed on it.
     """
-    records: dict[str, Value] = {"validators": genesis.validator_set().encode()}
+    records: dict[str, Any] = {"validators": genesis.validator_set().encode()}
     for organisation in genesis.organisations:
         record = _new_organisation(organisation.roles, organisation.root_certificate)
         records[f"organisation/{organisation.name}"] = record
