@@ -82,6 +82,9 @@ def check_results_untrusted(header: Header, response: bytes, peer: NodeName) -> 
     receipts = layout.receipts_codec.decode_untrusted(answer.receipts)
     pairs: list[tuple[bytes, bytes | None]] = layout.writes_codec.decode_untrusted(answer.writes).pairs
     writes = dict(pairs)
+    # The roots say nothing of how many receipts each transaction has; none has none.
+    if 0 in receipts.counts or sum(receipts.counts) != len(receipts.receipts):
+        raise PeerError("bad_proof", "these are not as many receipts as they say")
     if receipts_root(receipts.receipts) != header.receipts_root or writes_root(writes) != header.writes_root:
         raise PeerError("bad_proof", "these are not the results that the block commits to")
     return Results(peer, receipts, writes)

@@ -401,12 +401,15 @@ def wipe_data(network: LocalNetwork) -> None:
     under a new key. The genesis document counts again: its validators belong and vote with their first keys.
     """
     first_keys = {node.name: bytes.fromhex(node.vote_key) for node in network.genesis.validators}
-    for node in (*network.nodes, *network.removed):
+    nodes = (*network.nodes, *network.removed)
+    for node in nodes:
+        _remove(node.data)
+        node.data.mkdir(mode=0o700)
+    # Not before all data are gone: where this breaks off, a wiped node must not vote beside one that is not.
+    for node in nodes:
         if node.name in first_keys:
             restore_vote_key(node.folder / "keys", first_keys[node.name])
             mark_removed(network, node.name, is_removed=False)
-        _remove(node.data)
-        node.data.mkdir(mode=0o700)
         _remove(node.folder / "keys" / INCARNATION_FILE)
     for data in sorted((network.folder / "services").glob("*/data")):
         _remove(data)

@@ -19,7 +19,16 @@ from contracts.runtime.loader import load_contract
 from contracts.runtime.registry import DOMAIN_FOLDER
 from node.chain import Chain, ResultMismatch
 from node.divergence import Divergence, compare, replay, write_bundle
-from node.results import _Request, _request_codec, check_results_untrusted, serve_results_untrusted
+from node.results import (
+    _Request,
+    _request_codec,
+    _Response,
+    _response_codec,
+    check_results_untrusted,
+    serve_results_untrusted,
+)
+from node.storage import layout
+from node.storage.layout import Receipts
 from node.storage.leveldb import LevelStore
 from node.storage.store import Store
 from tests.node.site import Running, Site
@@ -167,6 +176,10 @@ def told(store: Store, height: int) -> bytes:
     return serve_results_untrusted(_request_codec.encode(_Request(height)), store)
 
 
+def writes_of(pair: Pair) -> bytes:
+    return pair.store.get(layout.at_height(layout.WRITES, 1)) or b""
+
+
 def test_results_of_a_peer_are_proven_by_the_header(pair: Pair) -> None:
     answer = told(pair.store, 1)
     results = check_results_untrusted(pair.block.header, answer, PEER)
@@ -176,6 +189,12 @@ def test_results_of_a_peer_are_proven_by_the_header(pair: Pair) -> None:
     with pytest.raises(PeerError) as foreign:
         check_results_untrusted(msgspec.structs.replace(pair.block.header, writes_root=bytes(32)), answer, PEER)
     assert foreign.value.code == "bad_proof"
+    for counts in ([1, 1, 0], [1, 2], [1], [2**62]):
+        miscounted = Receipts(results.receipts.receipts, counts)
+        response = _Response(1, layout.receipts_codec.encode(miscounted), writes_of(pair))
+        with pytest.raises(PeerError) as refused:
+            check_results_untrusted(pair.block.header, _response_codec.encode(response), PEER)
+        assert refused.value.code == "bad_proof"
     for broken in (b"", answer[:-1], b"\xc1" + answer):
         with pytest.raises(PeerError):
             check_results_untrusted(pair.block.header, broken, PEER)

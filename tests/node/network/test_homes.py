@@ -10,6 +10,7 @@ from consensus.ledger.genesis import decode_genesis_untrusted
 from consensus.ledger.keys import PrivateKey
 from contracts.runtime.registry import Registry
 from node.config import load_config
+from node.network import homes
 from node.network.genesis import activations_of, default_plan
 from node.network.homes import init_network, is_network, load_network, wipe_data
 from node.vote_log import INCARNATION_FILE
@@ -140,3 +141,19 @@ def test_wiping_takes_the_data_and_nothing_else(network):
     wipe_data(network)
     assert {path: path.read_bytes() for path in network.folder.rglob("*") if path.is_file()} == before
     assert all(node.data.is_dir() for node in network.nodes)
+
+
+def test_r49_wiping_that_breaks_off_lets_no_wiped_node_vote(network, monkeypatch):
+    for node in network.nodes:
+        (node.folder / "keys" / INCARNATION_FILE).write_bytes(b"says that the key has voted")
+    last, remove = network.nodes[-1].data, homes._remove
+
+    def breaks_off(path):
+        if path == last:
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(homes, "_remove", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        wipe_data(network)
+    assert all((node.folder / "keys" / INCARNATION_FILE).exists() for node in network.nodes)
