@@ -31,7 +31,7 @@ _ABSENCES = frozenset({"not_voting", "slow_primary", "not_let_in", "behind"})
 _WAYS_OUT = {
     "disk_failed": "make room on its disk, or replace the disk and hansa node rejoin {name}; then hansa network up",
     "disk_full": "make room on its disk, then hansa network up",
-    "corrupted": "hansa chain verify --home HOME says what is damaged; hansa node rejoin {name} fetches all anew",
+    "corrupted": "hansa node rejoin {name} fetches all anew; hansa chain verify --home HOME says what is damaged",
     "contract_code_missing": "install the version of Hansa whose contracts the chain has activated, then start it",
     "contract_refused": "install the version of Hansa whose contracts the chain has activated, then start it",
     "diverged": "its log folder holds the bundle: which transaction, key and values; compare its code with the others'",
@@ -39,6 +39,8 @@ _WAYS_OUT = {
     "vote_log_corrupt": "hansa node rejoin {name}",
     "vote_log_ahead": "hansa node rejoin {name}",
     "port_in_use": "end the program that holds its port",
+    "bad_config": "mend the file that it names; where it is lost, hansa node rejoin {name} makes all that is missing",
+    "never_started": "hansa network up starts it; where its home is lost, hansa node rejoin {name} makes it anew",
     "crashed": "a bug: its log holds the traceback",
 }
 """What to do about a node that has ended, by the code of its last words."""

@@ -41,6 +41,7 @@ from node.network.members import (
     take_seat,
     wait_votes,
 )
+from node.network.restore import restore_home
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
 NEW_ROLES = ["member"]
@@ -102,6 +103,7 @@ async def add(
         homes.add_organisation(network, organisation)
         network = homes.load_network(network.folder)
     network = _prepare_home(network, name, organisation, tell)
+    await restore_home(network, name, tell)
     home = network.node(name)
     config = load_config(home.folder)
     if record is not None and record.status == VALIDATOR and await _is_voting(config):

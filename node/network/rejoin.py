@@ -1,7 +1,8 @@
 """Giving a node whose data are lost, old or damaged a vote again: set aside, new vote key, catch up, ``replace_key``.
 
 A vote key whose log is lost must never vote again (:mod:`node.vote_log`), so the node gets a new one. Nothing is
-deleted: data go to ``data.aside-N``, the key and its incarnation to files beside their successors. Every step
+deleted: data go to ``data.aside-N``, the key and its incarnation to files beside their successors. A home that is
+lost itself is made anew first. Every step
 looks first at what is there and what the chain says, so a rejoin that was interrupted is simply run again.
 """
 
@@ -23,6 +24,7 @@ from node.network.homes import LocalNetwork
 from node.network.joining import own_admin
 from node.network.keys import ASIDE_MAX, load_vote_key, renew_vote_key
 from node.network.members import STEP_MS_MAX, MembershipChain, Tell, find_node, quiet, take_seat
+from node.network.restore import restore_home
 from node.storage.check import check_files
 from node.storage.leveldb import LevelStore
 
@@ -149,12 +151,13 @@ async def rejoin(
             and the start raise, ``not_caught_up``, ``not_voting``, or what the chain refuses with.
     """
     home = network.node(name)
-    config = load_config(home.folder)
     admin = own_admin(network, home.organisation)
     record = await find_node(chain, name)
     if record is None or record.status == REMOVED:
         raise LocalError("node_state", f"{name} is no member: hansa member add {name} admits it anew")
-    # A key that the chain does not name is from a rejoin that was interrupted, or from an old copy of the home.
+    await restore_home(network, name, tell)
+    config = load_config(home.folder)
+    # A key that the chain does not name is of a rejoin that was interrupted, a home made anew, or an old copy of one.
     goes_on = load_vote_key(config.keys).public.compressed != record.vote_key
     for attempt in range(_ATTEMPTS):
         if attempt or not goes_on:

@@ -105,6 +105,13 @@ async def test_a_damaged_database_is_found_named_and_replaced(tmp_path: Path) ->
             assert f"hansa node rejoin {home.name}" in json.loads(status)["attention"][0]
             await _hansa("node", "rejoin", home.name, "--network", str(network.folder))
             await same_block(network, timeout_s=60)
+            await local.kill(network, home.name)
+            shutil.rmtree(home.folder)
+            diagnosis = await _hansa("consensus", "doctor", "--network", str(network.folder), "--json", expects=1)
+            [stopped] = [item for item in json.loads(diagnosis)["findings"] if item["code"] == "node_stopped"]
+            assert f"hansa node rejoin {home.name}" in stopped["advice"]
+            await _hansa("node", "rejoin", home.name, "--network", str(network.folder))
+            await same_block(network, timeout_s=60)
         for node in network.nodes:
             assert await not_held(network, node.name, load.acknowledged) == []
         await _hansa("network", "status", "--network", str(network.folder), "--json")

@@ -1,0 +1,55 @@
+"""Making the home of a node of a local network anew, where files are lost that no node runs without.
+
+Its organisation's root and the network file are still there, so the node gets new keys and its old ports; the chain
+learns the new vote key as it does of every node that rejoins (:mod:`node.network.rejoin`).
+"""
+
+from consensus.ledger.errors import LocalError
+from node.config import CONFIG_FILE
+from node.network import homes, local
+from node.network.homes import GENESIS_FILE, LocalNetwork
+from node.network.keys import ASIDE_MAX, CERTIFICATE_FILE, TLS_KEY_FILE, VOTE_KEY_FILE
+from node.network.members import Tell
+
+_NEEDED = (
+    CONFIG_FILE,
+    GENESIS_FILE,
+    f"keys/{VOTE_KEY_FILE}",
+    f"keys/{TLS_KEY_FILE}",
+    f"keys/{CERTIFICATE_FILE}",
+)
+
+
+async def restore_home(network: LocalNetwork, name: str, tell: Tell) -> None:
+    """Make a node's home anew with new keys if a file that it needs is lost; what is left goes to ``NAME.aside-N``.
+
+    Raises:
+        LocalError: ``unknown_node``; ``unknown_organisation`` when its root is not here; ``file_error``.
+    """
+    home = network.node(name)
+    lost = [item for item in _NEEDED if not (home.folder / item).is_file()]
+    if not lost:
+        return
+    authority = homes.load_authority(network, home.organisation)
+    await local.stop(network, [name])
+    if home.folder.exists():
+        _set_aside(home)
+    tell(f"{name}: {lost[0]} is lost; its home is made anew, with new keys")
+    homes.make_home(
+        home.folder,
+        name,
+        authority,
+        p2p=home.p2p,
+        rpc=home.rpc,
+        peers={other.name: other.p2p for other in network.nodes if other.name != name},
+        document=network.genesis_path.read_bytes(),
+    )
+
+
+def _set_aside(home: homes.NodeHome) -> None:
+    for number in range(1, ASIDE_MAX + 1):
+        aside = home.folder.with_name(f"{home.name}.aside-{number}")
+        if not aside.exists():
+            home.folder.rename(aside)
+            return
+    raise LocalError("file_error", f"{home.folder.parent}: {ASIDE_MAX} older homes stand there")
