@@ -167,6 +167,8 @@ def _own(facts: Facts) -> list[Finding]:
             advice = f"start it with the key that the chain names; hansa node rejoin {node} makes a new one"
         case Standing.OBSERVING:
             why, advice = "is admitted as an observer and has no seat", f"hansa member add {node} seats it"
+        case Standing.OUTSIDE if facts.connected and _goal(facts) >= facts.status.height + BEHIND_BLOCKS_MIN:
+            return []  # whoever catches up passes heights at which it was no member yet
         case Standing.OUTSIDE:
             message = f"{node} is no member at height {facts.status.height}: it was removed, or is not admitted yet"
             return [Finding("warning", "no_validator", message, about=node, advice=f"hansa member add {node}")]
@@ -291,14 +293,18 @@ def _behind(facts: Facts, roll: Roll) -> list[Finding]:
         for name, peer in sorted(status.peers.items())
         if name not in roll.away and _is_behind(facts, name)
     ]
-    ahead = [peer.height for peer in status.peers.values() if peer.height >= status.height + BEHIND_BLOCKS_MIN]
-    goal = max([facts.certified_height + 1, *ahead])
-    if ahead or goal >= status.height + BEHIND_BLOCKS_MIN:
+    goal = _goal(facts)
+    if goal >= status.height + BEHIND_BLOCKS_MIN:
         message = (
             f"{facts.node} works on height {status.height}, others on {goal}: {goal - status.height} blocks to catch up"
         )
         findings.append(Finding("warning", "we_are_behind", message, about=facts.node, advice=itself))
     return findings
+
+
+def _goal(facts: Facts) -> int:
+    """Return the height that others work on, as far as this node knows."""
+    return max([facts.certified_height + 1, *(peer.height for peer in facts.status.peers.values())])
 
 
 def _is_behind(facts: Facts, name: NodeName) -> bool:

@@ -163,6 +163,13 @@ def test_a_node_that_is_no_member_says_so() -> None:
     assert finding.advice == "hansa member add guest seats it"
 
 
+def test_a_node_that_catches_up_is_not_told_to_be_admitted_again() -> None:
+    links = [link(name, "connected") for name in NAMES]
+    status = replace(HEALTHY, is_validator=False)
+    outside = facts(status, node=NodeName("guest"), standing=Standing.OUTSIDE, peers=links, certified_height=99)
+    assert [item.code for item in diagnose(outside)] == ["we_are_behind"]
+
+
 @pytest.mark.parametrize(
     ("standing", "why", "advice"),
     [
