@@ -101,8 +101,10 @@ def remove(name: str, folder: Path | None, output: Output) -> None:
     from node.network import joining
 
     network = _on_network(folder, name, lambda chain, made: joining.remove(chain, made, name, tell=output.progress))
-    data = {"node": name, "home": str(network.folder / "nodes" / name)}
-    output.show(data, lambda console: panel(console, f"{name} has left", data))
+    homes = {item.name: str(item.folder) for item in network.removed if item.folder.exists()}
+    data = {"node": name, "home": homes.get(name)}
+    fields = {key: value for key, value in data.items() if value is not None}
+    output.show(data, lambda console: panel(console, f"{name} has left", fields))
 
 
 @member.command("replace-key")

@@ -98,6 +98,7 @@ class JoinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
         """
         if not (self.root_certificate and HEX_KEY.fullmatch(self.admin_key)):
             message = f"the chain does not know {self.organisation}: the request needs its root and its admin's key"
+            message += " (hansa member request --root FILE --admin NAME)"
             raise LocalError("bad_request", message)
         return {
             "organisation": self.organisation,
@@ -302,7 +303,8 @@ async def wait_caught_up(
     where = (
         f"it stands at block {own}" if own is not None else f"nothing answers at {config.rpc.host}:{config.rpc.port}"
     )
-    raise LocalError("not_caught_up", f"{config.name} has not reached block {target} in {timeout_ms} ms: {where}")
+    message = f"{config.name} has not reached block {target} in {timeout_ms} ms: {where}; the same command goes on"
+    raise LocalError("not_caught_up", message)
 
 
 async def wait_votes(
