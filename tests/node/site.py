@@ -97,6 +97,11 @@ class Site:
                 with trio.move_on_after(LOOK_AGAIN_S):
                     await self._changed.wait()
 
+    @property
+    def height(self) -> int:
+        """The highest head; a node may be behind it by the block of which the test has just heard."""
+        return max(item.height for item in self.running.values())
+
     async def reach(self, height: int, *names: str) -> None:
         """Wait until these nodes, or all, have this height."""
         nodes = [self.running[name] for name in names or self.running]

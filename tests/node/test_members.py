@@ -1,5 +1,6 @@
 """Who belongs, as the chain says: real nodes over real TLS follow it while they run."""
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from consensus.ledger.keys import PrivateKey
 from contracts.runtime.state import MemoryState
 from node.members import Members
 from node.network.ca import Authority, to_pem, utc_now
+from node.program import Node
 from node.rpc.doctor import diagnose
 from node.shares import MESSAGE_OVERHEAD_BYTES, OBSERVER_BYTES_MAX, PEER_BYTES_MAX, InboxShares, Ticket
 from node.votes import Standing
@@ -33,10 +35,15 @@ def sessions(site: Consortium, *names: str) -> dict[tuple[str, str], int]:
     }
 
 
+def leave_dialling_to_the_smaller(node: Node) -> None:
+    """Keep a slow start from dialling twice: one session of the pair would give way to the other later."""
+    node.network._config = replace(node.network._config, second_dial_ms=600_000)
+
+
 async def work(site: Consortium, at: str, count: int, *, first: int) -> None:
     """Have so many transactions of bank-a become final on every node, one after the other."""
     for number in range(first, first + count):
-        height = site.running[at].height
+        height = site.height
         site.submit(at, site.sign("bank-a", define(f"u{number}"), sequence=number))
         await site.reach(height + 1)
 
@@ -46,37 +53,37 @@ async def test_a_new_organisations_node_joins_and_votes_while_nobody_restarts(
 ) -> None:
     site = Consortium(tmp_path, nursery)
     old = site.names
-    await site.start()
+    await site.start(prepare=leave_dialling_to_the_smaller)
     before = sessions(site, *old)
-    authority, admin_key = Authority.create("newbank", now=utc_now()), PrivateKey.generate()
-    address = site.newcomer("newbank-1", "newbank", authority)
-    vote_key = site.vote_key("newbank-1")
+    authority, admin_key = Authority.create("yourbank", now=utc_now()), PrivateKey.generate()
+    address = site.newcomer("yourbank-1", "yourbank", authority)
+    vote_key = site.vote_key("yourbank-1")
     await site.agree(
         "admit_organisation",
-        organisation="newbank",
+        organisation="yourbank",
         roles=["member"],
         root_certificate=to_pem(authority.certificate).decode(),
         admin_key=admin_key.public.compressed,
     )
     await site.agree(
         "admit_node",
-        node="newbank-1",
-        organisation="newbank",
+        node="yourbank-1",
+        organisation="yourbank",
         vote_key=vote_key.public.compressed,
         address=address,
     )
-    [newcomer] = await site.start("newbank-1")
+    [newcomer] = await site.start("yourbank-1")
     await work(site, old[0], 2, first=0)
     assert not newcomer.node.driver.engine.status().is_validator
-    assert not any("newbank-1" in signers(site, old[0], height) for height in range(1, newcomer.height + 1))
+    assert not any("yourbank-1" in signers(site, old[0], height) for height in range(1, newcomer.height + 1))
     with capture_logs() as logs:
-        await site.change(admin_key, "seat_node", **site.seat_proof("newbank-1", vote_key, newcomer.height))
+        await site.change(admin_key, "seat_node", **site.seat_proof("yourbank-1", vote_key, newcomer.height))
         await site.until(lambda: newcomer.node.driver.engine.status().is_validator)
     assert Standing.VOTING.value in [entry.get("why") for entry in logs]
     await site.stop(old[1])
-    height = site.running[old[0]].height
-    await work(site, "newbank-1", 2, first=2)  # of five, four are needed
-    assert "newbank-1" in signers(site, old[0], height + 2)
+    height = site.height
+    await work(site, "yourbank-1", 2, first=2)  # of five, four are needed
+    assert "yourbank-1" in signers(site, old[0], height + 2)
     rest = [name for name in old if name != old[1]]
     assert sessions(site, *rest) == {pair: since for pair, since in before.items() if old[1] not in pair}
     await site.stop()
@@ -171,7 +178,7 @@ async def test_a_process_whose_key_was_replaced_stops_voting_at_once_and_says_so
     proof = site.seat_proof(name, key, site.running[name].height)
     with capture_logs() as logs:
         await site.change(name, "replace_key", vote_key=key.public.compressed, **proof)
-        height = site.running[name].height
+        height = site.height
         await work(site, name, 3, first=2)
     assert [entry["why"] for entry in logs if entry["event"] == "standing changed"] == [Standing.OTHER_KEY.value]
     assert findings(site.running[name])["not_voting"] == name
@@ -180,7 +187,7 @@ async def test_a_process_whose_key_was_replaced_stops_voting_at_once_and_says_so
     site.config(name).vote_key.write_bytes(key.to_pem(None))
     await site.start(name)
     await site.stop(others[0])
-    height = site.running[name].height
+    height = site.height
     await work(site, name, 2, first=5)  # three of four are needed
     assert name in signers(site, others[1], height + 2)
     await site.stop()
