@@ -20,7 +20,7 @@ from node.driver import INBOX_EVENTS_MAX
 from node.program import Node
 from node.storage.leveldb import LevelStore
 from node.storage.store import Store, Write
-from node.sync import FinalBlock, SyncResponse, request_codec, response_codec
+from node.sync import CatchUp, FinalBlock, SyncResponse, request_codec, response_codec
 from p2p.frames import FrameKind
 from tests.node.site import Puppet, Site
 
@@ -308,6 +308,22 @@ async def test_the_engine_hears_what_the_pool_holds_now_not_what_it_held_when_as
         await ticked.wait()
     assert [event for event in heard if isinstance(event, Work)] == []
     nursery.cancel_scope.cancel()
+
+
+async def test_r61_a_made_up_height_that_mute_peers_never_deny_does_not_keep_a_node_from_proposing(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never_ends(_: CatchUp) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(CatchUp, "_round", never_ends)
+    site = Site(tmp_path, nursery, validators=1)
+    await site.start()
+    site.running["bank-a"].node.driver._catch_up.want(2**60, NodeName("issuer-c"))
+    site.submit("bank-a", site.sign("bank-a", define("cny")))
+    await site.reach(1)
+    assert site.running["bank-a"].node.driver._catch_up.is_running
+    await site.stop()
 
 
 async def test_r63_one_peer_s_flood_leaves_room_for_the_others(tmp_path: Path, nursery: trio.Nursery) -> None:
