@@ -68,7 +68,7 @@ class Inbox:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def until(self, condition: Callable[[], bool], *, timeout_s: float = 10) -> None:
+    async def until(self, condition: Callable[[], bool], *, timeout_s: float = 30) -> None:
         """Wait until the condition holds; it is asked again after each touch."""
         with trio.fail_after(timeout_s):
             while not condition():

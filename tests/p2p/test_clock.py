@@ -110,7 +110,7 @@ async def test_two_nodes_learn_how_far_their_clocks_are_apart(tmp_path: Path, nu
     def seen(network: Network) -> ClockOffset | None:
         return next((peer.clock for peer in network.peers() if peer.connected), None)
 
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         while seen(slow) is None or seen(fast) is None:
             await trio.lowlevel.checkpoint()
     for network, ahead_ms in ((slow, 14_000), (fast, -14_000)):

@@ -41,7 +41,7 @@ async def running(*networks: Network) -> AsyncIterator[list[int]]:
 
 async def converse(identity: TlsIdentity, trust: Trust, port: int, *data: bytes) -> str:
     """Connect as a client with this identity, send frames after TLS, and return the reason the node says."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         transport = await trio.open_tcp_stream(HOST, port)
         async with trio.SSLStream(transport, client_context(identity, trust), https_compatible=True) as stream:
             decoder = FrameDecoder(payload_bytes_max=FRAME_BYTES_MAX)
@@ -127,7 +127,7 @@ async def test_nodes_that_dial_each_other_settle_on_one_session(certificates):
             while not is_settled():
                 for network in networks.values():
                     network.broadcast(FrameKind.CONSENSUS, b"hello")
-                await trio.sleep(0.01)
+                await trio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize("restarted", ["a", "b"])
@@ -181,7 +181,7 @@ async def test_r70_wrong_certificate_never_makes_a_session(certificates, what):
 async def failed_dial(network: Network) -> str:
     """Run a network until its first dial has failed and return the code."""
     async with running(network):
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not network.peers()[0].last_error:
                 await trio.lowlevel.checkpoint()
         return network.peers()[0].last_error
@@ -239,7 +239,7 @@ async def test_r71_revocation_ends_a_live_session_and_keeps_the_peer_out(certifi
             await inbox_b.until(lambda: b.connected() == ())
             await inbox_a.until(lambda: a.connected() == ())
             assert a.peers()[0].last_error == "not_admitted"
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 while a.peers()[0].last_error != "refused_by_peer":
                     await trio.lowlevel.checkpoint()
 
@@ -254,7 +254,7 @@ async def test_penalised_peer_is_cut_off_for_a_while(certificates):
             refusals = [b.penalise(A, "bad_signature") for _ in range(5)]
             assert (refusals[0], any(refusals)) == (False, True)
             await inbox_b.until(lambda: b.connected() == ())
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 while a.peers()[0].last_error != "refused_by_peer":
                     await trio.lowlevel.checkpoint()
             assert b.connected() == ()
@@ -269,7 +269,7 @@ async def test_strangers_leave_no_memory_behind(certificates):
         async with running(node) as [port], AsyncExitStack() as strangers:
             for _ in range(FAILED_HANDSHAKES_MAX + 100):
                 stranger = await strangers.enter_async_context(await trio.open_tcp_stream(HOST, port))
-            with trio.fail_after(10), suppress(trio.BrokenResourceError):
+            with trio.fail_after(30), suppress(trio.BrokenResourceError):
                 await stranger.receive_some()  # all but the newest have been cut off by now
             streams = sum(type(item) is trio.SSLStream for item in gc.get_objects())
         assert streams < FAILED_HANDSHAKES_MAX
@@ -292,7 +292,7 @@ async def test_r69_500_mute_sockets_keep_nobody_out_and_are_closed(certificates,
         mute = [await strangers.enter_async_context(await trio.open_tcp_stream(HOST, port)) for _ in range(500)]
         await come_and_go()
         mock_clock.jump(0.5)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             for stream in mute:
                 with suppress(trio.BrokenResourceError):
                     assert await stream.receive_some() == b""
@@ -301,14 +301,12 @@ async def test_r69_500_mute_sockets_keep_nobody_out_and_are_closed(certificates,
 
 async def test_oldest_handshake_gives_way_to_a_newer_one(certificates):
     b = make_network(certificates, "b", Inbox(), handshake_ms_max=60_000, handshakes_max=4)
-    async with running(b) as [port]:
-        mute = [await trio.open_tcp_stream(HOST, port) for _ in range(10)]
-        with trio.fail_after(10):
+    async with running(b) as [port], AsyncExitStack() as strangers:
+        mute = [await strangers.enter_async_context(await trio.open_tcp_stream(HOST, port)) for _ in range(10)]
+        with trio.fail_after(30):
             for stream in mute[:6]:
                 with suppress(trio.BrokenResourceError):
                     assert await stream.receive_some() == b""
-        for stream in mute:
-            await stream.aclose()
 
 
 def handshaker(certificates: Certificates, name: str) -> Handshaker:
@@ -358,7 +356,7 @@ async def test_newer_session_of_the_same_dialler_stays(certificates):
 
 async def said_bye(handshake: Handshake) -> str:
     """Read until the node says why it ends the session."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while True:
             while (frame := handshake.decoder.next_untrusted()) is None:
                 handshake.decoder.feed(await handshake.stream.receive_some())
@@ -407,7 +405,7 @@ async def test_garbage_instead_of_tls_closes_the_connection_and_nothing_else(cer
     b = make_network(certificates, "b", inbox_b, handshake_ms_max=500)
     async with running(b) as [port]:
         async with await trio.open_tcp_stream(HOST, port) as stream:
-            with trio.fail_after(10), suppress(trio.BrokenResourceError):
+            with trio.fail_after(30), suppress(trio.BrokenResourceError):
                 await stream.send_all(data)
                 while await stream.receive_some():
                     pass
@@ -428,7 +426,7 @@ async def test_client_without_certificate_or_with_tls_1_2_is_refused(certificate
         for context in (naked, old):
             transport = await trio.open_tcp_stream(HOST, port)
             stream = trio.SSLStream(transport, context, https_compatible=True)
-            with trio.fail_after(10), suppress(trio.BrokenResourceError):
+            with trio.fail_after(30), suppress(trio.BrokenResourceError):
                 assert await stream.receive_some() == b""
             await trio.aclose_forcefully(stream)
         assert b.connected() == ()
