@@ -56,7 +56,10 @@ def member() -> None:
     """Organisations and nodes that join, change their keys and leave, while the network runs.
 
     On a local network, add, remove, replace-key and revoke-certificate do all of it; run again after an
-    interruption, they go on where they were. Between machines: prepare, request, approve, seat.
+    interruption, they go on where they were.
+
+    Between machines, in this order: prepare (a new organisation also needs an admin: hansa key new), request, approve
+    by each of the others until it is done, hansa node run, seat.
     """
 
 
@@ -228,7 +231,13 @@ def prepare(
         document=_read(genesis),
     )
     data = {"node": name, "organisation": owner, "home": str(home), "root": str(ca / f"{owner}.crt")}
-    output.show(data, lambda console: panel(console, f"{name} may ask to join: hansa member request", data))
+    command = f"hansa member request --home {home}"
+    fields = {
+        **data,
+        "next": f"{command} > request.json",
+        "new organisation": f"{command} --root {data['root']} --admin ADMIN --keys DIR > request.json",
+    }
+    output.show(data, lambda console: panel(console, f"{name} may ask to join", fields))
 
 
 @member.command("request")
