@@ -4,6 +4,9 @@ Its organisation's root and the network file are still there, so the node gets n
 learns the new vote key as it does of every node that rejoins (:mod:`node.network.rejoin`).
 """
 
+import shutil
+from pathlib import Path
+
 from consensus.ledger.errors import LocalError
 from node.config import CONFIG_FILE
 from node.network import homes, local
@@ -32,8 +35,7 @@ async def restore_home(network: LocalNetwork, name: str, tell: Tell) -> None:
         return
     authority = homes.load_authority(network, home.organisation)
     await local.stop(network, [name])
-    if home.folder.exists():
-        _set_aside(home)
+    aside = _set_aside(home)
     tell(f"{name}: {lost[0]} is lost; its home is made anew, with new keys")
     homes.make_home(
         home.folder,
@@ -44,12 +46,30 @@ async def restore_home(network: LocalNetwork, name: str, tell: Tell) -> None:
         peers={other.name: other.p2p for other in network.nodes if other.name != name},
         document=network.genesis_path.read_bytes(),
     )
+    if aside is not None:
+        _keep_old_keys(aside / "keys", home.folder / "keys")
 
 
-def _set_aside(home: homes.NodeHome) -> None:
+def _set_aside(home: homes.NodeHome) -> Path | None:
+    """Rename what is left of a home, None when nothing is."""
+    if not home.folder.exists():
+        return None
+    aside = _free(home.folder, "")
+    home.folder.rename(aside)
+    return aside
+
+
+def _keep_old_keys(old: Path, keys: Path) -> None:
+    """Copy old vote keys and certificates beside the new: a reset looks there for the first, a revocation for these."""
+    for kind, suffix in (("vote", ".pem"), ("tls", ".crt")):
+        for path in (*sorted(old.glob(f"{kind}.aside-*{suffix}")), old / f"{kind}{suffix}"):
+            if path.is_file():
+                shutil.copy2(path, _free(keys / kind, suffix))
+
+
+def _free(path: Path, suffix: str) -> Path:
     for number in range(1, ASIDE_MAX + 1):
-        aside = home.folder.with_name(f"{home.name}.aside-{number}")
+        aside = path.with_name(f"{path.name}.aside-{number}{suffix}")
         if not aside.exists():
-            home.folder.rename(aside)
-            return
-    raise LocalError("file_error", f"{home.folder.parent}: {ASIDE_MAX} older homes stand there")
+            return aside
+    raise LocalError("file_error", f"{path.parent}: {ASIDE_MAX} older ones of {path.name} stand there")

@@ -7,7 +7,7 @@ import pytest
 
 from node.config import load_config
 from node.network.genesis import activations_of, default_plan
-from node.network.homes import LocalNetwork, init_network
+from node.network.homes import LocalNetwork, init_network, wipe_data
 from node.network.keys import load_vote_key
 from node.network.restore import restore_home
 from tests.contracts.domain.support import shared_registry
@@ -50,3 +50,16 @@ async def test_a_second_loss_keeps_what_the_first_one_left(network: LocalNetwork
         (network.node(NAME).folder / "keys" / "vote.pem").unlink()
         await restore_home(network, NAME, lambda _: None)
         assert network.node(NAME).folder.with_name(f"{NAME}.aside-{number}").is_dir()
+
+
+async def test_a_reset_finds_the_first_key_of_a_home_made_anew(network: LocalNetwork) -> None:
+    keys = network.node(NAME).folder / "keys"
+    first = load_vote_key(keys).public
+    for _ in range(2):
+        certificate = (keys / "tls.crt").read_bytes()
+        (network.node(NAME).folder / "node.toml").unlink()
+        await restore_home(network, NAME, lambda _: None)
+        assert load_vote_key(keys).public != first
+        assert certificate in [path.read_bytes() for path in keys.glob("tls.aside-*.crt")]
+    wipe_data(network)
+    assert load_vote_key(keys).public == first
