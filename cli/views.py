@@ -164,14 +164,15 @@ def explanation(console: "Console", data: Answer) -> None:
 
 def diagnosis(console: "Console", data: Answer) -> None:
     """Draw what the doctor found: each finding with its code and whom it is about, what it is, and the way out."""
-    asked = ", ".join(name for name, answered in data["nodes"].items() if answered) or "the processes alone"
+    names = [name for name, answered in data["nodes"].items() if answered]
+    asked = ", ".join(names) or "the processes alone"
     found: dict[str, object] = {}
     for item in data["findings"]:
         said = item["message"] if item["node"] in (None, item["about"]) else f"{item['node']} says: {item['message']}"
         name = " ".join(filter(None, (item["code"], item["about"])))
         before = f"{found[name]}\n" if name in found else ""
         found[name] = f"{before}{said}" + (f"\n→ {item['advice']}" if item["advice"] else "")
-    panel(console, f"As {asked} see it", found, good=data["healthy"])
+    panel(console, f"As {asked} {'sees' if len(names) == 1 else 'see'} it", found, good=data["healthy"])
 
 
 def contract(console: "Console", data: Answer) -> None:
