@@ -208,6 +208,7 @@ class Membership(Contract):
         if approval["done"]:
             for name in leaving:
                 context.state.put(f"node/{name}", {**_node(context, name), "status": REMOVED})
+                _close(context, context.hash("remove_node", {"node": name}))
             _put_validators(context, staying)
             for proposal in context.state.get(f"approved/{organisation}") or []:
                 _withdraw(context, organisation, proposal)
@@ -563,15 +564,22 @@ def _approve(context: Context, kind: str, arguments: dict[str, Any]) -> Approval
         approvals.append(organisation)
     counted = len([item for item in approvals if item in seated])
     needed = quorum_of(len(seated))
+    context.state.put(key, ProposalRecord(method=kind, arguments=arguments, approvals=approvals))
     if counted >= needed:
-        context.state.delete(key)
-        for item in approvals:
-            _leave(context, item, proposal)
-    else:
-        context.state.put(key, ProposalRecord(method=kind, arguments=arguments, approvals=approvals))
+        _close(context, proposal)
     standing: Approval = {"proposal": proposal, "approvals": counted, "needed": needed}
     context.emit("approved", method=kind, organisation=organisation, **standing)
     return {**standing, "done": counted >= needed}
+
+
+def _close(context: Context, proposal: bytes) -> None:
+    """Forget an open proposal and who stands behind it: it has taken effect, or has become void."""
+    key = f"approval/{proposal.hex()}"
+    record: ProposalRecord | None = context.state.get(key)
+    if record is not None:
+        context.state.delete(key)
+        for item in record["approvals"]:
+            _leave(context, item, proposal)
 
 
 def _withdraw(context: Context, organisation: str, proposal: bytes) -> None:

@@ -175,9 +175,10 @@ class MembershipMachine(RuleBasedStateMachine):
                 self.organisations[other].is_active = False
                 left = {proposal: [item for item in said if item != other] for proposal, said in self.said.items()}
                 self.said = {proposal: said for proposal, said in left.items() if said}
-                for node in self.nodes.values():
+                for name, node in self.nodes.items():
                     if node.organisation == other and node.status == "validator":
                         node.status = "removed"
+                        self.said.pop(("remove_node", str(("node", name))), None)
 
     @rule(who=admins, other=admins, number=st.integers(0, 30), root_number=st.integers(0, 30), fair=fair)
     def admit_organisation(self, who: str, other: str, number: int, root_number: int, fair: bool) -> None:

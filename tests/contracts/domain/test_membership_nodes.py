@@ -395,6 +395,12 @@ def test_an_organisation_that_comes_back_stands_behind_nothing_it_approved_befor
     assert [item["approvals"] for item in four.query("proposals")] == [["org-0"]]
 
 
+def test_a_node_that_left_with_its_organisation_is_not_half_removed_again_when_it_is_back(four: Consortium) -> None:
+    four.call("org-0", "remove_node", node="node-3")
+    four.approve(["org-0", "org-1", "org-2"], "suspend_organisation", organisation="org-3")
+    assert four.query("proposals") == []
+
+
 def test_an_organisation_does_not_come_back_with_a_key_its_admin_had(four: Consortium) -> None:
     rotated = key(600)
     four.call("org-3", "rotate_key", new_public_key=rotated.public.compressed)
