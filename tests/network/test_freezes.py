@@ -28,8 +28,9 @@ from tests.network.support import (
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 WITHOUT_QUORUM_MS = 4_000
-HEALING_S = 16
-REPLACED_MS_MAX = 8_000
+HEALING_S = 60
+REPLACED_MS_MAX = 30_000
+"""Bounds for a slow machine under load; ``tests/sim/test_liveness.py`` holds the tight ones, in simulated time."""
 """For a machine under load; ``python -m tests.network.silent_primary`` measures it on a quiet one."""
 
 
@@ -101,7 +102,7 @@ async def _two_frozen(network: LocalNetwork) -> None:
 async def _is_found_out(network: LocalNetwork, frozen: str, *, asked: str) -> bool:
     """Wait until the doctor of a node says that the frozen one does not vote; tell if it was still connected."""
     async with client_of(network, asked) as client:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while True:
                 diagnosis = await client.request("consensus_doctor", {}, Diagnosis)
                 if any(item.code == "not_voting" and frozen in item.message for item in diagnosis.findings):

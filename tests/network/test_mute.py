@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 MUTE, AGAIN = 500, 100
 """Strangers that come once, and that come again whenever they are cut off."""
-CUT_OFF_S = 15
+CUT_OFF_S = 45
 """A handshake may take 5 s; the rest is for a machine under load."""
 GROWTH_BYTES_MAX = 50 * 1024 * 1024
 HALF_A_HELLO = bytes.fromhex("16030100c8010000")
@@ -30,14 +30,14 @@ async def test_r69_five_hundred_mute_handshakes_are_cut_off_and_the_network_goes
                 await nursery.start(Load(network, f"mute-{number}", load.acknowledged).run)
             await more_acknowledged(load, 20)
             before_bytes = _resident_bytes(local.node_process(target).pid())
-            with trio.fail_after(60):
+            with trio.fail_after(150):
                 async with trio.open_nursery() as strangers:
                     for number in range(AGAIN):
                         strangers.start_soon(_be_mute_again, target.p2p.host, target.p2p.port, number % 2 == 0)
                     await more_acknowledged(load, 20)
                     await local.kill(network, peer.name)  # who comes back has to get through among them
                     await local.start(network, [peer.name])
-                    await same_block(network, timeout_s=30)
+                    await same_block(network, timeout_s=60)
                     strangers.cancel_scope.cancel()
                 async with trio.open_nursery() as strangers:
                     for number in range(MUTE):
