@@ -59,7 +59,7 @@ def call(
     Example: hansa tx call tokens define unit=point decimals=0 --as bank-a
     """
     from services.client.calls import call_typed, outcome_json
-    from services.client.errors import Unreachable
+    from services.client.errors import Refused, Unreachable
     from services.client.times import utc_text
 
     signer = place.signer(name, keys, passphrase_file)
@@ -84,12 +84,14 @@ def call(
                 timeout_ms=1_000 * timeout_s,
                 on_signed=on_signed,
             )
-        except Unreachable as error:
-            if not signed:
+        except (Unreachable, Refused) as error:
+            if not signed or (isinstance(error, Refused) and error.code != "expired"):
                 raise
+            where = f"hansa tx explain {signed[-1]} says where it is, hansa consensus doctor whether enough nodes vote"
+            if isinstance(error, Refused):
+                raise Refused(error.code, f"{error.message}; {where}") from None
             again = "--once KEY makes a call safe to repeat" if once is None else "the same command may be run again"
-            message = f"{error.message}; hansa tx explain {signed[-1]} says where it is; {again}"
-            raise Unreachable(message, code="outcome_unknown") from None
+            raise Unreachable(f"{error.message}; {where}; {again}", code="outcome_unknown") from None
         return outcome_json(outcome)
 
     data = place.ask(submit)

@@ -55,13 +55,15 @@ _batch_codec: RecordCodec[_Batch] = RecordCodec(_Batch, bytes_max=BATCH_BYTES_MA
 class Answer:
     """What the pool says to one submitted transaction.
 
-    ``code`` is empty when it waits now, or waited or was final already; ``height`` is set when it is final.
+    ``code`` is empty when it waits now, or waited or was final already; ``height`` is set when it is final, and
+    ``valid_until_ms`` when it could be read and is refused.
     """
 
     transaction_id: Hash | None
     code: str = ""
     message: str = ""
     height: int | None = None
+    valid_until_ms: int | None = None
 
 
 class Intake:
@@ -99,14 +101,14 @@ class Intake:
     def _refusal(self, raw: bytes, error: PeerError) -> Answer:
         """Answer a refusal; one that is final already is none (the same id again gives the same receipt)."""
         try:
-            transaction_id = self._chain.verifier.decode_untrusted(raw).id
+            transaction = self._chain.verifier.decode_untrusted(raw)
         except PeerError:
             return Answer(None, error.code, error.message)
         self._chain.verifier.forget(raw)
-        location = self._chain.reader.locate(transaction_id)
+        location = self._chain.reader.locate(transaction.id)
         if location is not None:
-            return Answer(transaction_id, height=location.height)
-        return Answer(transaction_id, error.code, error.message)
+            return Answer(transaction.id, height=location.height)
+        return Answer(transaction.id, error.code, error.message, valid_until_ms=transaction.body.valid_until_ms)
 
     async def receive_untrusted(self, payload: bytes) -> None:
         """Take transactions that a peer hands on; they are not handed on again.

@@ -117,8 +117,17 @@ def explain_gone(gone: Gone) -> Explanation:
     return Explanation("refused", gone.code, why, advice=advice)
 
 
-def explain_refusal(refusal: Answer) -> Explanation:
-    """Explain a transaction that this node has refused lately."""
+def explain_refusal(refusal: Answer, *, wall_ms: int, head_time_ms: int) -> Explanation:
+    """Explain a transaction that this node has refused lately; once its validity is over, no advice can save it."""
+    ends_ms = refusal.valid_until_ms
+    if ends_ms is not None and wall_ms > ends_ms:
+        # The time of blocks counts: one that was proposed in time, elsewhere, may still be under way.
+        unless = "" if head_time_ms > ends_ms else ", unless a block under way at another node holds it already"
+        message = (
+            f"this node refused it with {refusal.code}, and it was valid until {time_text(ends_ms)}:"
+            f" it can never become final{unless}"
+        )
+        return Explanation("expired", "expired", message, advice=_ADVICE["expired"])
     return Explanation("refused", refusal.code, refusal.message, advice=_ADVICE.get(refusal.code, ""))
 
 

@@ -233,7 +233,10 @@ class NodeBackend:
         if gone is not None:
             return explain_gone(gone)
         refusal = self._refusals.get(transaction_id)
-        return UNKNOWN if refusal is None else explain_refusal(refusal)
+        if refusal is None:
+            return UNKNOWN
+        head_time_ms = self._chain.head.header.time_ms
+        return explain_refusal(refusal, wall_ms=self._clock.wall_ms(), head_time_ms=head_time_ms)
 
     def _submission(self, answer: Answer) -> Submission:
         if answer.transaction_id is not None:

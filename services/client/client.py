@@ -240,7 +240,7 @@ class Client(Reader):
             return await self.wait(transaction, timeout_ms=timeout_ms)
         if answer.code not in _UNDECIDED:
             raise Refused(answer.code, answer.message)
-        return await self._wait(transaction, timeout_ms=timeout_ms, step_ms=ATTEMPT_PAUSE_MS)
+        return await self._wait(transaction, timeout_ms=timeout_ms, step_ms=ATTEMPT_PAUSE_MS, refusal=answer)
 
     async def wait(self, transaction: Transaction, *, timeout_ms: int = VALIDITY_MS) -> Outcome:
         """Wait until a submitted transaction is final and return its proven receipts.
@@ -250,12 +250,14 @@ class Client(Reader):
         Raises:
             Refused: it can no longer be included: ``lane_used`` or ``lane_consumed`` when its number has
                 gone to another one, which is final; other codes when all nodes in turn refuse it.
-            Unreachable: ``outcome_unknown`` after ``timeout_ms``.
+            Unreachable: ``outcome_unknown`` after ``timeout_ms``, with the last refusal that left it open.
             PeerError: a node's proof does not hold.
         """
         return await self._wait(transaction, timeout_ms=timeout_ms, step_ms=FIRST_WAIT_STEP_MS)
 
-    async def _wait(self, transaction: Transaction, *, timeout_ms: int, step_ms: int) -> Outcome:
+    async def _wait(
+        self, transaction: Transaction, *, timeout_ms: int, step_ms: int, refusal: Submitted | None = None
+    ) -> Outcome:
         deadline = trio.current_time() + timeout_ms / 1000
         refusals = 0
         while (left_ms := int(1000 * (deadline - trio.current_time()))) > 0:
@@ -273,15 +275,15 @@ class Client(Reader):
                 continue
             step_ms = min(2 * step_ms, WAIT_STEP_MS)
             if answer.is_accepted or answer.code in _UNDECIDED:
-                refusals = 0
+                refusals, refusal = 0, refusal if answer.is_accepted else answer
                 continue
             refusals, step_ms = refusals + 1, ATTEMPT_PAUSE_MS
             if answer.code in _LANE_TAKEN or refusals > self.node_count:
-                raise Refused(answer.code, answer.message)
+                raise Refused(answer.code, answer.message + _before(refusal))
         valid_until = utc_text(transaction.body.valid_until_ms)
         raise Unreachable(
-            f"transaction {hex_of(transaction.id)} was not final after {timeout_ms} ms; it is valid until "
-            f"{valid_until} UTC, and no block after that can hold it",
+            f"transaction {hex_of(transaction.id)} was not final after {timeout_ms} ms{_before(refusal)};"
+            f" it is valid until {valid_until} UTC, and no block after that can hold it",
             code="outcome_unknown",
         )
 
@@ -314,6 +316,11 @@ class Client(Reader):
         if [bytes_of(answer.id) for answer in answers] != [bytes(item) for item in ids]:
             raise PeerError("bad_answer", "tx_wait answers other transactions than were asked for")
         return answers
+
+
+def _before(refusal: Submitted | None) -> str:
+    """Return what an error adds of a refusal that left the outcome open."""
+    return "" if refusal is None else f"; a node refused it with {refusal.code}: {refusal.message}"
 
 
 @asynccontextmanager

@@ -140,6 +140,11 @@ async def test_a_call_whose_outcome_stays_unknown_names_the_transaction(tmp_path
         assert error.startswith(f"error outcome_unknown: transaction {transaction_id}")
         for hint in ("valid until 20", f"hansa tx explain {transaction_id}", "--once KEY"):
             assert hint in error
+        # The lane's number waits already: no other word from the nodes will come.
+        second = (await desk.call(*pay)).stderr
+        taken = "lane_number_taken: another transaction with number 0 waits"
+        for hint in (taken, "hansa tx explain", "hansa consensus doctor"):
+            assert hint in second
         failure = json.loads((await desk.call(*pay, "--lane", "a", "--json")).stdout)
         assert (failure["ok"], failure["error"]["code"]) == (False, "outcome_unknown")
         assert failure["error"]["transactionId"] in failure["error"]["message"]

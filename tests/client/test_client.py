@@ -136,6 +136,7 @@ async def test_a_call_is_not_signed_anew_while_its_number_is_open(tmp_path: Path
         with pytest.raises(Unreachable) as caught:
             await client.call(signer("bank-a"), "tokens", "define", DEFINE, timeout_ms=2_500)
         assert caught.value.code == "outcome_unknown"
+        assert "a node refused it with lane_number_taken: another transaction with number 0" in caught.value.message
         signed = set(first.submitted + second.submitted) - {other.raw}
         assert len(signed) == 1
         assert signed <= set(second.submitted)
@@ -231,6 +232,7 @@ async def test_no_node_at_all_is_an_unknown_outcome(tmp_path: Path) -> None:
             with pytest.raises(Unreachable) as caught:
                 await client.wait(transaction, timeout_ms=300)
             assert caught.value.code == "outcome_unknown"
+            assert "refused" not in caught.value.message
     async with client_of(node) as client:
         with pytest.raises(Unreachable) as caught:
             await client.query("tokens", "units")

@@ -85,13 +85,13 @@ class TestNode:
             return Answer(self.chain.verifier.decode_untrusted(raw).id)
         except PeerError as error:
             try:
-                transaction_id = self.chain.verifier.decode_untrusted(raw).id
+                transaction = self.chain.verifier.decode_untrusted(raw)
             except PeerError:
                 return Answer(None, error.code, error.message)
-            location = self.chain.reader.locate(transaction_id)
+            location = self.chain.reader.locate(transaction.id)
             if location is not None:
-                return Answer(transaction_id, height=location.height)
-            return Answer(transaction_id, error.code, error.message)
+                return Answer(transaction.id, height=location.height)
+            return Answer(transaction.id, error.code, error.message, valid_until_ms=transaction.body.valid_until_ms)
 
     def meet(self, *names: str) -> None:
         """Be connected with these nodes and no others."""

@@ -31,7 +31,8 @@ async def offered(server: Server, transaction: Transaction, code: str = "") -> d
         await server.result("tx_submit", transactions=hex_of(transaction.raw))
     answer = await told(server, transaction)
     if code:
-        assert (answer["stage"], answer["code"], answer["holders"]) == ("refused", code, [])
+        stage = "expired" if code == "expired" else "refused"
+        assert (answer["stage"], answer["code"], answer["holders"]) == (stage, code, [])
     return answer
 
 
@@ -202,6 +203,7 @@ async def test_its_validity_is_over(node: TestNode, server: Server) -> None:
 async def test_one_that_is_too_old_or_valid_too_far_ahead(server: Server) -> None:
     old = await offered(server, define(valid_until_ms=GENESIS_TIME_MS - 1), "expired")
     assert "later end of validity" in old["advice"]
+    assert old["message"].endswith("22:13:19 UTC: it can never become final")
     far = await offered(server, define(valid_until_ms=GENESIS_TIME_MS + 10 * VALIDITY_MS_MAX), "validity_too_long")
     assert far["advice"] == "sign the call again, valid for an hour at most"
     endless = await offered(server, define(valid_until_ms=2**63 - 1), "validity_too_long")
@@ -235,3 +237,23 @@ async def test_one_that_this_node_has_never_seen(server: Server) -> None:
     answer = await told(server, define("never"))
     assert (answer["stage"], answer["code"], answer["holders"]) == ("unknown", "not_found", [])
     assert "they take effect once" in answer["advice"]
+
+
+async def test_the_validity_of_one_that_was_refused_is_over(node: TestNode, server: Server) -> None:
+    """Nothing is to be waited for then, whatever it was refused for."""
+    node.meet(*OTHERS)
+    ends_ms = GENESIS_TIME_MS + 15
+    await offered(server, node.transfer(0))
+    loser = CONSORTIUM.sign("user-b", [make_call("tokens", "define", {})], sequence=0, valid_until_ms=ends_ms)
+    await offered(server, loser, "lane_number_taken")
+    node.clock.ms = ends_ms
+    assert (await told(server, loser))["stage"] == "refused"
+    node.clock.ms = ends_ms + 1
+    over = await told(server, loser)
+    assert (over["stage"], over["code"]) == ("expired", "expired")
+    never = "this node refused it with lane_number_taken, and it was valid until 2023-11-14 22:13:20 UTC:"
+    assert over["message"].startswith(f"{never} it can never become final, unless a block under way")
+    assert over["advice"].startswith("sign the call again")
+    while node.chain.head.header.time_ms <= ends_ms:
+        node.commit([])
+    assert (await told(server, loser))["message"] == f"{never} it can never become final"
