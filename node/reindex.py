@@ -18,7 +18,7 @@ from contracts.runtime.registry import Registry
 from node.audit import AuditFailure, AuditResult, StoreSource, rebuild
 from node.chain import Chain
 from node.config import NodeConfig
-from node.network.rejoin import has_data, require_stopped, set_data_aside, sync_folder, verify_data
+from node.network.rejoin import has_data, mount_point_error, require_stopped, set_data_aside, sync_folder, verify_data
 from node.storage import layout
 from node.storage.check import check_files
 from node.storage.leveldb import LevelStore
@@ -43,8 +43,8 @@ def reindex(config: NodeConfig, *, on_height: Callable[[int], None] = lambda _: 
         on_height: hears the heights that are done.
 
     Raises:
-        LocalError: ``still_running``; ``no_home`` without data; ``rejoin_needed`` when blocks, certificates or
-            votes are damaged, naming what.
+        LocalError: ``still_running``; ``no_home`` without data; ``file_error`` where ``data`` is a mount point;
+            ``rejoin_needed`` when blocks, certificates or votes are damaged, naming what.
     """
     require_stopped(config)
     unfinished, complete = (config.data.with_name(config.data.name + suffix) for suffix in (_UNFINISHED, _COMPLETE))
@@ -54,6 +54,8 @@ def reindex(config: NodeConfig, *, on_height: Callable[[int], None] = lambda _: 
         return Reindexed(verify_data(config, on_height=on_height), None)
     if not has_data(config.data):
         raise LocalError("no_home", f"{config.data} holds no database")
+    if config.data.is_mount():
+        raise mount_point_error(config.data)
     shutil.rmtree(unfinished, ignore_errors=True)
     set_data_aside(complete)  # whatever it is: the node may have run since
     try:

@@ -1,11 +1,12 @@
 """Giving a node whose data are lost, old or damaged a vote again: set aside, new vote key, catch up, ``replace_key``.
 
 A vote key whose log is lost must never vote again (:mod:`node.vote_log`), so the node gets a new one. Nothing is
-deleted: data go to ``data.aside-N``, the key and its incarnation to files beside their successors. A home that is
-lost itself is made anew first. Every step
-looks first at what is there and what the chain says, so a rejoin that was interrupted is simply run again.
+deleted: data go to ``data.aside-N``, or to ``data/aside-N`` where ``data`` is a mount point, the key and its
+incarnation to files beside their successors. A home that is lost itself is made anew first. Every step looks first
+at what is there and what the chain says, so a rejoin that was interrupted is simply run again.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from node.storage.check import check_files
 from node.storage.leveldb import LevelStore
 
 _ATTEMPTS = 2
+_MOVING = "aside.moving"
+_NO_DATA = {"LOCK", "lost+found", _MOVING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def prepare(
     if keep_data:
         verify_data(config, on_height=on_height)
     else:
-        aside = set_data_aside(config.data)
+        aside = set_data_aside(config.data, within=True)
     # The key last: a node that is started in between still has the old one, without its log, and does not vote.
     return Prepared(renew_vote_key(config.keys).public.compressed, aside)
 
@@ -81,22 +84,62 @@ def require_stopped(config: NodeConfig) -> None:
 
 def has_data(data: Path) -> bool:
     """Tell whether the folder holds a database, damaged or not."""
-    return data.is_dir() and any(entry.name != "LOCK" for entry in data.iterdir())
+    return data.is_dir() and bool(_entries(data))
 
 
-def set_data_aside(data: Path) -> Path | None:
+def set_data_aside(data: Path, *, within: bool = False) -> Path | None:
     """Rename a node's data folder to ``data.aside-N`` and leave an empty one; None when it held nothing.
+
+    Args:
+        data: the folder.
+        within: where it is a mount point, which cannot be renamed, move what it holds to ``data/aside-N``.
 
     Raises:
         LocalError: ``file_error``.
     """
-    aside = None
-    if has_data(data):
-        aside = _free_name(data)
+    if not has_data(data) and not (data / _MOVING).exists():
+        return None
+    aside = _free_name(data.parent, f"{data.name}.aside")
+    try:
         data.rename(aside)
-        data.mkdir(mode=0o700)
-        sync_folder(data.parent)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        if not within:
+            raise mount_point_error(data) from None
+        return _set_aside_within(data)
+    data.mkdir(mode=0o700)
+    sync_folder(data.parent)
     return aside
+
+
+def mount_point_error(data: Path) -> LocalError:
+    """Return the error of a folder that cannot change places with another one."""
+    return LocalError("file_error", f"{data} is a mount point and cannot be renamed; hansa node rejoin does without")
+
+
+def _set_aside_within(data: Path) -> Path:
+    """Move what a folder holds to one in it that gets its name when all is there: an interrupted run is gone on with.
+
+    ``CURRENT`` goes first: without it what is left is never opened (:mod:`node.storage.check`).
+    """
+    moving = data / _MOVING
+    if (data / "CURRENT").exists() and (moving / "CURRENT").exists():  # the node has begun another one since
+        moving.rename(_free_name(data, "aside"))
+    moving.mkdir(mode=0o700, exist_ok=True)
+    for entry in sorted(_entries(data), key=lambda item: item.name != "CURRENT"):
+        entry.rename(moving / entry.name)
+        sync_folder(data)
+    sync_folder(moving)
+    aside = _free_name(data, "aside")
+    moving.rename(aside)
+    sync_folder(data)
+    return aside
+
+
+def _entries(data: Path) -> list[Path]:
+    """Return what belongs to a database in a folder, which what was set aside does not."""
+    return [entry for entry in data.iterdir() if entry.name not in _NO_DATA and not entry.name.startswith("aside-")]
 
 
 def sync_folder(folder: Path) -> None:
@@ -165,7 +208,7 @@ async def rejoin(
             await local.stop(network, [name])
             prepared = prepare(config, keep_data=keep_data)
             if prepared.data_aside is not None:
-                tell(f"{name}: its data are in {prepared.data_aside.name} now")
+                tell(f"{name}: its data are in {prepared.data_aside} now")
             tell(f"{name}: has a new vote key")
         try:
             tell(f"{name}: starting")
@@ -180,9 +223,9 @@ async def rejoin(
     return load_vote_key(config.keys).public.compressed
 
 
-def _free_name(data: Path) -> Path:
+def _free_name(folder: Path, name: str) -> Path:
     for number in range(1, ASIDE_MAX + 1):
-        aside = data.with_name(f"{data.name}.aside-{number}")
+        aside = folder / f"{name}-{number}"
         if not aside.exists():
             return aside
-    raise LocalError("file_error", f"{data.parent}: {ASIDE_MAX} older data folders stand there")
+    raise LocalError("file_error", f"{folder}: {ASIDE_MAX} older data folders stand there")

@@ -21,6 +21,7 @@ from node.storage import layout
 from node.storage.check import check_before_opening, check_files
 from node.storage.leveldb import LevelStore
 from node.vote_log import INCARNATION_FILE
+from tests.conftest import require
 from tests.node.consortium import Consortium
 from tests.node.test_driver import define, signers
 from tests.node.test_members import work
@@ -182,6 +183,53 @@ async def test_an_interrupted_rejoin_is_run_again(config: NodeConfig, monkeypatc
     assert prepared.data_aside is None
     assert "data.aside-1" in names_in(config.data.parent)
     assert prepared.vote_key != old
+
+
+@pytest.fixture
+def mounted(config: NodeConfig) -> Iterator[NodeConfig]:
+    """The home with its data on a disk of their own."""
+    kept = config.data.rename(config.data.with_name("kept"))
+    config.data.mkdir()
+    try:
+        command = ["mount", "-t", "tmpfs", "-o", "size=64m", "hansa-test", str(config.data)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        require("tmpfs", "mount is missing")
+    except subprocess.CalledProcessError as error:
+        require("tmpfs", f"no disk of its own can be mounted: {error.stderr.strip()}")
+    try:
+        shutil.copytree(kept, config.data, dirs_exist_ok=True)
+        yield config
+    finally:
+        subprocess.run(["umount", "--lazy", str(config.data)], check=True)
+
+
+async def test_data_on_a_disk_of_their_own_are_set_aside_on_it(
+    mounted: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount point cannot be renamed: what it holds is moved, and an interruption is gone on with."""
+    data = mounted.data
+    held_before = names_in(data) - {"LOCK"}
+    with pytest.raises(LocalError, match="is a mount point"):
+        reindex(mounted)
+    assert names_in(data) - {"LOCK"} == held_before
+    (data / "lost+found").mkdir()
+
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rejoin, "sync_folder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rejoin.prepare(mounted)
+    with pytest.raises(StorageError, match="CURRENT is missing"):
+        LevelStore.open(data)
+    assert rejoin.prepare(mounted).data_aside == data / "aside-1"
+    assert names_in(data / "aside-1") == held_before
+    LevelStore.open(data).close()
+    assert rejoin.prepare(mounted).data_aside == data / "aside-2"
+    assert rejoin.prepare(mounted).data_aside is None
+    assert names_in(data) == {"LOCK", "lost+found", "aside-1", "aside-2"}
 
 
 async def test_data_stay_when_they_are_whole_and_the_key_changes_all_the_same(site: Consortium) -> None:
