@@ -32,6 +32,7 @@ RULE_COLUMNS = 80
 _REFUSALS = {
     "chain_broken",
     "contract_code_missing",
+    "genesis_key_lost",
     "network_busy",
     "node_exited",
     "node_frozen",

@@ -42,7 +42,7 @@ from consensus.ledger.validators import NodeNameText
 from node.config import CONFIG_FILE, Endpoint, config_text, load_config
 from node.network.ca import Authority, to_pem, utc_now
 from node.network.genesis import ADMIN, Plan, make_genesis
-from node.network.keys import replace_secret, restore_vote_key, write_secret
+from node.network.keys import find_vote_key, replace_secret, restore_vote_key, write_secret
 from node.vote_log import INCARNATION_FILE
 
 NETWORK_FILE = "network.toml"
@@ -399,12 +399,19 @@ def wipe_data(network: LocalNetwork) -> None:
     All nodes lose everything at once, so no vote is left that a later one could contradict, and the keys
     may begin a new vote log. For a single node on a living chain this would be wrong: it has to rejoin
     under a new key. The genesis document counts again: its validators belong and vote with their first keys.
+
+    Raises:
+        LocalError: ``genesis_key_lost`` before anything is wiped: nobody could vote with that key at block 1.
     """
     first_keys = {node.name: bytes.fromhex(node.vote_key) for node in network.genesis.validators}
     nodes = (*network.nodes, *network.removed)
     for node in nodes:
-        _remove(node.data)
-        node.data.mkdir(mode=0o700)
+        if node.name in first_keys and find_vote_key(node.folder / "keys", first_keys[node.name]) is None:
+            message = f"the vote key that genesis names for {node.name} is not in {node.folder / 'keys'}, nor set aside"
+            way = "without it the chain cannot begin again: hansa network init DIR makes a network anew"
+            raise LocalError("genesis_key_lost", f"{message}; {way}")
+    for node in nodes:
+        _empty(node.data)
     # Not before all data are gone: where this breaks off, a wiped node must not vote beside one that is not.
     for node in nodes:
         if node.name in first_keys:
@@ -566,6 +573,13 @@ def _address_in(path: Path) -> Address | None:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a folder holds and not itself: it may be a mount point."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for entry in folder.iterdir():
+        _remove(entry)
 
 
 def _remove(path: Path) -> None:

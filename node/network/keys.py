@@ -78,16 +78,25 @@ def drop_next_key(keys: Path) -> None:
     (keys / NEXT_VOTE_KEY_FILE).unlink(missing_ok=True)
 
 
+def find_vote_key(keys: Path, public_key: bytes) -> Path | None:
+    """Return the file that holds the vote key of these 33 bytes, in use or set aside; None when it is lost.
+
+    Raises:
+        LocalError: ``bad_key``.
+    """
+    for path in (keys / VOTE_KEY_FILE, *sorted(keys.glob("vote.aside-*.pem"))):
+        if path.is_file() and PrivateKey.from_pem(path.read_bytes()).public.compressed == public_key:
+            return path
+    return None
+
+
 def restore_vote_key(keys: Path, public_key: bytes) -> None:
     """Put the vote key (33 bytes) that was set aside back in its place; nothing happens when it is there or lost."""
-    if load_vote_key(keys).public.compressed == public_key:
-        return
-    for path in sorted(keys.glob("vote.aside-*.pem")):
+    path = find_vote_key(keys, public_key)
+    if path is not None and path.name != VOTE_KEY_FILE:
         content = path.read_bytes()
-        if PrivateKey.from_pem(content).public.compressed == public_key:
-            keep_aside(keys / VOTE_KEY_FILE)
-            replace_secret(keys / VOTE_KEY_FILE, content)
-            return
+        keep_aside(keys / VOTE_KEY_FILE)
+        replace_secret(keys / VOTE_KEY_FILE, content)
 
 
 def _replace_vote_key(keys: Path, content: bytes) -> None:

@@ -146,14 +146,14 @@ def test_wiping_takes_the_data_and_nothing_else(network):
 def test_r49_wiping_that_breaks_off_lets_no_wiped_node_vote(network, monkeypatch):
     for node in network.nodes:
         (node.folder / "keys" / INCARNATION_FILE).write_bytes(b"says that the key has voted")
-    last, remove = network.nodes[-1].data, homes._remove
+    last, empty = network.nodes[-1].data, homes._empty
 
     def breaks_off(path):
         if path == last:
             raise KeyboardInterrupt
-        remove(path)
+        empty(path)
 
-    monkeypatch.setattr(homes, "_remove", breaks_off)
+    monkeypatch.setattr(homes, "_empty", breaks_off)
     with pytest.raises(KeyboardInterrupt):
         wipe_data(network)
     assert all((node.folder / "keys" / INCARNATION_FILE).exists() for node in network.nodes)

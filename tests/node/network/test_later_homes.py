@@ -95,6 +95,20 @@ def test_a_reset_goes_back_to_the_members_and_keys_of_genesis(network: LocalNetw
     assert not any(any(node.data.iterdir()) for node in again.nodes)
 
 
+def test_a_reset_refuses_before_it_wipes_when_a_first_vote_key_is_lost(network: LocalNetwork) -> None:
+    keys = network.node("issuer-f").folder / "keys"
+    block = network.node("bank-a").data / "block"
+    block.write_bytes(b"x")
+    renew_vote_key(keys)
+    (keys / "vote.aside-1.pem").unlink()
+    with pytest.raises(LocalError) as refusal:
+        wipe_data(network)
+    assert refusal.value.code == "genesis_key_lost"
+    assert "issuer-f" in refusal.value.message
+    assert "hansa network init" in refusal.value.message
+    assert block.exists()
+
+
 def test_a_request_says_what_the_contract_takes(network: LocalNetwork) -> None:
     grown = add_home(network, "bank-e", add_organisation(network, "bank-e"), 4)
     request = request_of(grown, grown.node("bank-e"))
