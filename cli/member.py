@@ -86,7 +86,7 @@ def add(name: str, organisation: str | None, folder: Path | None, timeout_s: int
             timeout_ms=timeout_s * 1000,
         )
 
-    network = _on_network(folder, name, work)
+    network = _on_network(folder, name, work, output)
     home = network.node(name)
     data = {"node": name, "organisation": home.organisation, "url": home.rpc_url, "home": str(home.folder)}
     output.show(data, lambda console: panel(console, f"{name} votes", data))
@@ -103,7 +103,9 @@ def remove(name: str, folder: Path | None, output: Output) -> None:
     """
     from node.network import joining
 
-    network = _on_network(folder, name, lambda chain, made: joining.remove(chain, made, name, tell=output.progress))
+    network = _on_network(
+        folder, name, lambda chain, made: joining.remove(chain, made, name, tell=output.progress), output
+    )
     homes = {item.name: str(item.folder) for item in network.removed if item.folder.exists()}
     data = {"node": name, "home": homes.get(name)}
     fields = {key: value for key, value in data.items() if value is not None}
@@ -128,7 +130,7 @@ def replace_key(name: str, folder: Path | None, timeout_s: int, output: Output) 
     def work(chain: "ClientChain", network: "LocalNetwork") -> Awaitable[None]:
         return joining.replace_key(chain, network, name, tell=output.progress, timeout_ms=timeout_s * 1000)
 
-    _on_network(folder, name, work)
+    _on_network(folder, name, work, output)
     home = Place(folder, (), None).network.node(name)
     data = {"node": name, "voteKey": "0x" + load_vote_key(home.folder / "keys").public.compressed.hex()}
     output.show(data, lambda console: panel(console, f"{name} votes with its new key", data))
@@ -149,7 +151,7 @@ def revoke_certificate(name: str, folder: Path | None, timeout_s: int, output: O
     def work(chain: "ClientChain", network: "LocalNetwork") -> Awaitable[list[bytes]]:
         return joining.revoke_certificate(chain, network, name, tell=output.progress, timeout_ms=timeout_s * 1000)
 
-    data = {"node": name, "revoked": ["0x" + item.hex() for item in _on_network(folder, name, work)]}
+    data = {"node": name, "revoked": ["0x" + item.hex() for item in _on_network(folder, name, work, output)]}
     output.show(data, lambda console: panel(console, f"{name} has a new certificate", data))
 
 
@@ -314,7 +316,7 @@ def approve(
     signer = place.signer(name, keys, passphrase_file)
 
     async def work() -> Json:
-        async with open_chain(place.genesis, place.urls, lambda _: signer) as chain:
+        async with open_chain(place.genesis, place.urls, lambda _: signer, tell=output.progress) as chain:
             given = await approve_request(chain, wanted, name, tell=output.progress)
             rows = [
                 {"method": item.method, "approvals": item.approvals, "needed": item.needed, "done": item.done}
@@ -370,7 +372,7 @@ def seat(
     urls = [url for url in place.urls if url != f"http://{config.rpc.host}:{config.rpc.port}"] or place.urls
 
     async def work() -> None:
-        async with open_chain(place.genesis, urls, lambda _: signer) as chain:
+        async with open_chain(place.genesis, urls, lambda _: signer, tell=output.progress) as chain:
             await _seat(chain, config, name, output, timeout_s * 1000)
 
     _run(place, work)
@@ -393,14 +395,16 @@ async def _seat(chain: "ClientChain", config: "NodeConfig", admin: str, output: 
     keys.drop_next_key(config.keys)
 
 
-def _on_network(folder: Path | None, name: str, work: "Callable[[ClientChain, LocalNetwork], Awaitable[T]]") -> T:
+def _on_network(
+    folder: Path | None, name: str, work: "Callable[[ClientChain, LocalNetwork], Awaitable[T]]", output: Output
+) -> T:
     """Run an operation on a local network; the chain is asked of the nodes other than the one it is about."""
     from cli.membership import open_local_chain
 
     place = Place(folder, (), None)
 
     async def run() -> T:
-        async with open_local_chain(place.network, without=name) as chain:
+        async with open_local_chain(place.network, without=name, tell=output.progress) as chain:
             return await work(chain, place.network)
 
     return _run(place, run)

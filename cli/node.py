@@ -97,7 +97,7 @@ def _rejoin(name: str, place: Place, keep_data: bool, timeout_s: int, output: Ou
     network = place.network
 
     async def run() -> bytes:
-        async with open_local_chain(network, without=name) as chain:
+        async with open_local_chain(network, without=name, tell=output.progress) as chain:
             return await work.rejoin(
                 network, chain, name, keep_data=keep_data, tell=output.progress, timeout_ms=timeout_s * 1000
             )
