@@ -51,11 +51,14 @@ def new(name: str, folder: Path | None, keys: Path | None, passphrase_file: Path
         "file": str(store.folder / f"{name}.pem"),
     }
     call = f"hansa tx call membership register_account name={name} public_key={data['publicKey']} --as ADMIN"
+    join = f"hansa member request --home HOME --root FILE --admin {name} --keys {store.folder}"
 
     def draw(console: "Console") -> None:
         views.fields(console, "New key", data)
         panel(console, "Next: an admin of your organisation registers it", {})
         console.print(call, markup=False, soft_wrap=True)
+        panel(console, "Or, as the admin of an organisation that joins with a node", {})
+        console.print(join, markup=False, soft_wrap=True)
 
     output.show(data | {"next": call}, draw)
 

@@ -15,6 +15,7 @@ import rich_click as click
 from click.exceptions import Exit
 
 from cli.output import (
+    ERROR_DETAILS,
     EXIT_INTERRUPTED,
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -86,10 +87,12 @@ class LazyGroup(click.RichGroup):
         except HansaError as error:
             ctx.exit(report_error(error))
         except KeyboardInterrupt:
+            transaction_id = ctx.meta.get(ERROR_DETAILS, {}).get("transactionId")
+            hint = f"; hansa tx explain {transaction_id} says where it is" if transaction_id else ""
             if wants_json():
-                print_json_error("interrupted", "interrupted")
+                print_json_error("interrupted", f"interrupted{hint}")
             else:
-                click.echo("interrupted", err=True)
+                click.echo(f"interrupted{hint}", err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except click.ClickException as error:
             if not wants_json():

@@ -133,7 +133,7 @@ def replace_key(name: str, folder: Path | None, timeout_s: int, output: Output) 
     _on_network(folder, name, work, output)
     home = Place(folder, (), None).network.node(name)
     data = {"node": name, "voteKey": "0x" + load_vote_key(home.folder / "keys").public.compressed.hex()}
-    output.show(data, lambda console: panel(console, f"{name} votes with its new key", data))
+    output.show(data, lambda console: views.fields(console, f"{name} votes with its new key", data))
 
 
 @member.command("revoke-certificate")

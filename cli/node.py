@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
+from cli import views
 from cli.options import Number, json_option
 from cli.output import Output, leave, panel
 from cli.place import Place
@@ -72,7 +73,8 @@ def rejoin(
     """Give a node whose data are lost, old or damaged a vote again, under a new vote key.
 
     NAME is a node of a local network: it is stopped, its data and key are set aside, it fetches the chain
-    from the others, the chain takes its new key, and it votes. After an interruption run it again.
+    from the others, the chain takes its new key, and it votes. After an interruption run it again. Whoever restores
+    a node's data from a copy runs it too: with data older than its last vote a key must not vote.
 
     With --home, on the node's own machine, only the home is prepared; the rest is said.
 
@@ -106,7 +108,7 @@ def _rejoin(name: str, place: Place, keep_data: bool, timeout_s: int, output: Ou
     with place.explaining():
         key = trio.run(run)
     data = {"node": name, "voteKey": "0x" + key.hex()}
-    output.show(data, lambda console: panel(console, f"{name} votes again, with a new key", data))
+    output.show(data, lambda console: views.fields(console, f"{name} votes again, with a new key", data))
 
 
 def _prepare(home: Path, keep_data: bool, output: Output) -> None:

@@ -87,7 +87,13 @@ class Place:
 
         folder = keys or self.network.keystore
         store, own = KeyStore(folder), folder / "passphrase"
-        path = store.entry(name).path  # an unknown name is said before anything is asked
+        try:
+            path = store.entry(name).path  # an unknown name is said before anything is asked
+        except LocalError as error:
+            if error.code != "unknown_key" or not folder.is_dir():
+                raise
+            known = ", ".join(entry.name for entry in store.entries()) or "none"
+            raise LocalError(error.code, f"{error.message}; the identities there: {known}") from None
         if passphrase_file is not None:
             passphrase, source = read_passphrase(passphrase_file), str(passphrase_file)
         elif os.environ.get(PASSPHRASE_VARIABLE):

@@ -64,10 +64,14 @@ def verify(file: Path, genesis: Path, output: Output) -> None:
 
     Example: hansa proof verify validators.proof --genesis net/genesis.json
     """
+    from consensus.ledger.errors import PeerError
     from consensus.ledger.proof import decode_proof_untrusted, verify_proof_untrusted
     from services.client.proofs import describe_verified
 
-    verified: Verified = verify_proof_untrusted(decode_proof_untrusted(file.read_bytes()), read_genesis(genesis))
+    try:
+        verified: Verified = verify_proof_untrusted(decode_proof_untrusted(file.read_bytes()), read_genesis(genesis))
+    except PeerError as error:
+        raise PeerError(error.code, f"{file}: {error.message}") from None
     data = {"ok": True, **describe_verified(verified)}
     output.show(data, lambda console: views.fields(console, _title("The proof holds", data), data))
 

@@ -148,8 +148,8 @@ async def reset(network: LocalNetwork) -> None:
     """
     async with _locked(network):
         for home in network.nodes:
-            if node_process(home).pid() is not None:
-                raise LocalError("still_running", f"{home.name} runs; end the network first")
+            if (pid := node_process(home).pid()) is not None:
+                raise LocalError("still_running", f"{home.name} runs, process {pid}; end the network first")
         wipe_data(network)
 
 

@@ -122,7 +122,15 @@ def test_keys_are_made_listed_and_opened(tmp_path: Path) -> None:
     for weak in ("", "short", "\u00e9\u00e9\u00e9\u00e9"):
         assert fault(hansa("key", "new", "shop-3", "--keys", keys, HANSA_PASSPHRASE=weak), 2) == "weak_passphrase"
     assert fault(hansa("key", "new", "No Name", "--keys", keys, HANSA_PASSPHRASE="p"), 2) == "bad_name"
-    assert fault(hansa("key", "show", "nobody", "--keys", keys, HANSA_PASSPHRASE="p"), 2) == "unknown_key"
+    unknown = hansa("key", "show", "nobody", "--keys", keys, HANSA_PASSPHRASE="p")
+    assert fault(unknown, 2) == "unknown_key"
+    assert "the identities there: shop-2" in unknown.stderr
+    drawn = hansa("key", "new", "bank-f", "--keys", keys, HANSA_PASSPHRASE="long enough").stdout
+    for following in (
+        "membership register_account",
+        f"member request --home HOME --root FILE --admin bank-f --keys {keys}",
+    ):
+        assert following in drawn
 
 
 def test_a_network_folder_is_made_once(tmp_path: Path) -> None:
@@ -170,7 +178,9 @@ def test_a_broken_genesis_file_is_named(tmp_path: Path) -> None:
     assert str(broken) in result.stderr.replace("\n", "")
     proof = tmp_path / "proof"
     proof.write_text("{}")
-    assert fault(hansa("proof", "verify", str(proof), "--genesis", str(broken)), 1) == "malformed"
+    malformed = hansa("proof", "verify", str(proof), "--genesis", str(broken))
+    assert fault(malformed, 1) == "malformed"
+    assert f"malformed: {proof}: " in malformed.stderr
 
 
 def test_the_version_and_the_completion_script_are_printed() -> None:

@@ -62,7 +62,9 @@ def test_a_consortium_is_used_stopped_and_used_again(folder: str, tmp_path: Path
     assert holds["receipt"]["status"] == "ok"
     assert answer(hansa("chain", "verify", "--json", *at))["transactions"] == 3
     assert fault(hansa("chain", "verify", "--home", f"{folder}/nodes/bank-a", *at), 1) == "store_locked"
-    assert fault(hansa("network", "reset", folder, "--yes"), 1) == "still_running"
+    refused = hansa("network", "reset", folder, "--yes")
+    assert fault(refused, 1) == "still_running"
+    assert f"runs, process {card['nodes'][0]['pid']};" in refused.stderr
     wrong = hansa("tx", "call", "tokens", "burn", "unit=point", "amount=1", "--as", "bank-a", *at, HANSA_PASSPHRASE="x")
     assert fault(wrong, 2) == "wrong_passphrase"
 
@@ -130,8 +132,10 @@ def test_ctrl_c_ends_a_waiting_call_with_one_line(folder: str) -> None:
         call.send_signal(signal.SIGINT)
         output, errors = call.communicate(timeout=20)
         submitting, interrupted = errors.splitlines()
-        assert (call.returncode, output, interrupted) == (130, "", "interrupted")
         assert submitting.startswith("submitting 0x")
+        transaction_id = submitting.split()[1].rstrip(",")
+        said = f"interrupted; hansa tx explain {transaction_id} says where it is"
+        assert (call.returncode, output, interrupted) == (130, "", said)
     finally:
         for node in card["nodes"][2:]:
             os.kill(node["pid"], signal.SIGCONT)

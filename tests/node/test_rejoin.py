@@ -32,14 +32,14 @@ s = S.open(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
 
 
 @contextmanager
-def held(data: Path) -> Iterator[None]:
-    """Have another process hold the database, as a running node does."""
+def held(data: Path) -> Iterator[int]:
+    """Have another process hold the database, as a running node does; its pid."""
     command = [sys.executable, "-c", HOLDER, str(data)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
         try:
-            yield
+            yield process.pid
         finally:
             process.communicate(b"")
 
@@ -91,11 +91,12 @@ def records(config: NodeConfig) -> dict[bytes, bytes]:
 async def test_a_rejoin_refuses_while_the_node_runs_and_touches_nothing(config: NodeConfig) -> None:
     keys, home = names_in(config.keys), names_in(config.data.parent)
     key = load_vote_key(config.keys).public
-    with held(config.data):
+    with held(config.data) as pid:
         for command in (rejoin.prepare, reindex):
             with pytest.raises(LocalError) as error:
                 command(config)
             assert error.value.code == "still_running"
+            assert f"process {pid} holds" in error.value.message
     assert (names_in(config.keys), names_in(config.data.parent)) == (keys, home)
     assert load_vote_key(config.keys).public == key
 
