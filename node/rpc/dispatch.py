@@ -21,6 +21,8 @@ from node.rpc.protocol import (
 
 CALL_MS_MAX = 70_000
 """Longest time any call may take; waiting methods have shorter limits of their own."""
+NODE_FAILED = "node_failed"
+"""Code of the answer whose work met the failure that ends the node; clients go to another one."""
 
 log = structlog.get_logger("rpc")
 
@@ -108,7 +110,7 @@ class Dispatcher:
             code, answer = "timeout", error_bytes(entry.id, PeerError("timeout", "the call took too long"))
         except (StorageError, InvariantError) as error:
             self._failure.report(error)
-            code, answer = error.code, error_bytes(entry.id, PeerError("internal", "the node has failed and stops"))
+            code, answer = error.code, error_bytes(entry.id, PeerError(NODE_FAILED, "the node has failed and stops"))
         except HansaError as error:
             code, answer = error.code, error_bytes(entry.id, error)
         except Exception:  # the border: a bug in one method must not end other callers' sessions

@@ -34,6 +34,8 @@ REQUEST_TIMEOUT_MS = 5_000
 """How long one node is waited for; with several nodes, how long a frozen one holds a client up."""
 SUBMIT_TIMEOUT_MS = 15_000
 REQUESTS_IN_FLIGHT_MAX = 4_096
+NODE_FAILED = "node_failed"
+"""A node's code for: its disk or state has failed, and it stops."""
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024
 NOTIFICATIONS_WAITING_MAX = 4_096
 _READ_BYTES_MAX = 256 * 1024
@@ -388,9 +390,10 @@ def _result(incoming: _Incoming, kind: type[T], what: str) -> T:
         raise PeerError("bad_answer", f"{what}: {problem}") from None
 
 
-def _refusal(error: _ErrorObject) -> Refused:
+def _refusal(error: _ErrorObject) -> Refused | Unreachable:
+    """Return what an error answer means; that of a node which is about to stop says nothing about the request."""
     code = error.data.code if error.data is not None and error.data.code else "node_error"
-    return Refused(code, error.message)
+    return Unreachable(error.message, code) if code == NODE_FAILED else Refused(code, error.message)
 
 
 def _decode_answers_untrusted(message: bytes, url: str) -> list[_FrameAnswers]:

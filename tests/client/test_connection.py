@@ -92,6 +92,16 @@ async def test_an_error_answer_keeps_its_code() -> None:
         assert caught.value.code == "lane_used"
 
 
+async def test_a_node_that_has_failed_says_nothing_about_the_request() -> None:
+    def answer(protocol: WSConnection, request: dict[str, object]) -> bytes:
+        error = {"code": -32000, "message": "it stops", "data": {"code": "node_failed"}}
+        return text(protocol, {"jsonrpc": "2.0", "id": request["id"], "error": error})
+
+    async with server(answer) as url, open_connection(url) as connection:
+        with pytest.raises(Unreachable, match="it stops"):
+            await connection.request("m", {}, int)
+
+
 @pytest.mark.parametrize(
     "garbage",
     ["no json", "[]", '{"id": "x"}', "[" * 100_000, '{"id": 1e400}'],

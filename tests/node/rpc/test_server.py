@@ -224,7 +224,7 @@ async def test_a_broken_store_stops_the_node(node: TestNode) -> None:
 
     async def ask() -> None:
         async with serving(node) as server:
-            assert await server.code("chain_getBlock", height=0) == "internal"
+            assert await server.code("chain_getBlock", height=0) == "node_failed"
             await trio.sleep_forever()
 
     with trio.fail_after(5), pytest.raises(ExceptionGroup) as caught:
