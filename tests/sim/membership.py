@@ -134,9 +134,13 @@ class Operators:
         return begin(self._random.choice(names))
 
     def _bears(self, names: list[NodeName]) -> bool:
-        """Tell whether a set of these validators bears the liars and the fragile among them."""
-        doubtful = sum(not self._host(name).is_correct for name in names)
-        return bool(names) and (self._world.plan.unlimited or doubtful <= (len(names) - 1) // 3)
+        """Tell whether these validators bear the liars among them, and the fragile unless faults are unlimited.
+
+        More than f liars no mode has: nothing would hold.
+        """
+        hosts = [self._host(name) for name in names]
+        doubtful = sum(bool(host.strategies) if self._world.plan.unlimited else not host.is_correct for host in hosts)
+        return bool(names) and doubtful <= (len(names) - 1) // 3
 
     def _admit(self, name: NodeName) -> Script:
         """Let a node join, at first or again, and seat it once it has caught up."""
