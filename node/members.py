@@ -11,13 +11,14 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 import structlog
+from cryptography import x509
 
 from consensus.ledger.errors import LocalError
 from consensus.ledger.ids import NodeName
 from contracts.runtime.accounts import ACTIVE
 from contracts.runtime.state import StateReader
 from node.config import Address
-from p2p.tls import Roots, Trust
+from p2p.tls import Trust
 
 NODE_PREFIX = b"membership/node/"
 ORGANISATION_PREFIX = b"membership/organisation/"
@@ -61,14 +62,14 @@ class Members:
     def read(state: StateReader) -> "Members":
         """Return what the state says."""
         nodes = read_nodes(state)
-        roots: dict[str, Roots] = {}
+        roots: dict[str, tuple[x509.Certificate, ...]] = {}
         for name, organisation in _records(state, ORGANISATION_PREFIX, _organisation_decoder):
             if organisation.status == ACTIVE:
                 try:
-                    roots[name] = Trust.of([(name, organisation.root_certificate)]).roots
+                    roots |= Trust.of([(name, organisation.root_certificate)]).roots
                 except LocalError as error:
                     log.warning("root not usable", organisation=name, why=error.message)
-        return Members(nodes, Trust({name: found[name] for name, found in roots.items()}))
+        return Members(nodes, Trust(roots))
 
     @staticmethod
     def touched_by(writes: Mapping[bytes, bytes | None]) -> bool:

@@ -22,7 +22,7 @@ from tests.network.support import Load, client_of, open_campaign, order, running
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 WITHOUT_QUORUM_S = 60
-RECOVERY_S = 60
+RECOVERY_S = 24
 
 
 async def test_thirty_cycles_of_kills_under_load_lose_nothing_and_contradict_nothing(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from tests.network.wires import CUT, GOOD, Machines, Wire, machines, require_nam
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 BAD = Wire(delay_ms=50, jitter_ms=20, lost=0.05, reordered=0.1)
-HEALING_S = 60
-"""For a slow machine under load; ``tests/sim/test_liveness.py`` holds the tight bound, in simulated time."""
+HEALING_S = 16
 PARTITION_MS = 6_000
 """Longer than several time-outs of a view, so that both sides have left it."""
 
