@@ -31,6 +31,7 @@ from consensus.ledger.validators import Certificate, certificate_codec
 from consensus.pbft.events import Head
 from contracts.runtime.execution import BlockContext, Execution, Executor
 from node.reader import ChainReader
+from node.stages import Stage, Stages
 from node.state import RecentState, SealedState
 from node.storage import layout
 from node.storage.layout import Location, Receipts, Writes
@@ -74,7 +75,8 @@ class Chain:
         self.genesis = genesis
         self.chain_id: ChainId = genesis.chain_id()
         self.executor = executor
-        self.verifier = Verifier()
+        self.stages = Stages()
+        self.verifier = Verifier(self.stages)
         self.reader = ChainReader(store)
         self.state = RecentState(SealedState(store))
         self._store = store
@@ -168,17 +170,19 @@ class Chain:
         run = self.executor.begin(self.state, context)
         taken: list[Transaction] = []
         refused: list[tuple[Transaction, PeerError]] = []
-        for transaction in transactions:
-            try:
-                self.verifier.check_signature_untrusted(transaction, self.state)
-                run.apply(transaction)
-            except PeerError as error:
-                if error.code == "block_too_heavy":
-                    break
-                refused.append((transaction, error))
-            else:
-                taken.append(transaction)
-        return self._remember(self._assemble(context, tuple(taken), run.finish())), refused
+        with self.stages.timed(Stage.EXECUTE):
+            for transaction in transactions:
+                try:
+                    self.verifier.check_signature_untrusted(transaction, self.state)
+                    run.apply(transaction)
+                except PeerError as error:
+                    if error.code == "block_too_heavy":
+                        break
+                    refused.append((transaction, error))
+                else:
+                    taken.append(transaction)
+            execution = run.finish()
+        return self._remember(self._assemble(context, tuple(taken), execution)), refused
 
     def check_untrusted(self, block: Block) -> Candidate:
         """Execute another's block above the head and compare every result with its header.
@@ -194,10 +198,12 @@ class Chain:
         if self.head.validators.vote_key(block.header.proposer) is None:
             raise PeerError("bad_header", f"{block.header.proposer} is no validator")
         transactions = self.check_body_untrusted(block)
-        for transaction in transactions:
-            self.verifier.check_signature_untrusted(transaction, self.state)
         context = self.next_block(block.header.proposer, block.header.time_ms)
-        candidate = self._assemble(context, transactions, self.executor.execute(self.state, context, transactions))
+        with self.stages.timed(Stage.EXECUTE):
+            for transaction in transactions:
+                self.verifier.check_signature_untrusted(transaction, self.state)
+            execution = self.executor.execute(self.state, context, transactions)
+        candidate = self._assemble(context, transactions, execution)
         if candidate.block.header != block.header:
             raise ResultMismatch(candidate, block.header)
         return self._remember(candidate)
@@ -237,24 +243,26 @@ class Chain:
     ) -> Candidate:
         """Return the block whose header says what executing gave."""
         parent = self.head.header
-        tree = self._sealed_by(execution, context.time_ms, is_quiet=not transactions)
-        header = Header(
-            version=FORMAT_VERSION,
-            chain_id=self.chain_id,
-            height=context.height,
-            parent_hash=self.head.hash,
-            time_ms=context.time_ms,
-            uptime_ms=context.uptime_ms,
-            proposer=context.proposer,
-            transactions_root=transactions_root([transaction.leaf for transaction in transactions]),
-            receipts_root=receipts_root(execution.receipts),
-            writes_root=writes_root(execution.writes),
-            validators_hash=parent.next_validators_hash,
-            next_validators_hash=execution.validators.hash(),
-            sealed_height=parent.sealed_height if tree is None else context.height,
-            sealed_root=parent.sealed_root if tree is None else tree.root,
-        )
-        block = Block.of(header, [transaction.raw for transaction in transactions])
+        with self.stages.timed(Stage.SEAL):
+            tree = self._sealed_by(execution, context.time_ms, is_quiet=not transactions)
+        with self.stages.timed(Stage.ROOTS):
+            header = Header(
+                version=FORMAT_VERSION,
+                chain_id=self.chain_id,
+                height=context.height,
+                parent_hash=self.head.hash,
+                time_ms=context.time_ms,
+                uptime_ms=context.uptime_ms,
+                proposer=context.proposer,
+                transactions_root=transactions_root([transaction.leaf for transaction in transactions]),
+                receipts_root=receipts_root(execution.receipts),
+                writes_root=writes_root(execution.writes),
+                validators_hash=parent.next_validators_hash,
+                next_validators_hash=execution.validators.hash(),
+                sealed_height=parent.sealed_height if tree is None else context.height,
+                sealed_root=parent.sealed_root if tree is None else tree.root,
+            )
+            block = Block.of(header, [transaction.raw for transaction in transactions])
         return Candidate(block, transactions, execution, tree)
 
     def _sealed_by(self, execution: Execution, time_ms: int, *, is_quiet: bool) -> TreeUpdate | None:

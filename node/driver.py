@@ -54,6 +54,7 @@ from node.divergence import Divergence, compare
 from node.mempool import Mempool
 from node.results import Inquiry
 from node.shares import InboxShares, Ticket
+from node.stages import Stage
 from node.storage import layout
 from node.storage.store import Store, Write
 from node.sync import FinalBlock
@@ -145,6 +146,7 @@ class Driver:
         self.mempool = mempool
         self.engine = engine
         self._store = store
+        self._stages = chain.stages
         self._network = network
         self._clock = clock
         self._tick_ms = tick_ms
@@ -343,12 +345,13 @@ class Driver:
 
     def _propose(self, effect: Propose) -> Proposed:
         time_ms = max(self._clock.wall_ms(), self.chain.head.header.time_ms + 1)
-        selected = self.mempool.select(
-            count_max=BLOCK_TRANSACTIONS_MAX,
-            bytes_max=BLOCK_BYTES_MAX,
-            calls_max=self._budget.calls_max,
-            time_ms=time_ms,
-        )
+        with self._stages.timed(Stage.PROPOSE):
+            selected = self.mempool.select(
+                count_max=BLOCK_TRANSACTIONS_MAX,
+                bytes_max=BLOCK_BYTES_MAX,
+                calls_max=self._budget.calls_max,
+                time_ms=time_ms,
+            )
         begin_ms = self._clock.monotonic_ms()
         candidate, refused = self.chain.build(self._name, time_ms, selected)
         self._budget.measured(
@@ -400,16 +403,20 @@ class Driver:
         if block.height <= self.chain.head.header.height:
             return ()
         candidate = await self._certified(block)
-        await self._write(self.chain.commit_batch(candidate, certificate))
-        head = self.chain.adopt(candidate, certificate)
+        with self._stages.timed(Stage.RECORDS):
+            batch = self.chain.commit_batch(candidate, certificate)
+        await self._write(batch)
+        with self._stages.timed(Stage.ADOPT):
+            head = self.chain.adopt(candidate, certificate)
         self._validators = frozenset(head.validators.names)
         self._catch_up.advanced(head.header.height)
         self.votes.final(head.header.height, head.validators.names, connected)
-        self.mempool.committed(candidate.transactions)
-        self.mempool.accounts_changed(candidate.execution.writes, self.chain.state)
-        self.mempool.expire(head.header.time_ms)
-        for listener in self._on_commit:
-            listener(Commit(candidate, certificate))
+        with self._stages.timed(Stage.POOL):
+            self.mempool.committed(candidate.transactions)
+            self.mempool.accounts_changed(candidate.execution.writes, self.chain.state)
+            self.mempool.expire(head.header.time_ms)
+            for listener in self._on_commit:
+                listener(Commit(candidate, certificate))
         self._work = self._current_work()
         return [self._work, Advanced(head)]
 
@@ -423,7 +430,11 @@ class Driver:
             raise Divergence(block, error, compare(self.chain, block, error, certified)) from error
 
     async def _write(self, batch: Sequence[Write]) -> None:
-        await trio.to_thread.run_sync(self._store.write, batch)
+        await trio.to_thread.run_sync(self._write_now, batch)
+
+    def _write_now(self, batch: Sequence[Write]) -> None:
+        with self._stages.timed(Stage.WRITE):
+            self._store.write(batch)
 
     # -- catching up -----------------------------------------------------------------------------------
 

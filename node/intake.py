@@ -21,6 +21,7 @@ from contracts.runtime.execution import BlockContext
 from node.chain import Chain
 from node.clock import Clock
 from node.mempool import Mempool
+from node.stages import Stage
 from p2p.frames import FrameKind
 from p2p.network import Network
 
@@ -83,7 +84,8 @@ class Intake:
     def submit_untrusted(self, raws: Sequence[bytes]) -> list[Answer]:
         """Admit a client's transactions in order, hand on what is new, and answer each."""
         block, now_ms = self._next_block(), self._clock.monotonic_ms()
-        answers = [self._submit_one(raw, block, now_ms) for raw in raws]
+        with self._chain.stages.timed(Stage.ADMIT):
+            answers = [self._submit_one(raw, block, now_ms) for raw in raws]
         self._on_work()
         return answers
 
@@ -136,11 +138,12 @@ class Intake:
         """Admit what can be admitted and return why the rest cannot."""
         refusals: list[PeerError] = []
         block, now_ms = self._next_block(), self._clock.monotonic_ms()
-        for raw in raws:
-            try:
-                self._mempool.add_untrusted(raw, self._chain.state, block, now_ms=now_ms)
-            except PeerError as error:
-                refusals.append(error)
+        with self._chain.stages.timed(Stage.ADMIT):
+            for raw in raws:
+                try:
+                    self._mempool.add_untrusted(raw, self._chain.state, block, now_ms=now_ms)
+                except PeerError as error:
+                    refusals.append(error)
         self._on_work()
         return refusals
 

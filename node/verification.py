@@ -8,6 +8,7 @@ from consensus.ledger.keys import PublicKey
 from consensus.ledger.transaction import Transaction, decode_transaction_untrusted
 from contracts.runtime.accounts import load_account
 from contracts.runtime.state import StateReader
+from node.stages import Stages
 
 REMEMBERED_MAX = 50_000
 REMEMBERED_BYTES_MAX = 128 * 1024 * 1024
@@ -28,7 +29,8 @@ class Verifier:
     is a stranger. It is bounded in number and bytes; what came first is forgotten first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Stages | None = None) -> None:
+        self._stages = stages or Stages()
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._bytes = 0
 
@@ -63,7 +65,7 @@ class Verifier:
         known = self._known.get(transaction.raw)
         if known is not None and known.key == key:
             return
-        if not transaction.signed_by(PublicKey.load_untrusted(key)):
+        if not self._stages.verified(transaction, PublicKey.load_untrusted(key)):
             raise PeerError("bad_signature", "the signature is not the sender's over these bytes")
         if known is not None:
             known.key = key

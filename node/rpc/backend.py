@@ -1,6 +1,6 @@
 """What the RPC needs of a node: the port that ``node_backend`` and the tests' in-memory node fill."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -180,6 +180,10 @@ class Backend(Protocol):
 
     def peers(self) -> list[PeerStatus]:
         """Return all other nodes, connected or not, by name."""
+        ...
+
+    def stages(self) -> Mapping[str, float]:
+        """Return the seconds of processor time that each stage of the node's work took so far."""
         ...
 
     def gauges(self) -> dict[str, int]:

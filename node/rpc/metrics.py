@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from node.rpc.backend import Backend
@@ -44,8 +44,8 @@ class _NodeGauges(Collector):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the newest height and all gauges of the node."""
+    def collect(self) -> Iterator[Metric]:
+        """Yield the newest height, all gauges of the node, and where its processor time went."""
         header = self._backend.head().header
         figures = {
             "height": header.height,
@@ -56,3 +56,7 @@ class _NodeGauges(Collector):
         }
         for name in sorted(figures):
             yield GaugeMetricFamily(f"hansa_{name}", name.replace("_", " "), value=figures[name])
+        stages = CounterMetricFamily("hansa_stage_seconds", "Processor time by stage", labels=["stage"])
+        for stage, seconds in self._backend.stages().items():
+            stages.add_metric([stage], seconds)
+        yield stages

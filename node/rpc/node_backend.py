@@ -1,7 +1,7 @@
 """The RPC's view of a real node: its chain, pool, engine and network."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import trio
 
@@ -279,6 +279,10 @@ class NodeBackend:
     def peers(self) -> list[PeerStatus]:
         """Return all other nodes."""
         return self._peers()
+
+    def stages(self) -> Mapping[str, float]:
+        """Return the seconds of processor time that each stage of the node's work took so far."""
+        return self._chain.stages.report()
 
     def gauges(self) -> dict[str, int]:
         """Return figures for ``/metrics``."""

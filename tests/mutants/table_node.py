@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
-_COMMIT = "        await self._write(self.chain.commit_batch(candidate, certificate))\n"
+_COMMIT = "        await self._write(batch)\n"
 _NODE = "pytest tests/node/"
 _P2P = "pytest tests/p2p/"
 _RPC = "pytest tests/node/rpc/"
@@ -45,7 +45,6 @@ MUTANTS = (
         "batch in two writes",
         "node/driver.py",
         _COMMIT,
-        "        batch = self.chain.commit_batch(candidate, certificate)\n"
         "        await self._write(batch[:2])\n        await self._write(batch[2:])\n",
         "a crash leaves half a block (R52)",
         _NODE + "test_commit.py::test_r52_a_block_and_all_about_it_are_one_write",
@@ -54,7 +53,6 @@ MUTANTS = (
         "head before the block",
         "node/driver.py",
         _COMMIT,
-        "        batch = self.chain.commit_batch(candidate, certificate)\n"
         "        await self._write([item for item in batch if item[0] == layout.META_HEAD])\n"
         "        await self._write([item for item in batch if item[0] != layout.META_HEAD])\n",
         "a crash leaves a head without its block (R52)",
@@ -63,8 +61,8 @@ MUTANTS = (
     Mutant(
         "memory before disk",
         "node/driver.py",
-        _COMMIT + "        head = self.chain.adopt(candidate, certificate)\n",
-        "        batch = self.chain.commit_batch(candidate, certificate)\n"
+        _COMMIT
+        + "        with self._stages.timed(Stage.ADOPT):\n            head = self.chain.adopt(candidate, certificate)\n",
         "        head = self.chain.adopt(candidate, certificate)\n        await self._write(batch)\n",
         "a block is shown as final that the disk does not hold (R46)",
         _NODE + "test_commit.py::test_r46_no_block_is_shown_before_it_is_on_the_disk",
@@ -169,8 +167,8 @@ MUTANTS = (
     Mutant(
         "signatures in blocks unchecked",
         "node/chain.py",
-        "            self.verifier.check_signature_untrusted(transaction, self.state)\n        context",
-        "            pass\n        context",
+        "                self.verifier.check_signature_untrusted(transaction, self.state)\n            execution",
+        "                pass\n            execution",
         "a primary signs for its clients",
         _NODE + "test_chain.py::test_a_forged_signature_in_a_block_is_refused",
     ),

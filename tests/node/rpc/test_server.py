@@ -151,6 +151,7 @@ async def test_health_metrics_and_page(node: TestNode, server: Server) -> None:
     assert (await server.get("/healthz")).status_code == 503
     metrics = (await server.get("/metrics")).text
     assert "hansa_height 1.0" in metrics
+    assert 'hansa_stage_seconds_total{stage="execute"}' in metrics
     assert 'hansa_rpc_requests_total{method="chain_status",outcome="ok"} 1.0' in metrics
     assert 'hansa_rpc_requests_total{method="unknown",outcome="method_not_found"} 1.0' in metrics
     for path, kind in {"/": "text/html", "/style.css": "text/css", "/app.js": "text/javascript"}.items():
