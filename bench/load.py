@@ -16,7 +16,7 @@ import trio
 from consensus.ledger.codec import Value
 from consensus.ledger.errors import HansaError
 from consensus.ledger.ids import ChainId
-from consensus.ledger.keys import PrivateKey
+from consensus.ledger.keys import PrivateKey, PublicKey
 from consensus.ledger.transaction import EACH, Call, make_call, sign_transaction
 from services.client.connection import Connection
 from services.client.tasks import single_errors
@@ -29,7 +29,11 @@ FINAL_MS = 30_000
 RAMP_S = 1.0
 """How long a row runs before it is measured."""
 REGISTER_MAX = 200
-ISSUE_MAX = 100
+"""How many accounts a transaction of the set-up registers, and another one funds."""
+PARTS_A_FRAME = 5
+FILL_LANES = 16
+FILL_MAX = 32_000
+"""How many accounts are made at a time, so that their keys need little memory."""
 
 
 T = TypeVar("T")
@@ -85,36 +89,63 @@ class Load:
         self._accounts: deque[Lane] = deque()
         self._addresses: list[bytes] = []
         self._servers: deque[Lane] = deque()
+        self._fillers: list[Lane] = []
         self._orders = 0
+
+    @property
+    def address_count(self) -> int:
+        """How many accounts units are sent to."""
+        return len(self._addresses)
 
     async def set_up(self, issuer: PrivateKey, server: PrivateKey, *, account_count: int, server_lanes: int) -> None:
         """Register and fund the accounts of the transfers, and open the campaign of the rights."""
         keys = [PrivateKey.generate() for _ in range(account_count)]
-        self._addresses = [bytes(key.public.address) for key in keys]
         count = len(self._nodes)
         self._accounts.extend(Lane(key, b"", index % count) for index, key in enumerate(keys))
         self._servers.extend(Lane(server, b"bench%d" % index, index % count) for index in range(server_lanes))
-        admin = Lane(issuer, b"bench", 0)
-        new = {f"bench-{index}": key.public.compressed for index, key in enumerate(keys)}
-        names = sorted(new)
-        await self._all(
-            admin,
-            [
-                [make_call("membership", "register_accounts", {"accounts": {name: new[name] for name in part}})]
-                for part in _parts(names, REGISTER_MAX)
-            ],
-        )
-        await self._all(admin, [[make_call("tokens", "define", {"unit": UNIT})]])
-        await self._all(
-            admin,
-            [
-                [make_call("tokens", "issue", {"unit": UNIT, "to": to, "amount": FUNDS}) for to in part]
-                for part in _parts(self._addresses, ISSUE_MAX)
-            ],
-        )
+        await self._all(Lane(issuer, b"bench", 0), [[make_call("tokens", "define", {"unit": UNIT})]])
+        await self._register(issuer, [key.public for key in keys])
         await self._all(
             self._servers[0], [[make_call("rights", "open_campaign", {"campaign": CAMPAIGN, "quota": 10**15})]]
         )
+
+    async def fill(self, issuer: PrivateKey, account_count: int) -> None:
+        """Register and fund accounts that only receive: three keys of the state each, and nobody keeps their keys."""
+        for start in range(0, account_count, FILL_MAX):
+            count = min(FILL_MAX, account_count - start)
+            await self._register(issuer, [PrivateKey.generate().public for _ in range(count)])
+
+    async def _register(self, issuer: PrivateKey, keys: Sequence[PublicKey]) -> None:
+        """Register and fund accounts, in several lanes side by side; each lane's frames follow one another."""
+        first = len(self._addresses)
+        self._addresses += [bytes(key.address) for key in keys]
+        parts = deque(_parts(range(len(keys)), REGISTER_MAX))
+
+        def calls_of(part: Sequence[int]) -> list[list[Call]]:
+            new = {f"bench-{first + index}": keys[index].compressed for index in part}
+            accounts: dict[str, Value] = {name: new[name] for name in sorted(new)}
+            addresses = [self._addresses[first + index] for index in part]
+            return [
+                [make_call("membership", "register_accounts", {"accounts": accounts})],
+                [make_call("tokens", "issue", {"unit": UNIT, "to": to, "amount": FUNDS}) for to in addresses],
+            ]
+
+        async def work(lane: Lane) -> None:
+            while parts:
+                calls = [item for _ in range(min(PARTS_A_FRAME, len(parts))) for item in calls_of(parts.popleft())]
+                await self._submit(lane.node, [self._sign(lane, item) for item in calls])
+
+        with single_errors():
+            async with trio.open_nursery() as nursery:
+                for lane in self._issuers(issuer):
+                    nursery.start_soon(work, lane)
+
+    def _issuers(self, issuer: PrivateKey) -> list[Lane]:
+        """Return the lanes of who registers and issues, the same at each call."""
+        if not self._fillers:
+            count = len(self._nodes)
+            self._fillers = [Lane(issuer, b"fill%d" % index, index % count) for index in range(FILL_LANES)]
+        return self._fillers
 
     async def run(self, row: Row, *, seconds: float) -> Samples:
         """Measure a row for a time, after a ramp; return when nothing is in flight any more.
@@ -142,6 +173,38 @@ class Load:
                 for _ in range(min(row.frames_in_flight, max(1, lanes // row.transactions))):
                     nursery.start_soon(keep_busy)
         samples.seconds = seconds
+        return samples
+
+    async def run_open(self, row: Row, *, tps: float, seconds: float) -> Samples:
+        """Offer transactions at this rate, whatever the answers do, in frames that fall due at random moments.
+
+        A latency counts from the moment at which its frame was due, so that a client that cannot keep up, or finds
+        every account in use, shows. Frames that fall due in the ramp are not counted.
+
+        Raises:
+            HansaError: as :meth:`run`.
+        """
+        samples = Samples(seconds=seconds)
+        due = trio.current_time()
+        begin = due + RAMP_S
+        end = begin + seconds
+        has_lane = trio.Semaphore(len(self._accounts) // row.transactions)
+
+        async def offer(due: float) -> None:
+            async with has_lane:
+                lanes, raws, calls, _ = await self._one_frame(row)
+                self._accounts.extend(lanes)
+            samples.calls_in_all += calls
+            if due >= begin:
+                samples.transactions += len(raws)
+                samples.calls += calls
+                samples.latencies += [trio.current_time() - due] * len(raws)
+
+        with single_errors():
+            async with trio.open_nursery() as nursery:
+                while (due := due + self._random.expovariate(tps / row.transactions)) < end:
+                    await trio.sleep_until(due)
+                    nursery.start_soon(offer, due)
         return samples
 
     async def _one_frame(self, row: Row) -> tuple[list[Lane], list[bytes], int, float]:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from bench.harness import measure_verification
 from bench.load import Samples
-from bench.throughput import ROWS, main, measure_verification
+from bench.throughput import ROWS, main
 from consensus.ledger.errors import LocalError
 
 
