@@ -80,7 +80,7 @@ class Chain:
         self.reader = ChainReader(store)
         self.state = RecentState(SealedState(store))
         self._store = store
-        self.tree = state_tree.NodeCache(_TreeNodes(store))
+        self.tree = state_tree.NodeCache(_TreeNodes(self.state.sealed))
         self._candidates: dict[Hash, Candidate] = {}
         self._sealed_time_ms = genesis.time_ms
         self.is_committing = False
@@ -127,34 +127,49 @@ class Chain:
         return self._adopt_state(candidate, None)
 
     def _resume(self) -> Head:
-        """Read the head and replay into memory what was written since the last seal."""
-        stored = self._store.get(layout.META_HEAD)
-        height = 0 if stored is None else int.from_bytes(stored, "big")
-        block = self.reader.block(height)
-        if stored is None or block is None:
-            raise StorageError("corrupted", "the head block is missing")
-        for tail_height in range(block.header.sealed_height + 1, height + 1):
-            self.state.extend(self._writes_of(tail_height))
-        sealed = self.reader.block(block.header.sealed_height)
+        """Read the head and make again in memory what the store was not yet given of the state."""
+        height, stored_height = self._stored_height(layout.META_HEAD), self._stored_height(layout.META_STATE)
+        block = self._stored_block(stored_height)
+        self._check_sealed(block, state_tree.tree_root(self.tree))
+        for later in range(stored_height + 1, height + 1):
+            block = self._stored_block(later)
+            self.state.extend(self._writes_of(block))
+            if block.header.sealed_height == later:
+                tree = state_tree.update(self.tree, self.state.tail)
+                self._check_sealed(block, tree.root)
+                self._adopt_seal(block, tree)
         changes = self.reader.validator_changes()
-        if sealed is None:
-            raise StorageError("corrupted", f"block {block.header.sealed_height}, the sealed one, is missing")
-        self._sealed_time_ms = sealed.header.time_ms
         if not changes or changes[-1][1].hash() != block.header.next_validators_hash:
             raise StorageError("corrupted", f"the validator set stored last is not the one of block {height}")
-        if state_tree.tree_root(self.tree) != block.header.sealed_root:
-            raise StorageError("corrupted", f"the state tree is not that of block {block.header.sealed_height}")
         certificate = self.reader.certificate(height)
         if height > 0 and (certificate is None or certificate.block_hash != block.hash):
             raise StorageError("corrupted", f"block {height} lacks its certificate")
         return Head(block.header, block.hash, certificate, changes[-1][1], block.is_quiet)
 
-    def _writes_of(self, height: int) -> dict[bytes, bytes | None]:
-        """Return the writes of a block since the seal, as its header vouches for them."""
-        block, writes = self.reader.block(height), self.reader.writes(height)
-        if block is None or writes is None or writes_root(writes) != block.header.writes_root:
-            raise StorageError("corrupted", f"the writes of block {height} are not those of its header")
+    def _stored_height(self, key: bytes) -> int:
+        stored = self._store.get(key)
+        if stored is None:
+            raise StorageError("corrupted", f"the record {layout.describe(key)} is missing")
+        return int.from_bytes(stored, "big")
+
+    def _stored_block(self, height: int) -> Block:
+        block = self.reader.block(height)
+        if block is None:
+            raise StorageError("corrupted", f"block {height} is missing")
+        return block
+
+    def _writes_of(self, block: Block) -> dict[bytes, bytes | None]:
+        """Return the writes of a block, as its header vouches for them."""
+        writes = self.reader.writes(block.height)
+        if writes is None or writes_root(writes) != block.header.writes_root:
+            raise StorageError("corrupted", f"the writes of block {block.height} are not those of its header")
         return writes
+
+    def _check_sealed(self, block: Block, root: Hash) -> None:
+        """Refuse a state tree that is not the one this block sealed."""
+        if (block.header.sealed_height, block.header.sealed_root) != (block.height, root):
+            raise StorageError("corrupted", f"the state tree is not that of block {block.height}")
+        self._sealed_time_ms = block.header.time_ms
 
     # -- making and checking blocks --------------------------------------------------------------------
 
@@ -302,13 +317,19 @@ class Chain:
         return self.head
 
     def _adopt_state(self, candidate: Candidate, certificate: Certificate | None) -> Head:
+        block = candidate.block
         self.state.extend(candidate.execution.writes)
         if candidate.tree is not None:
-            self.state.seal()
-            self.tree.apply(candidate.tree.nodes)
-            self._sealed_time_ms = candidate.block.header.time_ms
-        block = candidate.block
+            is_stored = self.state.sealed.is_due(is_quiet=block.is_quiet)
+            self._adopt_seal(block, candidate.tree)
+            if is_stored:
+                self.state.sealed.stored()
         return Head(block.header, block.hash, certificate, candidate.execution.validators, block.is_quiet)
+
+    def _adopt_seal(self, block: Block, tree: TreeUpdate) -> None:
+        self.state.seal(tree.nodes)
+        self.tree.apply(tree.nodes)
+        self._sealed_time_ms = block.header.time_ms
 
     def _records(self, candidate: Candidate, certificate: Certificate | None) -> list[Write]:
         block, execution = candidate.block, candidate.execution
@@ -327,22 +348,22 @@ class Chain:
         if block.header.next_validators_hash != block.header.validators_hash:
             batch.append((layout.at_height(layout.VALIDATORS, height + 1), execution.validators.encode()))
         batch.extend(_index_records(candidate))
-        if candidate.tree is not None:
-            sealed = {**self.state.tail, **execution.writes}
-            batch.extend((layout.STATE + key, value) for key, value in sealed.items())
-            batch.extend((layout.TREE + path, node) for path, node in candidate.tree.nodes.items())
+        sealed = self.state.sealed
+        if candidate.tree is not None and sealed.is_due(is_quiet=block.is_quiet):
+            batch.extend(sealed.records({**self.state.tail, **execution.writes}, candidate.tree.nodes))
+            batch.append((layout.META_STATE, layout.number(height)))
         return batch
 
 
 class _TreeNodes:
-    """The state tree's nodes as the store keeps them."""
+    """The nodes of the sealed state's tree."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, sealed: SealedState) -> None:
+        self._sealed = sealed
 
     def get(self, path: bytes) -> bytes | None:
         """Return the node at a path."""
-        return self._store.get(layout.TREE + path)
+        return self._sealed.node(path)
 
 
 def _index_records(candidate: Candidate) -> list[Write]:

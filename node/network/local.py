@@ -230,8 +230,11 @@ async def _wait_ready(homes: Sequence[NodeHome], timeout_ms: int) -> None:
             async with trio.open_nursery() as nursery:
                 for home in homes:
                     nursery.start_soon(wait, home)
-    except* LocalError as group:
-        raise _first_error(group) from None
+    except BaseExceptionGroup as group:
+        refusals, others = group.split(LocalError)
+        if refusals is None or others is not None:
+            raise
+        raise _first_error(refusals) from None
     if waiting:
         raise LocalError("not_ready", f"not ready after {timeout_ms} ms: {', '.join(sorted(waiting))}")
 

@@ -3,7 +3,7 @@
 ====  =========================================  =====================================================
 key   then                                       value
 ====  =========================================  =====================================================
-m     name                                       meta: ``format``, ``chain``, ``head``, ``incarnation``
+m     name                                       meta: ``format``, ``chain``, ``head``, ``state``, ``incarnation``
 b     height 8                                   block: header and transactions
 c     height 8                                   certificate
 r     height 8                                   receipts of the block in order, ``Receipts``
@@ -13,14 +13,14 @@ x     transaction id 32                          ``Location``
 a     address 20, height 8, index 4              transaction id 32: an account's history
 e     contract, 0, event name, 0, height 8       empty: blocks that hold such an event
 k     height 8                                   the validator set from this height on, where it changes
-s     state key                                  value at the last seal
-n     path                                       node of the state tree at the last seal
+s     state key                                  value at the height under ``state``
+n     path                                       node of the state tree at the same height
 v     key of the consensus engine                vote log
 ====  =========================================  =====================================================
 
-State on disk is the state at the last seal. What blocks wrote since is read again from ``w`` at start
-and kept in memory, so a value and its proof always fit together, and a key that many blocks write
-reaches the state once a seal.
+State on disk is that of one of the last seals, values and tree alike. What blocks wrote since is read again
+from ``w`` at start and kept in memory, sealed where they sealed: a value and its proof always fit together, and
+a key that many blocks write reaches the state once in many seals.
 """
 
 from typing import Annotated
@@ -30,11 +30,12 @@ import msgspec
 from consensus.ledger.codec import Record, RecordCodec
 from consensus.ledger.receipt import Receipt
 
-FORMAT = b"2"
+FORMAT = b"3"
 
 META_FORMAT = b"mformat"
 META_CHAIN = b"mchain"
 META_HEAD = b"mhead"
+META_STATE = b"mstate"
 META_INCARNATION = b"mincarnation"
 
 BLOCK = b"b"

@@ -165,6 +165,22 @@ MUTANTS = (
         _NODE + "test_chain.py::test_r09_another_body_under_a_known_header_is_refused",
     ),
     Mutant(
+        "seals made again unchecked",
+        "node/chain.py",
+        "                self._check_sealed(block, tree.root)\n",
+        "",
+        "a node starts on a damaged state",
+        _NODE + "test_chain.py::test_a_seal_made_again_must_have_the_root_of_its_block",
+    ),
+    Mutant(
+        "state stored without its height",
+        "node/chain.py",
+        "            batch.append((layout.META_STATE, layout.number(height)))\n",
+        "            pass\n",
+        "a node that starts takes a newer state for an older one",
+        _NODE + "test_chain.py::test_seals_that_the_store_was_not_given_are_made_again_at_the_start",
+    ),
+    Mutant(
         "signatures in blocks unchecked",
         "node/chain.py",
         "                self.verifier.check_signature_untrusted(transaction, self.state)\n            execution",

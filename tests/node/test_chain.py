@@ -9,11 +9,13 @@ import pytest
 from consensus.ledger.block import Block, Header, transactions_root
 from consensus.ledger.errors import InvariantError, LocalError, PeerError, StorageError
 from consensus.ledger.proof import decode_proof_untrusted, encode_proof, verify_proof_untrusted
+from consensus.ledger.state_tree import SEAL_INTERVAL_MS
 from consensus.ledger.transaction import Transaction, make_call
 from consensus.ledger.validators import ValidatorSet
 from node.audit import AuditFailure, StoreSource, verify_chain
 from node.chain import Chain
 from node.proofs import ProofMaker
+from node.state import UNSTORED_SEALS_MAX
 from node.storage import layout
 from node.storage.leveldb import LevelStore
 from tests.node.support import Consortium, extend, make_consortium, make_executor
@@ -152,6 +154,34 @@ def test_an_unsealed_value_is_newer_than_its_proof(chain: Chain, store: LevelSto
     key = f"tokens/balance/cny/{address('user-b').hex()}".encode()
     assert chain.state.get(key) != chain.state.sealed.get(key)
     verify_proof_untrusted(ProofMaker(chain).state(key), CONSORTIUM.genesis)
+
+
+def test_seals_that_the_store_was_not_given_are_made_again_at_the_start(chain: Chain, store: LevelStore) -> None:
+    extend(chain, store, CONSORTIUM, issue())
+    stored = dict(store.scan(layout.STATE))
+    for number in range(UNSTORED_SEALS_MAX):
+        extend(chain, store, CONSORTIUM, [transfer(number)], step_ms=SEAL_INTERVAL_MS)
+        assert chain.head.header.sealed_height == chain.head.header.height
+    assert dict(store.scan(layout.STATE)) == stored
+    again = Chain(store, CONSORTIUM.genesis, make_executor())
+    assert again.head == chain.head
+    key = f"tokens/balance/cny/{address('user-b').hex()}".encode()
+    assert again.state.sealed.get(key) == chain.state.sealed.get(key) != stored.get(key)
+    verify_proof_untrusted(ProofMaker(again).state(key), CONSORTIUM.genesis)
+    extend(again, store, CONSORTIUM, [transfer(UNSTORED_SEALS_MAX)], step_ms=SEAL_INTERVAL_MS)
+    assert store.get(layout.META_STATE) == layout.number(again.head.header.height)
+    assert store.get(layout.STATE + key) == again.state.get(key)
+    assert verify_chain(StoreSource(store), CONSORTIUM.genesis, make_executor()).block_hash == again.head.hash
+
+
+def test_a_seal_made_again_must_have_the_root_of_its_block(chain: Chain, store: LevelStore) -> None:
+    for number, transactions in enumerate((issue(), [transfer(0)], [transfer(1)])):
+        extend(chain, store, CONSORTIUM, transactions, step_ms=SEAL_INTERVAL_MS * number + 1)
+    below_the_root = [(key, node) for key, node in store.scan(layout.TREE) if len(key) > 1]
+    # The first byte behind the lengths is one of a child's hash.
+    store.write([(key, node[:16] + bytes([node[16] ^ 1]) + node[17:]) for key, node in below_the_root])
+    with pytest.raises(StorageError, match="the state tree is not that of block 2"):
+        Chain(store, CONSORTIUM.genesis, make_executor())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from node.state import CACHED_VALUE_BYTES_MAX, RecentState, SealedState
+from node.state import CACHED_VALUE_BYTES_MAX, UNSTORED_BYTES_MAX, UNSTORED_SEALS_MAX, RecentState, SealedState
 from node.storage import layout
 from node.storage.leveldb import LevelStore
 
@@ -26,6 +26,7 @@ class StateMachine(RuleBasedStateMachine):
         self.store = LevelStore.open(Path(self.folder.name))
         self.state = RecentState(SealedState(self.store))
         self.model: dict[bytes, bytes] = {}
+        self.unstored: list[dict[bytes, bytes | None]] = []
 
     @rule(writes=st.dictionaries(key, value, max_size=4))
     def block(self, writes: dict[bytes, bytes | None]) -> None:
@@ -36,15 +37,27 @@ class StateMachine(RuleBasedStateMachine):
             else:
                 self.model[name] = new
 
-    @rule()
-    def seal(self) -> None:
-        self.store.write([(layout.STATE + name, new) for name, new in self.state.tail.items()])
-        self.state.seal()
+    @rule(is_stored=st.booleans())
+    def seal(self, is_stored: bool) -> None:
+        changes = dict(self.state.tail)
+        nodes: dict[bytes, bytes | None] = {name: b"node " + (new or b"none") for name, new in changes.items()}
+        if is_stored:
+            self.store.write(self.state.sealed.records(changes, nodes))
+        self.unstored.append(changes)
+        self.state.seal(nodes)
+        if is_stored:
+            self.state.sealed.stored()
+            self.unstored.clear()
+        for name, node in nodes.items():
+            assert self.state.sealed.node(name) == node
 
     @rule()
     def restart(self) -> None:
-        tail = self.state.tail
+        tail = dict(self.state.tail)
         self.state = RecentState(SealedState(self.store))
+        for changes in self.unstored:
+            self.state.extend(changes)
+            self.state.seal({})
         self.state.extend(tail)
 
     @rule(prefix=st.sampled_from(PREFIXES), start=st.one_of(key, st.just(b"")), limit=st.integers(-1, 9))
@@ -83,4 +96,24 @@ def test_a_scan_reads_no_more_of_the_store_than_it_returns(tmp_path: Path) -> No
     state.extend({b"k%03d" % number: b"new" for number in range(400)})
     assert [name for name, _ in state.scan(b"k", b"k010", 3)] == [b"k010", b"k011", b"k012"]
     assert walked <= 5
+    store.close()
+
+
+def test_a_seal_is_stored_after_so_many_seals_or_bytes_and_in_a_quiet_block(tmp_path: Path) -> None:
+    store = LevelStore.open(tmp_path)
+    state = RecentState(SealedState(store))
+    for _ in range(UNSTORED_SEALS_MAX):
+        assert not state.sealed.is_due(is_quiet=False)
+        assert state.sealed.is_due(is_quiet=True)
+        state.seal({})
+    assert state.sealed.is_due(is_quiet=False)
+    state.sealed.stored()
+    assert not state.sealed.is_due(is_quiet=False)
+    half = bytes(UNSTORED_BYTES_MAX // 2)
+    for nodes in ({b"a": half}, {b"a": half}, {b"a": None}, {b"b": half}):
+        state.seal(nodes)  # what takes an older one's place counts once
+        assert not state.sealed.is_due(is_quiet=False)
+    state.extend({b"key": half})
+    state.seal({})
+    assert state.sealed.is_due(is_quiet=False)
     store.close()
