@@ -9,7 +9,7 @@ receipts. With ``waitMs`` (up to 60,000) the answer comes when all accepted ones
 A frame that waits is an entry in a table and no task: thousands may wait for one block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import trio
@@ -59,17 +59,20 @@ _encoder = msgspec.msgpack.Encoder()
 class FrameDesk:
     """Takes the frames of one session and keeps their answers until the writer comes for them.
 
-    A frame keeps its place in ``room`` until its answer is taken, which bounds both.
+    A frame keeps its place in ``room`` until its answer is taken, which bounds both. ``pack`` makes a
+    message of its bytes.
     """
 
-    def __init__(self, context: Context, room: Room, outbox: Outbox) -> None:
+    def __init__(self, context: Context, room: Room, outbox: Outbox, *, pack: Callable[[bytes], bytes]) -> None:
         self._context = context
         self._room = room
         self._outbox = outbox
+        self._pack = pack
         self._waiting: dict[_Waiting, None] = {}
         self._has_waiting = trio.Event()
         self._ready: list[Answer] = []
-        self._ready_sizes: list[int] = []
+        self._ready_size = 0
+        """Size of the frames that these answer, in bytes."""
 
     async def take(self, frame: Frame, size: int) -> None:
         """Submit a frame's transactions; its answer will be ready when it is time.
@@ -111,11 +114,10 @@ class FrameDesk:
 
     def _render(self) -> bytes:
         """Return one message with all answers that are ready, and free their places."""
-        message = _encoder.encode(self._ready)
-        for size in self._ready_sizes:
-            self._room.leave(size)
+        message = self._pack(_encoder.encode(self._ready))
+        self._room.leave(self._ready_size, count=len(self._ready))
         self._ready.clear()
-        self._ready_sizes.clear()
+        self._ready_size = 0
         return message
 
     def _finish(self, waiting: _Waiting) -> None:
@@ -124,7 +126,7 @@ class FrameDesk:
         if not self._ready:
             self._outbox.put_later(self._render)
         self._ready.append((waiting.frame.id, [self._outcome(item, waiting.ticket) for item in waiting.answers]))
-        self._ready_sizes.append(waiting.size)
+        self._ready_size += waiting.size
 
     def _return_ticket(self, waiting: _Waiting) -> None:
         if waiting.ticket is not None and waiting.ticket.missing:

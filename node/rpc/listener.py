@@ -2,16 +2,17 @@
 
 anycorn's own accept loop ends with the first EMFILE, knows no limit, and shields its writes from
 cancellation, so that one peer who does not read would hold up a stop. This one waits for room, hands
-each connection to anycorn, and closes the sockets under those that do not end in time. The kernel
-drops a peer that is gone, or that takes nothing of what it is sent for ``UNREAD_MS_MAX``; anycorn's
-own WebSocket pings stay off, since each keeps its connection's place for an interval after the end.
+each connection to anycorn, from whose ``state`` a WebSocket takes it over, and closes the sockets under
+those that do not end in time. The kernel drops a peer that is gone, or that takes nothing of what it is
+sent for ``UNREAD_MS_MAX``; anycorn's own WebSocket pings stay off, since each keeps its connection's place
+for an interval after the end.
 """
 
 import errno
 import socket
 from collections.abc import Awaitable, Callable
+from typing import cast
 
-import anyio
 import anyio.abc
 import structlog
 import trio
@@ -22,6 +23,7 @@ from anycorn.typing import ASGIFramework
 from anycorn.worker_context import WorkerContext
 
 from consensus.ledger.errors import LocalError
+from node.rpc.line import Line
 from node.rpc.metrics import RpcMetrics
 
 BACKLOG = 128
@@ -77,24 +79,26 @@ async def serve(
     context = WorkerContext(max_requests=None)
     wrapped = ASGIWrapper(app)
     room = trio.Semaphore(connections_max)
-    open_streams: set[anyio.abc.SocketStream] = set()
+    open_lines: set[Line] = set()
 
     async def run(connection: socket.socket) -> None:
         try:
-            stream = await anyio.abc.SocketStream.from_socket(connection)
-            open_streams.add(stream)
+            line = Line(await anyio.abc.SocketStream.from_socket(connection))
+            open_lines.add(line)
             try:
                 with metrics.connections.track_inprogress():
-                    await TCPServer(wrapped, config, context, {}, stream).run()
+                    # What it uses of a socket's stream, a line has.
+                    stream = cast(anyio.abc.SocketStream, line)
+                    await TCPServer(wrapped, config, context, {"line": line}, stream).run()
             finally:
-                open_streams.discard(stream)
+                open_lines.discard(line)
         finally:
             connection.close()
             room.release()
 
     with trio.socket.from_stdlib_socket(listening) as accepting:
         async with trio.open_nursery() as guard:
-            guard.start_soon(_abort_at_end, open_streams)
+            guard.start_soon(_abort_at_end, open_lines)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accept_nursery:
                     accept_nursery.start_soon(_accept_forever, accepting, room, run, connections)
@@ -107,15 +111,15 @@ async def serve(
             guard.cancel_scope.cancel()
 
 
-async def _abort_at_end(streams: set[anyio.abc.SocketStream]) -> None:
+async def _abort_at_end(lines: set[Line]) -> None:
     """Wait to be cancelled, then close the sockets under those who still write to them."""
     try:
         await trio.sleep_forever()
     finally:
-        for stream in list(streams):
+        for line in list(lines):
             with trio.CancelScope() as scope:
                 scope.cancel()  # closing comes first in aclose, and nothing after it matters
-                await stream.aclose()
+                await line.aclose()
 
 
 async def _accept_forever(

@@ -20,7 +20,7 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._messages: deque[str | bytes | Callable[[], bytes]] = deque()
+        self._messages: deque[bytes | Callable[[], bytes]] = deque()
         self._size = 0
         self._held = 0
         """Size of the messages that wait in ``put``."""
@@ -33,7 +33,7 @@ class Outbox:
             await self._makers.park()
         self._makers.unpark()  # the next one looks when this one's message is there, unless that takes its time
 
-    async def put(self, message: str | bytes) -> None:
+    async def put(self, message: bytes) -> None:
         """Leave a message; one that alone exceeds the bound passes when the box is empty."""
         self._held += len(message)
         try:
@@ -50,12 +50,12 @@ class Outbox:
         self._messages.append(render)
         self._wake()
 
-    async def take(self) -> str | bytes:
+    async def take(self) -> bytes:
         """Return the oldest message, waiting for one."""
         while not self._messages:
             await self._changed.wait()
         message = self._messages.popleft()
-        if not isinstance(message, str | bytes):
+        if not isinstance(message, bytes):
             return message()
         self._size -= len(message)
         self._wake()
@@ -82,9 +82,9 @@ class Room:
         self._count += 1
         self._size += size
 
-    def leave(self, size: int) -> None:
-        """Give the place back."""
-        self._count -= 1
+    def leave(self, size: int, *, count: int = 1) -> None:
+        """Give the places of so many messages back, which have this size together."""
+        self._count -= count
         self._size -= size
         self._changed.set()
         self._changed = trio.Event()

@@ -6,17 +6,26 @@ Text messages are JSON-RPC, single or batch. A binary message is a frame of tran
 All sending goes through one outbox bounded in bytes; whoever has more to say waits, calls wait before
 they are worked on, and a full number of requests in flight stops the reading, so a peer that does not
 read cannot make the node hold more.
+
+The web server answers the opening request; then the session takes the connection over (``node.rpc.line``) and
+works on all messages of one read without a pause, up to ``STRETCH`` of them.
 """
 
+import anyio
 import trio
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.frame_protocol import CloseReason
+from wsproto.utilities import LocalProtocolError
 
 from consensus.ledger.errors import InvariantError, PeerError, StorageError
 from node.rpc.context import Context, Selection
 from node.rpc.dispatch import Dispatcher
 from node.rpc.frames import FrameDesk, decode_frame_untrusted
+from node.rpc.line import Line
 from node.rpc.outbox import Outbox, Room
-from node.rpc.protocol import Faulty, Json, Request, error_bytes, parse_untrusted
+from node.rpc.protocol import BODY_BYTES_MAX, Faulty, Json, Request, error_bytes, parse_untrusted
 from node.rpc.render import cursor_text
 from node.rpc.subscriptions import Subscription, first_place
 
@@ -25,54 +34,102 @@ BATCHES_MAX = 2
 """Batches of one session that are worked on at a time: each may come to ``ANSWER_BYTES_MAX``."""
 
 
-class Session:
-    """A WebSocket's life, from accept to close."""
+STRETCH = 64
+"""Transactions and requests taken at a stretch, before consensus gets its turn again."""
+CLOSE_MS_MAX = 1_000
+"""Time for the last word to a peer, and for what it still sends after it broke the rules."""
 
-    def __init__(self, websocket: WebSocket, dispatcher: Dispatcher, nursery: trio.Nursery) -> None:
-        self._websocket = websocket
+
+class Session:
+    """A WebSocket's life, from the answer to its opening request to its end."""
+
+    def __init__(self, line: Line, dispatcher: Dispatcher, nursery: trio.Nursery) -> None:
+        self._line = line
+        self._protocol = Connection(ConnectionType.SERVER)
         self._dispatcher = dispatcher
         self._context: Context = dispatcher.context_for(self)
         self._outbox = Outbox()
         self._spawn = nursery.start_soon
         self._room = Room()
         self._batches = trio.Semaphore(BATCHES_MAX)
-        self._desk = FrameDesk(self._context, self._room, self._outbox)
+        self._desk = FrameDesk(self._context, self._room, self._outbox, pack=self._pack)
         nursery.start_soon(self._desk.run)
         self._subscriptions: dict[int, trio.CancelScope] = {}
         self._next_subscription = 1
+        self._message = bytearray()
+        """What has come of a message in several parts."""
+        self._stretch = 0
+        self._is_sending = False
 
-    async def read(self) -> None:
-        """Take messages until the peer closes; waits while too many requests are in flight."""
-        while True:
-            message = await self._websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            text, data = message.get("text"), message.get("bytes")
-            if data is not None:
-                await self._room.enter(len(data))
-                await self._take_frame(data)
-            elif text is not None:
-                await self._room.enter(len(text))
-                self._spawn(self._answer_text, text)
+    async def read(self) -> CloseReason | int | None:
+        """Take messages until the connection ends; waits while too many requests are in flight.
+
+        Returns what to say at the end: the peer's own code when it takes its leave, another one when it broke the
+        rules, None when nobody is there to hear it.
+        """
+        while data := await self._line.receive_taken():
+            self._protocol.receive_data(data)
+            for event in self._protocol.events():
+                if isinstance(event, TextMessage | BytesMessage):
+                    if len(self._message) + len(event.data) > BODY_BYTES_MAX:
+                        return CloseReason.MESSAGE_TOO_BIG
+                    await self._take_part(event)
+                elif isinstance(event, Ping):
+                    await self._outbox.put(self._protocol.send(event.response()))
+                elif isinstance(event, CloseConnection):
+                    return event.code
+        return None
 
     async def write(self) -> None:
         """Send what the outbox holds until the connection breaks."""
         try:
             while True:
                 message = await self._outbox.take()
-                if isinstance(message, str):
-                    await self._websocket.send_text(message)
-                else:
-                    await self._websocket.send_bytes(message)
-        except (WebSocketDisconnect, OSError):
+                self._is_sending = True
+                await self._line.send(message)
+                self._is_sending = False
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             return  # the reader sees the end as well
+
+    async def say_goodbye(self, code: int) -> None:
+        """Close the WebSocket with this code, unless half a message is on its way."""
+        if not self._is_sending:
+            await self._line.send(self._protocol.send(CloseConnection(code)))
+            await self._line.send_eof()
+
+    async def hear_out(self) -> None:
+        """Read on without listening: bytes that nobody reads would take our last word from the peer."""
+        while await self._line.receive_taken():
+            pass
+
+    def _pack(self, message: bytes) -> bytes:
+        return self._protocol.send(BytesMessage(message))
 
     # -- what a message asks for -----------------------------------------------------------------------
 
-    async def _answer_text(self, text: str) -> None:
+    async def _take_part(self, part: TextMessage | BytesMessage) -> None:
+        """Put messages together, and work on those that are whole."""
+        data = part.data.encode() if isinstance(part, TextMessage) else bytes(part.data)
+        if not part.message_finished:
+            self._message += data
+            return
+        if self._message:
+            data = bytes(self._message) + data
+            self._message.clear()
+        await self._room.enter(len(data))
+        if isinstance(part, TextMessage):
+            self._spawn(self._answer_text, data)
+            self._stretch += 1
+        else:
+            self._stretch += await self._take_frame(data)
+        if self._stretch >= STRETCH:
+            self._stretch = 0
+            await trio.lowlevel.checkpoint()
+
+    async def _answer_text(self, text: bytes) -> None:
         await self._outbox.has_room()
         try:
-            body = parse_untrusted(text.encode("utf-8", "surrogatepass"))
+            body = parse_untrusted(text)
         except PeerError as error:
             await self._reply(error_bytes(None, error))
         else:
@@ -88,8 +145,11 @@ class Session:
             await self._outbox.has_room()
             await self._reply(await self._dispatcher.answer_batch(entries, self._context))
 
-    async def _take_frame(self, data: bytes) -> None:
-        """Submit a frame's transactions before the next message is read, so that frames keep their order."""
+    async def _take_frame(self, data: bytes) -> int:
+        """Submit a frame's transactions before the next message is read, so that frames keep their order.
+
+        Returns how many there were; a frame that is refused counts as one.
+        """
         frame_id = None
         try:
             frame = decode_frame_untrusted(data)
@@ -99,10 +159,12 @@ class Session:
         except PeerError as error:
             self._room.leave(len(data))
             await self._reply(error_bytes(frame_id, error))
+            return 1
+        return max(1, len(frame.transactions))
 
     async def _reply(self, answer: bytes) -> None:
         if answer:
-            await self._outbox.put(answer.decode())
+            await self._outbox.put(self._protocol.send(TextMessage(answer.decode())))
 
     # -- subscriptions ---------------------------------------------------------------------------------
 
@@ -139,19 +201,23 @@ class Session:
 
 async def run_session(websocket: WebSocket, dispatcher: Dispatcher, stopping: trio.Event) -> None:
     """Serve one WebSocket until it closes or the server stops."""
+    line: Line = websocket.scope["state"]["line"]
+    if websocket.scope["http_version"] != "1.1" or not await line.take_over():
+        await websocket.close()  # one stream of HTTP/2 is no line of its own
+        return
     await websocket.accept()
+    code: int | None = None
     with dispatcher.metrics.sessions.track_inprogress():
         try:
             async with trio.open_nursery() as nursery:
-                session = Session(websocket, dispatcher, nursery)
+                session = Session(line, dispatcher, nursery)
                 nursery.start_soon(session.write)
                 nursery.start_soon(_close_when, stopping, nursery.cancel_scope)
-                await session.read()
+                code = await session.read()
                 nursery.cancel_scope.cancel()
         except* (StorageError, InvariantError) as group:
             dispatcher.report(group)
-    if stopping.is_set():
-        await _close(websocket)
+    await _close(session, line, CloseReason.GOING_AWAY if stopping.is_set() else code)
 
 
 async def _close_when(stopping: trio.Event, scope: trio.CancelScope) -> None:
@@ -159,9 +225,14 @@ async def _close_when(stopping: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _close(websocket: WebSocket) -> None:
-    with trio.move_on_after(1):
+async def _close(session: Session, line: Line, code: int | None) -> None:
+    """End a connection that nobody else reads or writes any more."""
+    with trio.move_on_after(CLOSE_MS_MAX / 1_000):
         try:
-            await websocket.close(1001)
-        except (RuntimeError, OSError, WebSocketDisconnect):
-            return  # the peer was faster
+            if code is not None:
+                await session.say_goodbye(code)
+            if code is CloseReason.MESSAGE_TOO_BIG:
+                await session.hear_out()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, LocalProtocolError, OSError):
+            pass  # the peer was faster
+    await line.aclose()
