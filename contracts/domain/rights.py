@@ -25,15 +25,19 @@ nothing was left out: head(n) = ``context.hash(head(n − 1), entry n)``, head(�
 
 State, under ``rights/``; ADDRESS is the server's, in hex; every amount is an integer in smallest units:
 
-- ``campaign/CAMPAIGN`` = {server, quota, rule: version, orderMax, shareBasisPoints, amounts}
+- ``campaign/CAMPAIGN`` = [server, quota, rule version, orderMax, shareBasisPoints, amounts]
 - ``rule/CAMPAIGN/VERSION`` = {orderMax, shareBasisPoints}, VERSION with 6 digits
-- ``order/ORDER/ADDRESS`` = {campaign, user, rule, amounts, events: [[type, event, arguments, entry number]…]}
-- ``redemption/REDEMPTION/ADDRESS`` = {user, amount, reversed, events: as above}
-- ``user/USER/ADDRESS`` = {amounts, count, head}; ``server/ADDRESS`` = amounts
+- ``order/ORDER/ADDRESS`` = [campaign, user, rule version, amounts, events]
+- ``redemption/REDEMPTION/ADDRESS`` = [user, amount, reversed, events]
+- ``user/USER/ADDRESS`` = [count, head, balance]; ``server/ADDRESS`` = balance
 - ``history/USER/ADDRESS/NUMBER`` = [type, order or redemption, event, changes, height, time_ms], NUMBER with 12 digits
+
+Here amounts = [reserved, granted, revoked, refunded], and created at a campaign; events = [[type, event, arguments,
+entry number]…]; balance = [created, reserved, available, redeemed, revoked, clawedBack, debt]. These are lists, not
+maps, because every call writes five of them: names would be most of what is stored, hashed and metered.
 """
 
-from typing import Annotated, Any, TypeAlias, TypedDict
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -53,55 +57,26 @@ EntryNumber = Annotated[int, msgspec.Meta(ge=0)]
 Version = Annotated[int, msgspec.Meta(ge=1)]
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
-Amounts: TypeAlias = dict[str, int]
-"""Figures by name, in smallest units."""
+Changes: TypeAlias = dict[str, int]
+"""By how many smallest units each figure changes, by name."""
 
 Result: TypeAlias = dict[str, Value]
 """{entry: the number of the user's history entry, and each changed figure of the user's balance: by how much}."""
 
-BALANCE = {"available": 0, "clawedBack": 0, "created": 0, "debt": 0, "redeemed": 0, "reserved": 0, "revoked": 0}
-"""The figures of a user, and of a server."""
+AMOUNTS = {"reserved": 0, "granted": 1, "revoked": 2, "refunded": 3, "created": 4}
+"""Where the figures of an order (without ``created``), and of a campaign over all its orders, stand in their list."""
+
+BALANCE = {"created": 0, "reserved": 1, "available": 2, "redeemed": 3, "revoked": 4, "clawedBack": 5, "debt": 6}
+"""Where the figures of a user, and of a server over all its users, stand in their list."""
 
 BASIS = 10_000
 EMPTY_HEAD = bytes(32)
 
 
-class CampaignRecord(TypedDict):
-    """``amounts`` are those of its orders: created, reserved, granted, revoked, refunded."""
-
-    server: bytes
-    quota: int
-    rule: int
-    orderMax: int
-    shareBasisPoints: int
-    amounts: Amounts
-
-
-class OrderRecord(TypedDict):
-    """``amounts``: reserved, granted, revoked, refunded; ``rule`` is the campaign's rule version at its creation."""
-
-    campaign: str
-    user: str
-    rule: int
-    amounts: Amounts
-    events: list[list[Any]]
-
-
-class RedemptionRecord(TypedDict):
-    """``reversed`` of ``amount`` was returned to the user."""
-
-    user: str
-    amount: int
-    reversed: int
-    events: list[list[Any]]
-
-
-class UserRecord(TypedDict):
-    """``count`` entries of history end in ``head`` (32 bytes)."""
-
-    amounts: Amounts
-    count: int
-    head: bytes
+# Records as state holds them; the module's text says what stands where.
+Campaign: TypeAlias = list[Any]
+Order: TypeAlias = list[Any]
+User: TypeAlias = list[Any]
 
 
 class Rights(Contract):
@@ -129,14 +104,7 @@ class Rights(Contract):
         if account is None or SERVER_ROLE not in account.roles:
             raise Revert("not_allowed", "needs the role business-server")
         context.require(context.state.get(f"campaign/{campaign}") is None, "campaign_exists")
-        record = CampaignRecord(
-            server=context.caller,
-            quota=quota,
-            rule=0,
-            orderMax=quota,
-            shareBasisPoints=BASIS,
-            amounts={"created": 0, "granted": 0, "refunded": 0, "reserved": 0, "revoked": 0},
-        )
+        record: Campaign = [context.caller, quota, 0, quota, BASIS, [0, 0, 0, 0, 0]]
         _put_rule(context, campaign, record, order_max, share_basis_points)
         context.emit("opened", campaign=campaign, server=context.caller, quota=quota)
 
@@ -154,8 +122,7 @@ class Rights(Contract):
         Fails with ``unknown_campaign`` or ``not_allowed``.
         """
         record = _own_campaign(context, campaign)
-        _put_rule(context, campaign, record, order_max, share_basis_points)
-        return record["rule"]
+        return _put_rule(context, campaign, record, order_max, share_basis_points)
 
     @method
     def create(self, context: Context, campaign: Id, order: Id, user: Id, amount: Amount, event: Name) -> Result:
@@ -188,12 +155,12 @@ class Rights(Contract):
         ``event_conflict``.
         """
         record = _own_order(context, order)
-        first = _first_result(context, record["events"], record["user"], "cancel", event, amount)
+        _, user, _, (reserved, granted, _, refunded), events = record
+        first = _first_result(context, events, user, "cancel", event, amount)
         if first is not None:
             return first
-        amounts = record["amounts"]
-        total = _amount_within(context, amount, amounts["reserved"] + amounts["granted"] - amounts["refunded"])
-        revoked = min(total, amounts["reserved"])
+        total = _amount_within(context, amount, reserved + granted - refunded)
+        revoked = min(total, reserved)
         asked: list[Any] = ["cancel", event, amount]
         return _take_back(context, order, record, asked, revoked=revoked, refunded=total - revoked)
 
@@ -206,16 +173,17 @@ class Rights(Contract):
         ``event_conflict``.
         """
         record = _own_order(context, order)
-        first = _first_result(context, record["events"], record["user"], "complete", event, amount)
+        _, user_name, _, (reserved, _, _, _), events = record
+        first = _first_result(context, events, user_name, "complete", event, amount)
         if first is not None:
             return first
-        granted = _amount_within(context, amount, record["amounts"]["reserved"])
-        user = _user(context, record["user"])
-        changes = _returned(user, granted)
-        changes["reserved"] = -granted
-        moved = {"reserved": -granted, "granted": granted}
-        _change_order(context, order, record, ["complete", event, amount, user["count"]], moved)
-        return _enter(context, "complete", record["user"], user, order, event, changes)
+        granted = _amount_within(context, amount, reserved)
+        user = _user(context, user_name)
+        changes = {"reserved": -granted, **_returned(user, granted)}
+        _change_order(
+            context, order, record, ["complete", event, amount, user[0]], {"reserved": -granted, "granted": granted}
+        )
+        return _enter(context, "complete", user_name, user, order, event, changes)
 
     @method
     def refund(self, context: Context, order: Id, event: Name, amount: Amount | None = None) -> Result:
@@ -226,10 +194,11 @@ class Rights(Contract):
         ``event_conflict``.
         """
         record = _own_order(context, order)
-        first = _first_result(context, record["events"], record["user"], "refund", event, amount)
+        _, user, _, (_, granted, _, refunded), events = record
+        first = _first_result(context, events, user, "refund", event, amount)
         if first is not None:
             return first
-        total = _amount_within(context, amount, record["amounts"]["granted"] - record["amounts"]["refunded"])
+        total = _amount_within(context, amount, granted - refunded)
         return _take_back(context, order, record, ["refund", event, amount], revoked=0, refunded=total)
 
     @method
@@ -239,18 +208,19 @@ class Rights(Contract):
         Fails with ``insufficient_rights``, ``redemption_exists`` or ``event_conflict``.
         """
         key = _own_key(context, "redemption", redemption)
-        existing: RedemptionRecord | None = context.state.get(key)
+        existing: list[Any] | None = context.state.get(key)
         if existing is not None:
-            first = _first_result(context, existing["events"], existing["user"], "redeem", event, amount)
+            first_user, _, _, events = existing
+            first = _first_result(context, events, first_user, "redeem", event, amount)
             if first is None:
                 raise Revert("redemption_exists")
-            context.require(existing["user"] == user, "event_conflict")
+            context.require(first_user == user, "event_conflict")
             return first
         record = _user(context, user)
-        available = record["amounts"]["available"]
+        count, _, balance = record
+        available = balance[2]
         context.require(available >= amount, "insufficient_rights", f"{available} available, {amount} needed")
-        events: list[list[Any]] = [["redeem", event, amount, record["count"]]]
-        context.state.put(key, RedemptionRecord(user=user, amount=amount, reversed=0, events=events))
+        context.state.put(key, [user, amount, 0, [["redeem", event, amount, count]]])
         changes = {"available": -amount, "redeemed": amount}
         return _enter(context, "redeem", user, record, redemption, event, changes)
 
@@ -262,24 +232,23 @@ class Rights(Contract):
         or ``event_conflict``.
         """
         key = _own_key(context, "redemption", redemption)
-        record: RedemptionRecord | None = context.state.get(key)
+        record: list[Any] | None = context.state.get(key)
         if record is None:
             raise Revert("unknown_redemption")
-        first = _first_result(context, record["events"], record["user"], "reverse_redemption", event, amount)
+        user_name, redeemed, reversed_before, events = record
+        first = _first_result(context, events, user_name, "reverse_redemption", event, amount)
         if first is not None:
             return first
-        left = record["amount"] - record["reversed"]
+        left = redeemed - reversed_before
         context.require(left > 0, "redemption_state", "all of it was reversed")
         total = left if amount is None else amount
         context.require(total <= left, "amount_exceeds_redemption", f"{left} is left of it")
-        user = _user(context, record["user"])
-        changes = _returned(user, total)
-        changes["redeemed"] = -total
-        record["reversed"] += total
-        record["events"].append(["reverse_redemption", event, amount, user["count"]])
-        context.require(len(record["events"]) <= EVENTS_PER_RECORD_MAX, "too_many_events")
-        context.state.put(key, record)
-        return _enter(context, "reverse_redemption", record["user"], user, redemption, event, changes)
+        user = _user(context, user_name)
+        changes = {"redeemed": -total, **_returned(user, total)}
+        events.append(["reverse_redemption", event, amount, user[0]])
+        context.require(len(events) <= EVENTS_PER_RECORD_MAX, "too_many_events")
+        context.state.put(key, [user_name, redeemed, reversed_before + total, events])
+        return _enter(context, "reverse_redemption", user_name, user, redemption, event, changes)
 
     @query
     def balance(self, context: Context, user: Id, server: AccountAddress | None = None) -> dict[str, Value]:
@@ -289,8 +258,8 @@ class Rights(Contract):
         history. ``server`` is needed only where several servers have a user of this name (``ambiguous_server``).
         """
         key = _find(context, f"user/{user}/", server)
-        record = _user_at(context, key) if key else _no_user()
-        return {**record["amounts"], "count": record["count"], "head": record["head"]}
+        count, head, balance = _user_at(context, key)
+        return {**_named(BALANCE, balance), "count": count, "head": head}
 
     @query
     def history(
@@ -323,10 +292,12 @@ class Rights(Contract):
         Fails with ``unknown_order``.
         """
         key = _find(context, f"order/{order}/", server)
-        record: OrderRecord | None = context.state.get(key) if key else None
+        record: Order | None = context.state.get(key) if key else None
         if record is None:
             raise Revert("unknown_order")
-        return _flat(record, {"order": order, "state": order_state(record["amounts"])})
+        campaign, user, rule, amounts, events = record
+        answer: dict[str, Value] = {"order": order, "state": order_state(amounts), "campaign": campaign, "user": user}
+        return {**answer, "rule": rule, **_named(AMOUNTS, amounts), "events": events}
 
     @query
     def redemption(self, context: Context, redemption: Id, server: AccountAddress | None = None) -> dict[str, Value]:
@@ -336,10 +307,12 @@ class Rights(Contract):
         Fails with ``unknown_redemption``.
         """
         key = _find(context, f"redemption/{redemption}/", server)
-        record: dict[str, Value] | None = context.state.get(key) if key else None
+        record: list[Any] | None = context.state.get(key) if key else None
         if record is None:
             raise Revert("unknown_redemption")
-        return {**record, "redemption": redemption}
+        user, amount, reversed_amount, events = record
+        answer: dict[str, Value] = {"redemption": redemption, "user": user, "amount": amount}
+        return {**answer, "reversed": reversed_amount, "events": events}
 
     @query
     def campaign(self, context: Context, campaign: Id) -> dict[str, Value]:
@@ -374,14 +347,15 @@ class Rights(Contract):
         ``server`` is needed only where several servers have orders (``ambiguous_server``).
         """
         key = _find(context, "server/", server)
-        return {**(_server_at(context, key) if key else BALANCE)}
+        return {**_named(BALANCE, _server_at(context, key))}
 
 
-def order_state(amounts: Amounts) -> str:
+def order_state(amounts: list[int]) -> str:
     """Return the state that an order's figures say."""
-    if amounts["reserved"]:
+    reserved, granted, _, _ = amounts
+    if reserved:
         return "PREALLOCATED"
-    return "GRANTED" if amounts["granted"] else "REVOKED"
+    return "GRANTED" if granted else "REVOKED"
 
 
 def _own_key(context: Context, kind: str, name: str) -> str:
@@ -390,7 +364,7 @@ def _own_key(context: Context, kind: str, name: str) -> str:
 
 
 def _find(context: Context, prefix: str, server: bytes | None) -> str:
-    """Return the key of the server's record under a prefix, or of the only server's; empty where there is none."""
+    """Return the key of the server's record under a prefix, or of the only server's; "" (holding nothing) if none."""
     if server is not None:
         return prefix + server.hex()
     found = context.state.scan(prefix, prefix, 2)
@@ -398,71 +372,72 @@ def _find(context: Context, prefix: str, server: bytes | None) -> str:
     return found[0][0] if found else ""
 
 
-def _campaign(context: Context, campaign: str) -> CampaignRecord:
-    record: CampaignRecord | None = context.state.get(f"campaign/{campaign}")
+def _named(places: dict[str, int], figures: list[int]) -> dict[str, Value]:
+    """Return figures by their names."""
+    return dict(zip(places, figures, strict=False))
+
+
+def _add(places: dict[str, int], figures: list[int], changes: Changes) -> None:
+    for name, change in changes.items():
+        figures[places[name]] += change
+
+
+def _campaign(context: Context, campaign: str) -> Campaign:
+    record: Campaign | None = context.state.get(f"campaign/{campaign}")
     if record is None:
         raise Revert("unknown_campaign")
     return record
 
 
-def _own_campaign(context: Context, campaign: str) -> CampaignRecord:
+def _own_campaign(context: Context, campaign: str) -> Campaign:
     record = _campaign(context, campaign)
-    context.require(record["server"] == context.caller, "not_allowed", "another server opened this campaign")
+    context.require(record[0] == context.caller, "not_allowed", "another server opened this campaign")
     return record
 
 
-def _quota_left(campaign: CampaignRecord) -> int:
-    return campaign["quota"] - campaign["amounts"]["created"] + campaign["amounts"]["revoked"]
+def _quota_left(campaign: Campaign) -> int:
+    _, quota, _, _, _, (_, _, revoked, _, created) = campaign
+    left: int = quota - created + revoked
+    return left
 
 
-def _flat(record: CampaignRecord | OrderRecord, more: dict[str, Value]) -> dict[str, Any]:
-    """Return a record's fields, its figures and some more as one map."""
-    flat: dict[str, Any] = {**record, **record["amounts"], **more}
-    del flat["amounts"]
-    return flat
+def _campaign_map(campaign: str, record: Campaign) -> dict[str, Value]:
+    server, quota, rule, order_max, share_basis_points, amounts = record
+    answer: dict[str, Value] = {"campaign": campaign, "server": server, "rule": rule, "orderMax": order_max}
+    answer["shareBasisPoints"] = share_basis_points
+    return {**answer, "quota": quota, "left": _quota_left(record), **_named(AMOUNTS, amounts)}
 
 
-def _campaign_map(campaign: str, record: CampaignRecord) -> dict[str, Value]:
-    return _flat(record, {"campaign": campaign, "left": _quota_left(record)})
+def _put_rule(context: Context, campaign: str, record: Campaign, order_max: int | None, share_basis_points: int) -> int:
+    """Give the campaign the next version of its rule and return that."""
+    server, quota, version, _, _, amounts = record
+    version += 1
+    cap = quota if order_max is None else order_max
+    context.state.put(f"campaign/{campaign}", [server, quota, version, cap, share_basis_points, amounts])
+    context.state.put(f"rule/{campaign}/{version:06d}", {"orderMax": cap, "shareBasisPoints": share_basis_points})
+    return version  # type: ignore[no-any-return]
 
 
-def _put_rule(
-    context: Context, campaign: str, record: CampaignRecord, order_max: int | None, share_basis_points: int
-) -> None:
-    """Give the campaign the next version of its rule."""
-    record["rule"] += 1
-    record["orderMax"] = record["quota"] if order_max is None else order_max
-    record["shareBasisPoints"] = share_basis_points
-    context.state.put(f"campaign/{campaign}", record)
-    context.state.put(
-        f"rule/{campaign}/{record['rule']:06d}",
-        {"orderMax": record["orderMax"], "shareBasisPoints": share_basis_points},
-    )
-
-
-def _own_order(context: Context, order: str) -> OrderRecord:
-    record: OrderRecord | None = context.state.get(_own_key(context, "order", order))
+def _own_order(context: Context, order: str) -> Order:
+    record: Order | None = context.state.get(_own_key(context, "order", order))
     if record is None:
         raise Revert("unknown_order")
     return record
 
 
-def _no_user() -> UserRecord:
-    return UserRecord(amounts={**BALANCE}, count=0, head=EMPTY_HEAD)
+def _user_at(context: Context, key: str) -> User:
+    """Return [count, head, balance]; zeros for who has no history."""
+    record: User | None = context.state.get(key)
+    return [0, EMPTY_HEAD, [0, 0, 0, 0, 0, 0, 0]] if record is None else record
 
 
-def _user_at(context: Context, key: str) -> UserRecord:
-    record: UserRecord | None = context.state.get(key)
-    return _no_user() if record is None else record
-
-
-def _user(context: Context, user: str) -> UserRecord:
+def _user(context: Context, user: str) -> User:
     return _user_at(context, _own_key(context, "user", user))
 
 
-def _server_at(context: Context, key: str) -> Amounts:
-    amounts: Amounts | None = context.state.get(key)
-    return {**BALANCE} if amounts is None else amounts
+def _server_at(context: Context, key: str) -> list[int]:
+    balance: list[int] | None = context.state.get(key)
+    return [0, 0, 0, 0, 0, 0, 0] if balance is None else balance
 
 
 def _entry_map(number: int, entry: list[Value]) -> dict[str, Value]:
@@ -492,12 +467,14 @@ def _first_result(
     return None
 
 
-def _share(context: Context, kind: str, campaign: CampaignRecord, asked: int) -> int:
+def _share(context: Context, kind: str, campaign: Campaign, asked: int) -> int:
     """Return what a new order reserves: the share asked for, or what the rule gives of the order's amount."""
+    _, _, _, order_max, share_basis_points, _ = campaign
     if kind == "create":
-        context.require(asked <= campaign["orderMax"], "share_too_large", f"the rule's cap is {campaign['orderMax']}")
+        if asked > order_max:
+            raise Revert("share_too_large", f"the rule's cap is {order_max}")
         return asked
-    share = min(asked * campaign["shareBasisPoints"] // BASIS, campaign["orderMax"])
+    share: int = min(asked * share_basis_points // BASIS, order_max)
     context.require(share > 0, "no_share", "the rule gives nothing for so small an order")
     return share
 
@@ -507,29 +484,26 @@ def _create(
 ) -> Result:
     """Reserve a share of the campaign's quota for a new order, or return the first result of this very creation."""
     order_key = _own_key(context, "order", order)
-    existing: OrderRecord | None = context.state.get(order_key)
+    existing: Order | None = context.state.get(order_key)
     if existing is not None:
-        first = _first_result(context, existing["events"], existing["user"], kind, event, asked)
+        first_campaign, first_user, _, _, events = existing
+        first = _first_result(context, events, first_user, kind, event, asked)
         if first is None:
             raise Revert("order_state", "the order was created before")
-        is_same = existing["campaign"] == campaign_name and existing["user"] == user_name
+        is_same = first_campaign == campaign_name and first_user == user_name
         context.require(is_same, "event_conflict", "the event came before with other arguments")
         return first
     campaign = _own_campaign(context, campaign_name)
+    _, _, rule, _, _, totals = campaign
     share = _share(context, kind, campaign, asked)
     left = _quota_left(campaign)
-    context.require(share <= left, "quota_exceeded", f"{left} is left of the quota")
+    if share > left:
+        raise Revert("quota_exceeded", f"{left} is left of the quota")
     user = _user(context, user_name)
-    record = OrderRecord(
-        campaign=campaign_name,
-        user=user_name,
-        rule=campaign["rule"],
-        amounts={"granted": 0, "refunded": 0, "reserved": share, "revoked": 0},
-        events=[[kind, event, asked, user["count"]]],
-    )
     changes = {"created": share, "reserved": share}
-    _add(campaign["amounts"], changes)
-    context.state.put(order_key, record)
+    _add(AMOUNTS, totals, changes)
+    events = [[kind, event, asked, user[0]]]
+    context.state.put(order_key, [campaign_name, user_name, rule, [share, 0, 0, 0], events])
     context.state.put(f"campaign/{campaign_name}", campaign)
     return _enter(context, kind, user_name, user, order, event, changes)
 
@@ -542,59 +516,53 @@ def _amount_within(context: Context, amount: int | None, left: int) -> int:
     return total
 
 
-def _returned(user: UserRecord, amount: int) -> Amounts:
+def _returned(user: User, amount: int) -> Changes:
     """Return a user's changes when an amount comes to it: debt is paid first, the rest is available."""
-    paid = min(user["amounts"]["debt"], amount)
+    _, _, (_, _, _, _, _, _, debt) = user
+    paid: int = min(debt, amount)
     return {"available": amount - paid, "clawedBack": paid, "debt": -paid}
 
 
-def _take_back(
-    context: Context, order: str, record: OrderRecord, event: list[Any], *, revoked: int, refunded: int
-) -> Result:
+def _take_back(context: Context, order: str, record: Order, event: list[Any], *, revoked: int, refunded: int) -> Result:
     """Revoke what is reserved and claw back what was granted, the shortfall as debt; event = [type, event, amount]."""
-    user = _user(context, record["user"])
-    taken = min(refunded, user["amounts"]["available"])
+    user_name: str = record[1]
+    user = _user(context, user_name)
+    count, _, (_, _, available, _, _, _, _) = user
+    taken = min(refunded, available)
     changes = {"reserved": -revoked, "revoked": revoked, "available": -taken, "clawedBack": taken}
     changes["debt"] = refunded - taken
     moved = {"reserved": -revoked, "revoked": revoked, "refunded": refunded}
-    _change_order(context, order, record, [*event, user["count"]], moved)
-    return _enter(context, event[0], record["user"], user, order, event[1], changes)
+    _change_order(context, order, record, [*event, count], moved)
+    return _enter(context, event[0], user_name, user, order, event[1], changes)
 
 
-def _change_order(context: Context, order: str, record: OrderRecord, event: list[Value], changes: Amounts) -> None:
+def _change_order(context: Context, order: str, record: Order, event: list[Value], changes: Changes) -> None:
     """Apply changes to an order and its campaign, and note the event at the order."""
-    record["events"].append(event)
-    context.require(len(record["events"]) <= EVENTS_PER_RECORD_MAX, "too_many_events")
-    campaign = _campaign(context, record["campaign"])
-    _add(record["amounts"], changes)
-    _add(campaign["amounts"], changes)
+    campaign_name, _, _, amounts, events = record
+    events.append(event)
+    context.require(len(events) <= EVENTS_PER_RECORD_MAX, "too_many_events")
+    campaign = _campaign(context, campaign_name)
+    _add(AMOUNTS, amounts, changes)
+    _add(AMOUNTS, campaign[5], changes)
     context.state.put(_own_key(context, "order", order), record)
-    context.state.put(f"campaign/{record['campaign']}", campaign)
-
-
-def _add(amounts: Amounts, changes: Amounts) -> None:
-    for field, change in changes.items():
-        amounts[field] += change
+    context.state.put(f"campaign/{campaign_name}", campaign)
 
 
 def _enter(
-    context: Context, kind: str, user_name: str, user: UserRecord, reference: str, event: str, changes: Amounts
+    context: Context, kind: str, user_name: str, user: User, reference: str, event: str, changes: Changes
 ) -> Result:
     """Apply changes to a user and its server, add the entry to the user's history, and return the result."""
-    changes = {field: change for field, change in changes.items() if change}
-    server_key = f"server/{context.caller.hex()}"
-    server = _server_at(context, server_key)
-    _add(user["amounts"], changes)
-    _add(server, changes)
+    changes = {name: change for name, change in changes.items() if change}
+    owner = context.caller.hex()
+    number, head, balance = user
+    totals = _server_at(context, f"server/{owner}")
+    _add(BALANCE, balance, changes)
+    _add(BALANCE, totals, changes)
     # No other figure of a server, a campaign or a user exceeds what the server ever created.
-    context.require(server["created"] <= INTEGER_MAX, "overflow", "a sum would exceed 2^63 - 1")
-    number = user["count"]
+    context.require(totals[0] <= INTEGER_MAX, "overflow", "a sum would exceed 2^63 - 1")
     entry: list[Value] = [kind, reference, event, {**changes}, context.height, context.time_ms]
-    user["count"] = number + 1
-    user["head"] = context.hash(user["head"], entry)
-    user_key = _own_key(context, "user", user_name)
-    context.state.put(f"history/{user_key[5:]}/{number:012d}", entry)
-    context.state.put(user_key, user)
-    context.state.put(server_key, server)
+    context.state.put(f"history/{user_name}/{owner}/{number:012d}", entry)
+    context.state.put(f"user/{user_name}/{owner}", [number + 1, context.hash(head, entry), balance])
+    context.state.put(f"server/{owner}", totals)
     context.emit(kind, server=context.caller, user=user_name, reference=reference, event=event, changes={**changes})
     return {**changes, "entry": number}

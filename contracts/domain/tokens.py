@@ -67,9 +67,10 @@ class Tokens(Contract):
         """
         supply = _supply_for_issuer(context, unit)
         context.require(supply <= INTEGER_MAX - amount, "overflow", "the supply would exceed 2^63 - 1")
-        balance = _recipient_balance(context, unit, to)
+        key = _balance_key(unit, to)
+        available, reserved = _recipient_balance(context, key, to)
         context.state.put(f"supply/{unit}", supply + amount)
-        _put_balance(context, unit, to, balance[0] + amount, balance[1])
+        context.state.put(key, [available + amount, reserved])
         context.emit("issued", unit=unit, to=to, amount=amount)
         return supply + amount
 
@@ -81,9 +82,10 @@ class Tokens(Contract):
         Fails with ``unknown_unit``, ``not_allowed`` or ``insufficient_funds``.
         """
         supply = _supply_for_issuer(context, unit)
-        available, reserved = _spendable(context, unit, amount)
+        key = _balance_key(unit, context.caller)
+        available, reserved = _spendable(context, unit, key, amount)
         context.state.put(f"supply/{unit}", supply - amount)
-        _put_balance(context, unit, context.caller, available - amount, reserved)
+        context.state.put(key, [available - amount, reserved])
         context.emit("burned", unit=unit, amount=amount)
         return supply - amount
 
@@ -94,11 +96,13 @@ class Tokens(Contract):
         ``memo`` is up to 140 characters that everybody can read: references only, no personal data.
         Fails with ``unknown_unit``, ``insufficient_funds`` or ``unknown_account``.
         """
-        available, reserved = _spendable(context, unit, amount)
+        key = _balance_key(unit, context.caller)
+        available, reserved = _spendable(context, unit, key, amount)
         if to != context.caller:
-            balance = _recipient_balance(context, unit, to)
-            _put_balance(context, unit, context.caller, available - amount, reserved)
-            _put_balance(context, unit, to, balance[0] + amount, balance[1])
+            to_key = _balance_key(unit, to)
+            to_available, to_reserved = _recipient_balance(context, to_key, to)
+            context.state.put(key, [available - amount, reserved])
+            context.state.put(to_key, [to_available + amount, to_reserved])
         context.emit("transferred", unit=unit, sender=context.caller, to=to, amount=amount, memo=memo)
 
     @method
@@ -110,9 +114,10 @@ class Tokens(Contract):
         """
         reservation = _reservation_key(unit, context.caller, key)
         context.require(context.state.get(reservation) is None, "reservation_exists")
-        available, reserved = _spendable(context, unit, amount)
+        balance_key = _balance_key(unit, context.caller)
+        available, reserved = _spendable(context, unit, balance_key, amount)
         context.state.put(reservation, amount)
-        _put_balance(context, unit, context.caller, available - amount, reserved + amount)
+        context.state.put(balance_key, [available - amount, reserved + amount])
         context.emit("reserved", unit=unit, holder=context.caller, key=key, amount=amount)
 
     @method
@@ -122,8 +127,9 @@ class Tokens(Contract):
         Fails with ``unknown_reservation``, ``reservation_closed`` or ``unknown_account``.
         """
         amount = _close_reservation(context, unit, key)
-        balance = _recipient_balance(context, unit, to)
-        _put_balance(context, unit, to, balance[0] + amount, balance[1])
+        to_key = _balance_key(unit, to)
+        available, reserved = _recipient_balance(context, to_key, to)
+        context.state.put(to_key, [available + amount, reserved])
         context.emit("committed", unit=unit, holder=context.caller, key=key, to=to, amount=amount)
         return amount
 
@@ -134,8 +140,9 @@ class Tokens(Contract):
         Fails with ``unknown_reservation`` or ``reservation_closed``.
         """
         amount = _close_reservation(context, unit, key)
-        available, reserved = _balance(context, unit, context.caller)
-        _put_balance(context, unit, context.caller, available + amount, reserved)
+        balance_key = _balance_key(unit, context.caller)
+        available, reserved = _balance(context, balance_key)
+        context.state.put(balance_key, [available + amount, reserved])
         context.emit("released", unit=unit, holder=context.caller, key=key, amount=amount)
         return amount
 
@@ -157,7 +164,7 @@ class Tokens(Contract):
     def balance(self, context: Context, unit: UnitName, account: AccountAddress) -> dict[str, Value]:
         """Return an account's {available, reserved} amounts in smallest units. Fails with ``unknown_unit``."""
         _unit(context, unit)
-        available, reserved = _balance(context, unit, account)
+        available, reserved = _balance(context, _balance_key(unit, account))
         return {"available": available, "reserved": reserved}
 
     @query
@@ -200,28 +207,28 @@ def _supply_for_issuer(context: Context, unit: str) -> int:
     return supply
 
 
-def _balance(context: Context, unit: str, account: bytes) -> list[int]:
+def _balance_key(unit: str, account: bytes) -> str:
+    return f"balance/{unit}/{account.hex()}"
+
+
+def _balance(context: Context, key: str) -> list[int]:
     """Return [available, reserved], zeros for who never held the unit."""
-    balance: list[int] | None = context.state.get(f"balance/{unit}/{account.hex()}")
+    balance: list[int] | None = context.state.get(key)
     return [0, 0] if balance is None else balance
 
 
-def _put_balance(context: Context, unit: str, account: bytes, available: int, reserved: int) -> None:
-    context.state.put(f"balance/{unit}/{account.hex()}", [available, reserved])
-
-
-def _spendable(context: Context, unit: str, amount: int) -> list[int]:
-    """Return the caller's balance once it is known to have the amount available."""
-    balance = _balance(context, unit, context.caller)
+def _spendable(context: Context, unit: str, key: str, amount: int) -> list[int]:
+    """Return the balance at the caller's key once it is known to have the amount available."""
+    balance = _balance(context, key)
     if balance[0] < amount:
         _unit(context, unit)
         context.require(False, "insufficient_funds", f"{balance[0]} available, {amount} needed")
     return balance
 
 
-def _recipient_balance(context: Context, unit: str, account: bytes) -> list[int]:
-    """Return a balance to add to; who never held the unit must be a registered account."""
-    balance: list[int] | None = context.state.get(f"balance/{unit}/{account.hex()}")
+def _recipient_balance(context: Context, key: str, account: bytes) -> list[int]:
+    """Return the balance at an account's key to add to; who never held the unit must be a registered account."""
+    balance: list[int] | None = context.state.get(key)
     if balance is None:
         context.require(context.account(account) is not None, "unknown_account")
         return [0, 0]
@@ -239,7 +246,8 @@ def _close_reservation(context: Context, unit: str, key: str) -> int:
     if amount is None:
         raise Revert("unknown_reservation")
     context.require(amount != 0, "reservation_closed", "committed or released before")
-    available, reserved = _balance(context, unit, context.caller)
+    balance_key = _balance_key(unit, context.caller)
+    available, reserved = _balance(context, balance_key)
     context.state.put(reservation, 0)
-    _put_balance(context, unit, context.caller, available, reserved - amount)
+    context.state.put(balance_key, [available, reserved - amount])
     return amount

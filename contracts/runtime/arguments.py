@@ -20,6 +20,7 @@ from consensus.ledger.transaction import TRANSACTION_BYTES_MAX
 _PLAIN = {int: "int", str: "text", bytes: "bytes", bool: "bool", type(None): "nil"}
 _INTEGER = Annotated[int, msgspec.Meta(le=INTEGER_MAX)]
 _LIMITS = Limits(bytes_max=TRANSACTION_BYTES_MAX)
+_record_encoder = msgspec.msgpack.Encoder(order="sorted")
 _any_encoder = msgspec.msgpack.Encoder(order="deterministic")
 _any_decoder = msgspec.msgpack.Decoder()
 
@@ -63,11 +64,17 @@ class Method:
             if self.holds_values:
                 decode_untrusted(data, _LIMITS)
             record = self.decoder.decode(data)
-            if not self.holds_values and _any_encoder.encode(_any_decoder.decode(data)) != data:
-                raise Revert("bad_arguments", "not the canonical encoding of the arguments")
+            if not self.holds_values and _record_encoder.encode(record) != data:
+                # Either not canonical, or an argument was given although it equals its default.
+                _check_canonical(data)
         except (msgspec.MsgspecError, PeerError, ValueError, OverflowError) as error:
             raise Revert("bad_arguments", f"{self.name}: {error}") from None
         return msgspec.structs.astuple(record)
+
+
+def _check_canonical(data: bytes) -> None:
+    if _any_encoder.encode(_any_decoder.decode(data)) != data:
+        raise Revert("bad_arguments", "not the canonical encoding of the arguments")
 
 
 def compile_method(function: Callable[..., object]) -> Method:
@@ -92,7 +99,7 @@ def compile_method(function: Callable[..., object]) -> Method:
             Argument(parameter.name, type_name(parameter.annotation), is_required, default, limits_of(annotation))
         )
         fields.append((parameter.name, annotation) if is_required else (parameter.name, annotation, default))
-    struct = msgspec.defstruct(name, fields, frozen=True, forbid_unknown_fields=True)
+    struct = msgspec.defstruct(name, fields, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     returns = inspect.signature(function).return_annotation
     return Method(
         name=name,

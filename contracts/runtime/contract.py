@@ -125,9 +125,12 @@ class State:
 
     def get(self, key: str) -> Any:
         """Return a fresh copy of the value at a key, None where there is none; the contract knows its type."""
-        self._meter.charge(GET_STEPS)
+        meter = self._meter
+        meter.left -= GET_STEPS
+        if meter.left < 0:
+            meter.stop()
         data = self._overlay.get(self._key(key))
-        return None if data is None else decode_metered(self._meter, data)
+        return None if data is None else decode_metered(meter, data)
 
     def put(self, key: str, value: object) -> None:
         """Write a canonical value.
@@ -135,10 +138,13 @@ class State:
         Raises:
             Revert: ``value_too_large``; ``read_only`` inside a query.
         """
-        self._meter.charge(PUT_STEPS)
+        meter = self._meter
+        meter.left -= PUT_STEPS
+        if meter.left < 0:
+            meter.stop()
         if not self._is_writable:
             raise Revert("read_only", "a query cannot write")
-        self._overlay.put(self._key(key), encode_metered(self._meter, value))
+        self._overlay.put(self._key(key), encode_metered(meter, value))
 
     def delete(self, key: str) -> None:
         """Remove a key, whether it holds something or not.

@@ -74,9 +74,9 @@ class Overlay:
         self._base = base
         self._reads: dict[bytes, bytes | None] = {}
         self._writes: dict[bytes, bytes | None] = {}
-        self._journal: list[tuple[bytes, bool, bytes | None]] = []
+        self._journal: list[tuple[bytes, bytes | None]] = []
         self._written_keys: list[bytes] = []
-        self._unsorted_keys: list[bytes] = []
+        self._sorted_mark = 0
 
     def get(self, key: bytes) -> bytes | None:
         """Return the newest value, or None where the key holds nothing."""
@@ -93,11 +93,13 @@ class Overlay:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write a value."""
-        self._write(key, value)
+        self._journal.append((key, self._writes.get(key, _UNKNOWN)))
+        self._writes[key] = value
 
     def delete(self, key: bytes) -> None:
         """Remove a key, whether it holds something or not."""
-        self._write(key, None)
+        self._journal.append((key, self._writes.get(key, _UNKNOWN)))
+        self._writes[key] = None
 
     def mark(self) -> int:
         """Return the place in the journal to which ``rollback`` can return."""
@@ -106,11 +108,12 @@ class Overlay:
     def rollback(self, mark: int) -> None:
         """Undo every write since the mark."""
         while len(self._journal) > mark:
-            key, was_written, value = self._journal.pop()
-            if was_written:
-                self._writes[key] = value
-            else:
+            key, value = self._journal.pop()
+            if value is _UNKNOWN:
                 del self._writes[key]
+            else:
+                self._writes[key] = value
+        self._sorted_mark = min(self._sorted_mark, mark)
 
     def writes(self) -> dict[bytes, bytes | None]:
         """Return the net writes in ascending order of their keys; None is a removal."""
@@ -136,22 +139,15 @@ class Overlay:
             position = end
         return found
 
-    def _write(self, key: bytes, value: bytes | None) -> None:
-        if key in self._writes:
-            self._journal.append((key, True, self._writes[key]))
-        else:
-            self._journal.append((key, False, None))
-            self._unsorted_keys.append(key)
-        self._writes[key] = value
-
     def _written_between(self, prefix: bytes, start: bytes, end: bytes | None) -> dict[bytes, bytes | None]:
         """Return the writes in ``start`` ≤ key < ``end`` under the prefix; a rolled back key is passed over."""
-        if len(self._unsorted_keys) > 64:
-            self._written_keys = sorted({*self._written_keys, *self._unsorted_keys})
+        first_writes = [key for key, before in self._journal[self._sorted_mark :] if before is _UNKNOWN]
+        if len(first_writes) > 64:
+            self._written_keys = sorted({*self._written_keys, *first_writes})
         else:
-            for key in self._unsorted_keys:
+            for key in first_writes:
                 insort(self._written_keys, key)
-        self._unsorted_keys.clear()
+        self._sorted_mark = len(self._journal)
         written: dict[bytes, bytes | None] = {}
         for index in range(bisect_left(self._written_keys, start), len(self._written_keys)):
             key = self._written_keys[index]

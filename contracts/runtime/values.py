@@ -18,6 +18,7 @@ VALUE_BYTES_MAX = 64 * 1024
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoder = msgspec.msgpack.Decoder()
+_NIL = _encoder.encode(None)
 
 
 def encode_metered(meter: Meter, value: object) -> bytes:
@@ -28,7 +29,12 @@ def encode_metered(meter: Meter, value: object) -> bytes:
         Revert: ``value_too_large``.
         TypeError, ValueError: the value has no canonical encoding, or nests deeper than 16.
     """
-    meter.charge(_steps(value, meter.left, VALUE_DEPTH_MAX))
+    if value is None:
+        meter.charge(1)
+        return _NIL
+    meter.left -= _steps(value, meter.left, VALUE_DEPTH_MAX)
+    if meter.left < 0:
+        meter.stop()
     data = _encoder.encode(value)
     if len(data) > VALUE_BYTES_MAX:
         raise Revert("value_too_large", f"{len(data)} bytes, at most {VALUE_BYTES_MAX} are stored")
@@ -37,7 +43,9 @@ def encode_metered(meter: Meter, value: object) -> bytes:
 
 def decode_metered(meter: Meter, data: bytes) -> Value:
     """Return the value of canonical bytes that we made."""
-    meter.charge(len(data) >> 3)
+    meter.left -= len(data) >> 3
+    if meter.left < 0:
+        meter.stop()
     value: Value = _decoder.decode(data)
     return value
 

@@ -77,6 +77,33 @@ def test_what_is_not_canonical(data: bytes) -> None:
     assert refused(METHODS["add"], data)
 
 
+@given(
+    optional=st.fixed_dictionaries(
+        {},
+        optional={
+            "small": st.sampled_from([None, 0, 7]),
+            "memo": st.sampled_from(["", "m"]),
+            "data": st.sampled_from([b"", b"d"]),
+        },
+    ),
+    flags=st.dictionaries(st.sampled_from(["a", "aa", "b", "é"]), st.booleans()),
+    data=st.data(),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_arguments_have_one_spelling_given_or_left_to_their_default(
+    optional: dict[str, Any], flags: dict[str, bool], data: st.DataObject
+) -> None:
+    arguments = {**GOOD, "flags": dict(data.draw(st.permutations(list(flags.items())))), **optional}
+    packed = msgpack.packb(dict(data.draw(st.permutations(list(arguments.items())))))
+    assert TYPED.decode_arguments(encode(arguments))[3:] == (
+        flags,
+        optional.get("small"),
+        optional.get("memo", ""),
+        optional.get("data", b""),
+    )
+    assert refused(TYPED, packed) == (packed != encode(arguments))
+
+
 def test_free_values_are_canonical_too() -> None:
     put = METHODS["put"]
     assert put.decode_arguments(encode({"key": "n", "value": [{"a": 1}]})) == ("n", [{"a": 1}])
