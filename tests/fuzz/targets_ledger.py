@@ -173,7 +173,7 @@ def _proof_targets() -> list[Target]:
                 raise AssertionError("a proof of what is not so holds")
 
     def level(data: bytes) -> None:
-        state_tree._fold_level_untrusted(data[1:], data[0] % 16 if data else 0, bytes(32))
+        state_tree._put_child_untrusted(data[1:], data[0] % 16 if data else 0, bytes(32))
 
     proofs = [state_proof_codec.encode(state_tree.prove(NODES, key)) for key in (KEY, ABSENT)]
     decoded: list[StateProof] = [state_proof_codec.decode_untrusted(data) for data in proofs]
@@ -196,7 +196,7 @@ def _proof_targets() -> list[Target]:
             is_json=True,
         ),
         Target("state proof", state_proof, proofs, (f"{LEDGER}/state_tree.py:check_state_proof_untrusted",)),
-        Target("level of a state proof", level, levels, (f"{LEDGER}/state_tree.py:_fold_level_untrusted",)),
+        Target("level of a state proof", level, levels, (f"{LEDGER}/state_tree.py:_put_child_untrusted",)),
     ]
 
 

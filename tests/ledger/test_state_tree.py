@@ -44,20 +44,20 @@ def reference_root(state: State) -> bytes:
     """The definition, from the module's first lines, as a recursion over the whole content."""
 
     def subtree(leaves: list[tuple[str, bytes]], depth: int) -> bytes:
-        if not leaves:
-            return bytes(32)
-        if len(leaves) == 1:
+        if len(leaves) == 1 and depth > 0:
             return leaves[0][1]
-        below = [
+        if not leaves:
+            return b""
+        children = [
             subtree([leaf for leaf in leaves if leaf[0][depth] == digit], depth + 1) for digit in "0123456789abcdef"
         ]
-        return sha256(b"\1" + b"".join(below)).digest()
+        return sha256(b"\1" + mask(children, {32, 64}) + mask(children, {64}) + b"".join(children)).digest()
 
-    leaves = []
-    for key, value in state.items():
-        name = sha256(key)
-        leaves.append((name.hexdigest(), sha256(b"\0" + name.digest() + sha256(value).digest()).digest()))
-    return subtree(leaves, 0)
+    def mask(children: list[bytes], lengths: set[int]) -> bytes:
+        return sum(1 << index for index in range(16) if len(children[index]) in lengths).to_bytes(2, "big")
+
+    leaves = [(sha256(key).hexdigest(), sha256(key).digest() + sha256(value).digest()) for key, value in state.items()]
+    return subtree(leaves, 0) if leaves else bytes(32)
 
 
 def crowded_keys() -> list[bytes]:
@@ -219,6 +219,9 @@ def test_absence_cannot_be_claimed_for_a_present_key() -> None:
         own_leaf = sha256(key).digest() + sha256(state[key]).digest()
         attempts = [StateProof(honest.levels[:depth], b"") for depth in range(len(honest.levels) + 1)]
         attempts.append(StateProof(honest.levels, own_leaf))
+        path = bytes(nibble for byte in sha256(key).digest() for nibble in (byte >> 4, byte & 15))
+        whole = [nodes[path[:depth]] for depth in range(len(honest.levels))]
+        attempts += [StateProof([*honest.levels[:depth], node], b"") for depth, node in enumerate(whole)]
         for other in state:
             borrowed = prove(nodes, other)
             content = sha256(other).digest() + sha256(state[other]).digest()
@@ -228,27 +231,54 @@ def test_absence_cannot_be_claimed_for_a_present_key() -> None:
             assert refusal(check_state_proof_untrusted, root, key, None, attempt) == "bad_proof"
 
 
+def head(*, mask: int, leaf_mask: int, tag: int = 1) -> bytes:
+    return bytes([tag]) + mask.to_bytes(2, "big") + leaf_mask.to_bytes(2, "big")
+
+
 def test_a_proof_has_one_spelling() -> None:
     nodes, state, root = tree_of(2)
     proof = prove(nodes, b"key-0")
-    level = proof.levels[0]
-    mask = int.from_bytes(level[:2], "big")
-    own = sha256(b"key-0").digest()[0] >> 4
-    unused = next(index for index in reversed(range(16)) if not mask >> index & 1 and index != own)
-    spelled_first = (mask | 1 << unused).to_bytes(2, "big") + bytes(32) + level[2:]
-    spelled_last = (mask | 1 << unused).to_bytes(2, "big") + level[2:] + bytes(32)
-    own_first = (mask | 1 << own).to_bytes(2, "big") + bytes([1]) * 32 + level[2:]
-    own_last = (mask | 1 << own).to_bytes(2, "big") + level[2:] + bytes([1]) * 32
+    (level,) = proof.levels
+    own, beside = (1 << (sha256(key).digest()[0] >> 4) for key in (b"key-0", b"key-1"))
+    leaf, other = (sha256(key).digest() + sha256(state[key]).digest() for key in (b"key-0", b"key-1"))
+    assert level == head(mask=beside, leaf_mask=beside) + other
+    both = own | beside
+    unused = next(1 << index for index in range(16) if not both >> index & 1)
+    children = leaf + other if own < beside else other + leaf
     spellings = [
-        StateProof([spelled, *proof.levels[1:]], b"") for spelled in (spelled_first, spelled_last, own_first, own_last)
+        [nodes[b""]],
+        [head(mask=both, leaf_mask=both) + children],
+        [head(mask=beside, leaf_mask=both) + other],
+        [head(mask=beside, leaf_mask=beside, tag=0) + other],
+        [head(mask=beside | unused, leaf_mask=beside) + bytes(32) + other],
+        [head(mask=beside | unused, leaf_mask=beside) + other + bytes(32)],
+        [head(mask=beside | unused, leaf_mask=0) + other],
+        [level[:5]],
+        [level + b"\0"],
+        [level[:4]],
+        [],
+        [level, head(mask=0, leaf_mask=0)],
+        [head(mask=0, leaf_mask=0), level],
     ]
-    spellings.append(StateProof(proof.levels, bytes(64)))
-    for bad in spellings:
-        assert refusal(check_state_proof_untrusted, root, b"key-0", state[b"key-0"], bad) == "bad_proof"
+    bad = [StateProof(levels, b"") for levels in spellings] + [StateProof(proof.levels, bytes(64))]
+    for spelled in bad:
+        assert refusal(check_state_proof_untrusted, root, b"key-0", state[b"key-0"], spelled) == "bad_proof"
+    for levels in ([], [head(mask=0, leaf_mask=0)]):
+        checked = refusal(check_state_proof_untrusted, EMPTY_ROOT, b"key-0", None, StateProof(levels, b""))
+        assert checked == ("bad_proof" if levels else "")
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"x", bytes(15), bytes([32]) + bytes(15), bytes([1]) + bytes(16), bytes([200] * 40)]
+    "damage",
+    [
+        b"",
+        b"\1" + bytes(3),
+        b"\1" + bytes(5),
+        b"\0" + bytes(4),
+        bytes([1, 0, 1, 0, 0]) + bytes(31),
+        bytes([1, 0, 1, 0, 1]) + bytes(63),
+        bytes([1, 0, 1, 0, 2]) + bytes(64),
+    ],
 )
 def test_a_damaged_or_missing_node_is_a_storage_error(damage: bytes) -> None:
     nodes, _, _ = tree_of(40)
@@ -272,17 +302,16 @@ def test_another_leaf_shows_absence_in_its_own_place_only() -> None:
         next(b"%d" % number for number in range(99) if sha256(b"%d" % number).digest()[0] >> 4 == 1),
     )
     assert sha256(key).digest()[0] >> 4 != 1
-    content = sha256(stranger).digest() + sha256(b"value").digest()
-    children = [bytes(32)] * 16
-    children[sha256(key).digest()[0] >> 4] = sha256(b"\0" + content).digest()
-    root_of_a_wrong_tree = sha256(b"\1" + b"".join(children)).digest()
-    proof = StateProof([bytes(2)], content)
+    place = 1 << (sha256(key).digest()[0] >> 4)
+    leaf = sha256(stranger).digest() + sha256(b"value").digest()
+    root_of_a_wrong_tree = sha256(head(mask=place, leaf_mask=place) + leaf).digest()
+    proof = StateProof([head(mask=0, leaf_mask=0)], leaf)
     assert refusal(check_state_proof_untrusted, root_of_a_wrong_tree, key, None, proof) == "bad_proof"
 
 
 def test_the_cache_holds_the_nodes_used_last() -> None:
     nodes = Nodes({bytes([number]): b"blob" for number in range(4)})
-    cache = NodeCache(nodes, nodes_max=3)
+    cache = NodeCache(nodes, nodes_max=4)
     for path in (b"\0", b"\1", b"\2", b"\0", b"\3"):
         assert cache.get(path) == b"blob"
     nodes.clear()
