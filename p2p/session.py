@@ -9,10 +9,12 @@ refuses the new one, since dropping an older transaction would leave a gap in it
 counted, and nobody ever waits for a slow peer.
 
 The reader awaits the handler for each frame, so a busy node slows its peers down through TCP. Both
-directions have deadlines: a side that has nothing to say sends KEEP_ALIVE. Now and then each side asks the
-other what time it is (``p2p.clock``).
+directions have deadlines: a side that has nothing to say sends KEEP_ALIVE. One task watches them all, since a
+deadline of its own for each read and write would cost half as much again as the frame. Now and then each
+side asks the other what time it is (``p2p.clock``).
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -164,6 +166,12 @@ class Session:
     _wake: trio.Event = field(default_factory=trio.Event)
     _closing: str = ""
     _is_cut: bool = False
+    _receiving_since_s: float = math.inf
+    """When the reader began to wait for the peer; infinite while it does not."""
+    _sending_since_s: float = math.inf
+    """When the writer began to wait for the peer; infinite while it does not."""
+    _said_s: float = 0.0
+    """When the writer sent something last."""
     _clock: ClockProbe = field(default_factory=ClockProbe)
     queue: SendQueue = field(init=False)
 
@@ -216,6 +224,7 @@ class Session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, nursery.cancel_scope)
                 nursery.start_soon(self._write, nursery.cancel_scope)
+                nursery.start_soon(self._watch, nursery.cancel_scope)
                 nursery.start_soon(self._ask_time)
         self._end("closed")
 
@@ -233,14 +242,13 @@ class Session:
             return
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             self._end("connection_lost")
-        except trio.TooSlowError:
-            self._end("silent")
         scope.cancel()
 
     async def _receive(self) -> bool:
         """Feed the decoder once; false at the end of the stream."""
-        with trio.fail_after(self.limits.silence_ms_max / 1000):
-            data = await self.stream.receive_some(RECEIVE_BYTES)
+        self._receiving_since_s = trio.current_time()
+        data = await self.stream.receive_some(RECEIVE_BYTES)
+        self._receiving_since_s = math.inf
         self.counters.bytes_received += len(data)
         self.decoder.feed(data)
         return bool(data)
@@ -275,30 +283,51 @@ class Session:
     async def _write(self, scope: trio.CancelScope) -> None:
         try:
             while True:
-                if not self.queue.frame_count and not self._closing:
-                    await self._wait_for_work()
+                while not self.queue.frame_count and not self._closing:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
                 frames, batch = self.queue.take_batch()
-                if not frames and self._closing:
+                if not frames:
                     break
-                await self._send(batch or _KEEP_ALIVE)
+                await self._send(batch)
                 self.counters.frames_sent += frames
             bye = encode_bye(self._closing)
             await self._send(encode_frame(bye.kind, bye.payload))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             self._end("connection_lost")
-        except trio.TooSlowError:
-            self._end("not_reading")
         scope.cancel()
 
     async def _send(self, data: bytes) -> None:
-        with trio.fail_after(self.limits.send_ms_max / 1000):
-            await self.stream.send_all(data)
+        self._said_s = self._sending_since_s = trio.current_time()
+        await self.stream.send_all(data)
+        self._sending_since_s = math.inf
         self.counters.bytes_sent += len(data)
 
-    async def _wait_for_work(self) -> None:
-        self._wake = trio.Event()
-        with trio.move_on_after(self.limits.keep_alive_ms / 1000):
-            await self._wake.wait()
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """End the session when the peer says nothing or reads nothing for too long; speak up before it does so."""
+        limits = self.limits
+        silence_s, send_s = limits.silence_ms_max / 1000, limits.send_ms_max / 1000
+        keep_alive_s = limits.keep_alive_ms / 1000
+        self._said_s = trio.current_time()
+        while True:
+            now_s = trio.current_time()
+            if now_s >= self._receiving_since_s + silence_s:
+                self._end("silent")
+                break
+            if now_s >= self._sending_since_s + send_s:
+                self._end("not_reading")
+                break
+            if now_s >= self._said_s + keep_alive_s and self._sending_since_s == math.inf:
+                self._said_s = now_s
+                self.probe()
+            # What begins to wait while this task sleeps is not over its time before it wakes.
+            next_s = min(
+                min(self._receiving_since_s, now_s) + silence_s,
+                min(self._sending_since_s, now_s) + send_s,
+                (self._said_s if self._sending_since_s == math.inf else now_s) + keep_alive_s,
+            )
+            await trio.sleep_until(next_s)
+        scope.cancel()
 
     def _end(self, code: str) -> None:
         self.reason = self.reason or code

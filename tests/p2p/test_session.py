@@ -195,6 +195,18 @@ async def test_peer_that_talks_but_does_not_read_is_given_up(autojump_clock):
     assert bench.session.reason == "not_reading"
 
 
+async def test_a_peer_is_not_silent_while_we_do_not_listen(autojump_clock):
+    async def wait(peer: NodeName, kind: FrameKind, payload: bytes) -> None:
+        await trio.sleep(60)
+
+    async with running(handler=wait) as bench:
+        began = trio.current_time()
+        await bench.peer.send_all(encode_frame(FrameKind.CONSENSUS, b""))
+        await bench.ended.wait()
+    assert bench.session.reason == "silent"
+    assert trio.current_time() - began == pytest.approx(60 + 15, abs=1)
+
+
 async def test_busy_handler_slows_the_peer_down():
     gate = trio.Event()
     taken: list[bytes] = []
