@@ -6,12 +6,14 @@ Processor time is read from ``/proc`` (the kernel's ticks), stages of a node's w
 import gc
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from urllib.request import urlopen
 
 import trio
@@ -208,10 +210,25 @@ async def wait_until_idle(homes: Sequence[NodeHome]) -> None:
     with trio.move_on_after(30):
         used = sum(map(processor_seconds, homes))
         while True:
-            await trio.sleep(1.0)
+            await trio.sleep(0.5)
             before, used = used, sum(map(processor_seconds, homes))
-            if used - before < 0.2:
+            if used - before < 0.1:
                 return
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it tidies up. Not for use under trio."""
+
+    def handle(_: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say(text: str) -> None:

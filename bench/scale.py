@@ -24,9 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import bench as _bench_package
 from bench.harness import (
@@ -34,30 +32,38 @@ from bench.harness import (
     bench_network,
     check_names,
     cores,
+    interrupted_by_signals,
     measure_verification,
     memory_mib,
     say,
     wait_until_idle,
 )
-from bench.throughput import ROWS, figures
+from bench.report import Figures, number, print_table, rows_of
+from bench.throughput import ROW_COLUMNS, ROWS, figures
 from consensus.ledger.errors import LocalError
 from node.network import local
 from node.network.homes import NodeHome, is_network, load_network
 from node.network.trial import free_port_base
 
-Figures = dict[str, object]
-
 PARTS = ("keys", "memory", "catch_up", "up", "validators")
 SENDERS = 2_500
 KEYS_A_SENDER = 4
 KEYS_A_RECEIVER = 3
+FILL_ACCOUNTS_MAX = 32_000
+"""How many accounts are made at a time, so that their keys need little memory."""
 HISTORY_ROW_S = 10.0
 """The history is made in rows of this length, until it is long enough."""
 POLL_S = 0.05
 CATCH_UP_S_MAX = 300
+TWO = {"figure": "figure", "": ""}
 
 ENVELOPE = next(row for row in ROWS if row.name == "envelope")
 CALLS_100 = next(row for row in ROWS if row.name == "calls_100")
+
+
+def sizes_of_state(keys: int) -> tuple[int, ...]:
+    """Return the numbers of keys at which throughput is measured on the way to this one."""
+    return (*(size for size in (10_000, 100_000) if size < keys), keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +71,7 @@ class Sizes:
     """How large everything is; the defaults take some six minutes on two processors."""
 
     seconds: float = 6.0
-    keys: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    keys: tuple[int, ...] = sizes_of_state(1_000_000)
     transactions: int = 200_000
     up_rounds: int = 3
     validators: tuple[int, ...] = (4, 7, 10)
@@ -112,7 +118,7 @@ def main(*, rows: Sequence[str] = (), sizes: Sizes | None = None, as_json: bool 
         HansaError: a network does not start, or a transaction was refused: there are no figures then.
     """
     check_names(rows, PARTS)
-    report = trio.run(measure, rows or PARTS, sizes or Sizes())
+    report = measure(rows or PARTS, sizes or Sizes())
     if as_json:
         print(json.dumps(report))
     else:
@@ -120,22 +126,22 @@ def main(*, rows: Sequence[str] = (), sizes: Sizes | None = None, as_json: bool 
     return 0
 
 
-async def measure(parts: Sequence[str], sizes: Sizes) -> Figures:
+def measure(parts: Sequence[str], sizes: Sizes) -> Figures:
     """Return the report on these parts: every part's own figures, and ``figures``, each beside its goal."""
     report: Figures = {"ok": True, "cores": cores(), "verify_us": round(measure_verification() * 1e6, 1)}
     goals: list[Figures] = []
     if "keys" in parts:
-        report["keys"] = points = await measure_keys(sizes)
+        report["keys"] = points = trio.run(measure_keys, sizes)
         goals += keys_goals(points)
     if "memory" in parts or "catch_up" in parts:
-        found = await _measure_history(sizes, with_catch_up="catch_up" in parts)
+        found = trio.run(_measure_history, sizes, "catch_up" in parts)
         report |= found
         goals += [goal for part, goal in _history_goals(found).items() if part in parts]
     if "up" in parts:
-        report["up"] = up = await _measure_up(sizes.up_rounds)
+        report["up"] = up = _measure_up(sizes.up_rounds)
         goals.append(_goal("network up to four ready nodes", "s", 4, 2.5).judge(up["init_s"] + up["up_s"]))
     if "validators" in parts:
-        report["validators"] = counts = await measure_validators(sizes)
+        report["validators"] = counts = trio.run(measure_validators, sizes)
         goals += validators_goals(counts)
     return report | {"figures": goals}
 
@@ -151,10 +157,10 @@ async def measure_keys(sizes: Sizes) -> list[Figures]:
     async with bench_network(accounts=senders) as bench:
         for keys in sizes.keys:
             wanted = senders + (keys - senders * KEYS_A_SENDER) // KEYS_A_RECEIVER
-            missing = wanted - bench.load.address_count
-            say(f"filling the state up to {keys:,} keys")
             began = time.monotonic()
-            await bench.load.fill(bench.network.key("bank-a"), missing)
+            while missing := wanted - bench.load.address_count:
+                say(f"filling the state up to {keys:,} keys: {missing:,} accounts to go")
+                await bench.load.fill(bench.network.key("bank-a"), min(missing, FILL_ACCOUNTS_MAX))
             fill_s = time.monotonic() - began
             await wait_until_idle(bench.homes)
             for row in (ENVELOPE, CALLS_100):
@@ -179,18 +185,7 @@ def _ratio(one: Mapping[str, object], other: Mapping[str, object], key: str) -> 
     return number(one[key]) / number(other[key])
 
 
-def number(value: object) -> float:
-    """Return a figure of a report as a number.
-
-    Raises:
-        LocalError: ``bad_arguments`` for what is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LocalError("bad_arguments", f"{value!r} in a report is no number")
-    return float(value)
-
-
-async def _measure_history(sizes: Sizes, *, with_catch_up: bool) -> Figures:
+async def _measure_history(sizes: Sizes, with_catch_up: bool) -> Figures:
     """Return memory after so many transactions, and how a node that lost its data catches up with them."""
     async with bench_network(accounts=sizes.accounts) as bench:
         say(f"envelope: {sizes.transactions:,} transactions")
@@ -254,32 +249,33 @@ def _history_goals(found: Figures) -> dict[str, Figures]:
     return goals
 
 
-async def _measure_up(rounds: int) -> dict[str, float]:
+def _measure_up(rounds: int) -> dict[str, float]:
     """Return the median seconds of ``network init`` and of ``network up``."""
     inits, ups = [], []
-    for _ in range(rounds):
-        say("network init, network up")
-        place = Path(tempfile.mkdtemp(prefix="hansa-"))
-        try:
-            inits.append(await _command("network", "init", str(place), "--port-base", str(free_port_base(4))))
-            ups.append(await _command("network", "up", str(place)))
-        finally:
-            with trio.CancelScope(shield=True):
+    with interrupted_by_signals():
+        for _ in range(rounds):
+            say("network init, network up")
+            place = Path(tempfile.mkdtemp(prefix="hansa-"))
+            try:
+                inits.append(_command("network", "init", str(place), "--port-base", str(free_port_base(4))))
+                ups.append(_command("network", "up", str(place)))
+            finally:
                 if is_network(place):
-                    await local.stop(load_network(place))
+                    trio.run(local.stop, load_network(place))
                 shutil.rmtree(place, ignore_errors=True)
     return {"init_s": round(statistics.median(inits), 2), "up_s": round(statistics.median(ups), 2)}
 
 
-async def _command(*arguments: str) -> float:
-    """Run a command of ours as a program of its own and return the seconds that it took."""
+def _command(*arguments: str) -> float:
+    """Run a command of ours as a program of its own and return the seconds that it took.
+
+    Raises:
+        LocalError: ``not_ready`` when it fails.
+    """
+    root = Path(_bench_package.__path__[0]).parent
     began = time.monotonic()
-    done = await trio.run_process(
-        [sys.executable, "-m", "cli.main", *arguments, "--json"],
-        check=False,
-        capture_stdout=True,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(_bench_package.__path__[0]).parent,
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments, "--json"], capture_output=True, check=False, cwd=root
     )
     if done.returncode:
         raise LocalError("not_ready", f"hansa {' '.join(arguments)}: {done.stdout.decode(errors='replace').strip()}")
@@ -313,30 +309,20 @@ def validators_goals(counts: Sequence[Mapping[str, object]]) -> list[Figures]:
 def _draw(report: Figures) -> None:
     console = Console(highlight=False)
     console.print(f"{report['cores']} cores; one verification {report['verify_us']} µs")
-    _table(console, report["figures"], ("name", "figure", "unit", "floor", "aim", "met"))
-    _table(console, report.get("keys"), ("keys", "row", "tps", "calls_per_s", "cpu_us_per_call", "cores_used"))
-    _table(console, report.get("validators"), ("validators", "tps", "nodes_us_per_tx", "us_per_node", "cores_used"))
+    print_table(console, rows_of(report, "figures"), {key: key for key in rows_of(report, "figures")[0]})
+    if "keys" in report:
+        print_table(console, rows_of(report, "keys"), {"keys": "keys", "row": "row", **ROW_COLUMNS})
+    if "validators" in report:
+        columns = {"validators": "n", "tps": "tx/s", "nodes_us_per_tx": "all nodes, µs a tx", "us_per_node": "÷ n"}
+        print_table(console, rows_of(report, "validators"), columns | {"cores_used": "cores used"})
     match report:
         case {"memory": {"nodes_mib": dict() as nodes}}:
-            _table(console, [{"node": name, **memory} for name, memory in nodes.items()], ("node", "rss", "pss"))
-    match report:
-        case {"catch_up": dict() as catch_up}:
-            _table(console, [catch_up], tuple(catch_up))
-    match report:
-        case {"up": dict() as up}:
-            _table(console, [up], tuple(up))
-
-
-def _table(console: Console, rows: object, columns: Sequence[str]) -> None:
-    if not isinstance(rows, list) or not rows:
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="left" if column in ("name", "row", "met") else "right")
-    for row in rows:
-        values = [row[column] for column in columns]
-        table.add_row(*(f"{value:,}" if isinstance(value, int | float) else str(value) for value in values))
-    console.print(table)
+            columns = {"node": "node", "rss": "RSS MiB", "pss": "PSS MiB"}
+            print_table(console, [{"node": name, **memory} for name, memory in nodes.items()], columns)
+    for part in ("catch_up", "up"):
+        match report.get(part):
+            case dict() as found:
+                print_table(console, [{"figure": f"{part} {key}", "": value} for key, value in found.items()], TWO)
 
 
 if __name__ == "__main__":

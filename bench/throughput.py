@@ -13,9 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import trio
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.harness import (
     ACCOUNTS,
@@ -28,6 +26,7 @@ from bench.harness import (
     say,
 )
 from bench.load import Row, Samples
+from bench.report import Figures, print_table, rows_of
 
 SECONDS = 8
 
@@ -47,6 +46,15 @@ KEYS = {
     "rights_100": "rights_per_s_100",
 }
 """The JSON key of each row's main figure; ``lone`` has ``lone_p50_ms``."""
+ROW_COLUMNS = {
+    "tps": "tx/s",
+    "calls_per_s": "calls/s",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "cpu_us_per_call": "µs a call",
+    "cores_used": "cores",
+}
+"""What tables show of a row: key → heading; *µs a call* is processor time of all nodes and the client."""
 
 
 def main(
@@ -78,10 +86,10 @@ def main(
     return 0
 
 
-async def _measure(rows: Sequence[Row], seconds: float, validators: int, accounts: int) -> dict[str, object]:
+async def _measure(rows: Sequence[Row], seconds: float, validators: int, accounts: int) -> Figures:
     verify_s = measure_verification()
     bound = cores() / validators / verify_s
-    report: dict[str, object] = {
+    report: Figures = {
         "ok": True,
         "cores": cores(),
         "validators": validators,
@@ -92,7 +100,7 @@ async def _measure(rows: Sequence[Row], seconds: float, validators: int, account
     }
     async with bench_network(validators=validators, accounts=accounts, server_lanes=SERVER_LANES) as bench:
         report |= {"up_seconds": round(bench.up_s, 1), "setup_seconds": round(bench.set_up_s, 1)}
-        measured: list[dict[str, object]] = []
+        measured: list[Figures] = []
         for row in rows:
             say(f"{row.name}: {seconds} s")
             samples, used = await bench.measure(row, seconds=seconds)
@@ -101,7 +109,7 @@ async def _measure(rows: Sequence[Row], seconds: float, validators: int, account
     return report | {"rows": measured}
 
 
-def figures(row: Row, samples: Samples, used: Usage) -> dict[str, object]:
+def figures(row: Row, samples: Samples, used: Usage) -> Figures:
     """Return a row's figures under their JSON keys."""
     return {
         "row": row.name,
@@ -117,33 +125,24 @@ def figures(row: Row, samples: Samples, used: Usage) -> dict[str, object]:
     }
 
 
-def _headline(row: Row, samples: Samples, bound: float) -> dict[str, object]:
+def _headline(row: Row, samples: Samples, bound: float) -> Figures:
     if row.name == "lone":
         return {"lone_p50_ms": samples.quantile_ms(50)}
     rate = samples.calls / samples.seconds
-    headline: dict[str, object] = {KEYS[row.name]: round(rate, 1)}
+    headline: Figures = {KEYS[row.name]: round(rate, 1)}
     if row.name in ("single", "envelope"):
         headline[f"{row.name}_to_bound"] = round(rate / bound, 3)
     return headline
 
 
-def _draw(report: dict[str, object]) -> None:
+def _draw(report: Figures) -> None:
     console = Console(highlight=False)
     console.print(
         f"{report['cores']} cores, {report['validators']} validators and the client; up in {report['up_seconds']} s; "
         f"one verification {report['verify_us']} µs; bound by signatures {report['signature_bound_tps']:,} tx/s"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("row")
-    for name in ("tx/s", "calls/s", "of bound", "p50 ms", "p99 ms", "CPU µs a call", "cores used"):
-        table.add_column(name, justify="right")
-    rows = report["rows"]
-    for row in rows if isinstance(rows, list) else []:
-        ratio = report.get(f"{row['row']}_to_bound", "")
-        cells = [f"{row['tps']:,}", f"{row['calls_per_s']:,}", ratio]
-        cells += [row["p50_ms"], row["p99_ms"], row["cpu_us_per_call"], row["cores_used"]]
-        table.add_row(row["row"], *map(str, cells))
-    console.print(table)
+    rows = [row | {"of_bound": report.get(f"{row['row']}_to_bound")} for row in rows_of(report, "rows")]
+    print_table(console, rows, {"row": "row", "of_bound": "of bound", **ROW_COLUMNS})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,20 @@
 """``hansa bench``: the benchmarks, as a user can run them."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import rich_click as click
 
-from cli.options import Number, json_option
+from cli.options import F, Number, json_option
 from cli.output import Output, leave
+
+_rows = click.option("--rows", metavar="A,B", default="", help="Measure these rows alone, for example single,lone.")
+
+
+def _seconds(default: int) -> Callable[[F], F]:
+    return click.option(
+        "--seconds", metavar="S", type=Number(1, 600), default=default, show_default=True, help="Time of each row."
+    )
 
 
 @click.group()
@@ -12,8 +23,8 @@ def bench() -> None:
 
 
 @bench.command("throughput")
-@click.option("--seconds", metavar="S", type=Number(1, 600), default=8, show_default=True, help="Time of each row.")
-@click.option("--rows", metavar="A,B", default="", help="Measure these rows alone, for example single,lone.")
+@_seconds(8)
+@_rows
 @click.option("--validators", metavar="N", type=Number(1, 100), default=4, show_default=True)
 @json_option
 def throughput(seconds: int, rows: str, validators: int, output: Output) -> None:
@@ -23,5 +34,81 @@ def throughput(seconds: int, rows: str, validators: int, output: Output) -> None
     """
     from bench.throughput import main
 
-    names = [name for name in rows.split(",") if name]
-    leave(main(seconds=seconds, rows=names, validators=validators, as_json=output.as_json))
+    leave(main(seconds=seconds, rows=_names(rows), validators=validators, as_json=output.as_json))
+
+
+@bench.command("scale")
+@click.option("--rows", metavar="A,B", default="", help="Of keys, memory, catch_up, up, validators; else all.")
+@_seconds(6)
+@click.option("--keys", metavar="N", type=Number(20_000, 10_000_000), default=1_000_000, show_default=True)
+@click.option("--transactions", metavar="N", type=Number(1, 100_000_000), default=200_000, show_default=True)
+@json_option
+def scale(rows: str, seconds: int, keys: int, transactions: int, output: Output) -> None:
+    """Measure what grows: the state, the history, the validators; and how long a start takes. Some six minutes.
+
+    Throughput with N keys in the state against 10,000; memory after N transactions; how fast a node that lost
+    its data catches up with them; the start of four nodes; what a transaction costs 7 and 10 validators.
+
+    Example: hansa bench scale --rows up,validators
+    """
+    from bench.scale import Sizes, main, sizes_of_state
+
+    sizes = Sizes(seconds=seconds, keys=sizes_of_state(keys), transactions=transactions)
+    leave(main(rows=_names(rows), sizes=sizes, as_json=output.as_json))
+
+
+@bench.command("charts")
+@click.option("--only", metavar="A,B", default="", help="Of batch, calls, latency, stages, keys, validators; else all.")
+@click.option("--out", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default="docs/charts")
+@click.option(
+    "--from",
+    "earlier",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    help="Draw what this report of bench scale or charts (--json) holds, and measure the rest alone; may be repeated.",
+)
+@_seconds(6)
+@json_option
+def charts(only: str, folder: Path, earlier: tuple[Path, ...], seconds: int, output: Output) -> None:
+    """Measure throughput and latency along one axis each, and draw them as SVG into docs/charts.
+
+    Against transactions a frame, calls a signature, offered load, keys in the state, validators; and where a
+    node's processor time goes. Some two minutes, and six more for keys and validators.
+
+    Example: hansa bench scale --json > scale.json && hansa bench charts --from scale.json
+    """
+    from bench.charts import main
+
+    leave(main(only=_names(only), folder=folder, earlier=earlier, seconds=seconds, as_json=output.as_json))
+
+
+@bench.command("compare")
+@click.argument("base", metavar="BASE")
+@_rows
+@click.option("--rounds", metavar="N", type=Number(1, 100), default=3, show_default=True)
+@_seconds(6)
+@click.option(
+    "--tolerance",
+    metavar="PART",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="By how much of its rate a row may be slower, beyond the spread of the rounds.",
+)
+@json_option
+def compare(base: str, rows: str, rounds: int, seconds: int, tolerance: float, output: Output) -> None:
+    """Run the benchmark of a commit and of the working tree in turns; exit code 1 when a row has become slower.
+
+    BASE is a commit of the git checkout that this program runs from.
+
+    Example: hansa bench compare HEAD --rows envelope,lone --rounds 5
+    """
+    from bench.compare import main
+
+    names = _names(rows)
+    leave(main(base, rows=names, rounds=rounds, seconds=seconds, tolerance=tolerance, as_json=output.as_json))
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
