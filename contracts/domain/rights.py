@@ -179,7 +179,7 @@ class Rights(Contract):
             return first
         granted = _amount_within(context, amount, reserved)
         user = _user(context, user_name)
-        changes = {"reserved": -granted, **_returned(user, granted)}
+        changes = _returned(user, granted, "reserved")
         _change_order(
             context, order, record, ["complete", event, amount, user[0]], {"reserved": -granted, "granted": granted}
         )
@@ -244,7 +244,7 @@ class Rights(Contract):
         total = left if amount is None else amount
         context.require(total <= left, "amount_exceeds_redemption", f"{left} is left of it")
         user = _user(context, user_name)
-        changes = {"redeemed": -total, **_returned(user, total)}
+        changes = _returned(user, total, "redeemed")
         events.append(["reverse_redemption", event, amount, user[0]])
         context.require(len(events) <= EVENTS_PER_RECORD_MAX, "too_many_events")
         context.state.put(key, [user_name, redeemed, reversed_before + total, events])
@@ -395,17 +395,17 @@ def _own_campaign(context: Context, campaign: str) -> Campaign:
     return record
 
 
-def _quota_left(campaign: Campaign) -> int:
-    _, quota, _, _, _, (_, _, revoked, _, created) = campaign
-    left: int = quota - created + revoked
-    return left
+def _quota_left(quota: int, totals: list[int]) -> int:
+    """Return what of a campaign's quota its orders have left."""
+    _, _, revoked, _, created = totals
+    return quota - created + revoked
 
 
 def _campaign_map(campaign: str, record: Campaign) -> dict[str, Value]:
     server, quota, rule, order_max, share_basis_points, amounts = record
     answer: dict[str, Value] = {"campaign": campaign, "server": server, "rule": rule, "orderMax": order_max}
     answer["shareBasisPoints"] = share_basis_points
-    return {**answer, "quota": quota, "left": _quota_left(record), **_named(AMOUNTS, amounts)}
+    return {**answer, "quota": quota, "left": _quota_left(quota, amounts), **_named(AMOUNTS, amounts)}
 
 
 def _put_rule(context: Context, campaign: str, record: Campaign, order_max: int | None, share_basis_points: int) -> int:
@@ -467,14 +467,13 @@ def _first_result(
     return None
 
 
-def _share(context: Context, kind: str, campaign: Campaign, asked: int) -> int:
+def _share(context: Context, kind: str, order_max: int, share_basis_points: int, asked: int) -> int:
     """Return what a new order reserves: the share asked for, or what the rule gives of the order's amount."""
-    _, _, _, order_max, share_basis_points, _ = campaign
     if kind == "create":
         if asked > order_max:
             raise Revert("share_too_large", f"the rule's cap is {order_max}")
         return asked
-    share: int = min(asked * share_basis_points // BASIS, order_max)
+    share = min(asked * share_basis_points // BASIS, order_max)
     context.require(share > 0, "no_share", "the rule gives nothing for so small an order")
     return share
 
@@ -483,7 +482,8 @@ def _create(
     context: Context, kind: str, campaign_name: str, order: str, user_name: str, asked: int, event: str
 ) -> Result:
     """Reserve a share of the campaign's quota for a new order, or return the first result of this very creation."""
-    order_key = _own_key(context, "order", order)
+    owner = context.caller.hex()
+    order_key = f"order/{order}/{owner}"
     existing: Order | None = context.state.get(order_key)
     if existing is not None:
         first_campaign, first_user, _, _, events = existing
@@ -494,12 +494,12 @@ def _create(
         context.require(is_same, "event_conflict", "the event came before with other arguments")
         return first
     campaign = _own_campaign(context, campaign_name)
-    _, _, rule, _, _, totals = campaign
-    share = _share(context, kind, campaign, asked)
-    left = _quota_left(campaign)
+    _, quota, rule, order_max, share_basis_points, totals = campaign
+    share = _share(context, kind, order_max, share_basis_points, asked)
+    left = _quota_left(quota, totals)
     if share > left:
         raise Revert("quota_exceeded", f"{left} is left of the quota")
-    user = _user(context, user_name)
+    user = _user_at(context, f"user/{user_name}/{owner}")
     changes = {"created": share, "reserved": share}
     _add(AMOUNTS, totals, changes)
     events = [[kind, event, asked, user[0]]]
@@ -516,11 +516,16 @@ def _amount_within(context: Context, amount: int | None, left: int) -> int:
     return total
 
 
-def _returned(user: User, amount: int) -> Changes:
-    """Return a user's changes when an amount comes to it: debt is paid first, the rest is available."""
+def _returned(user: User, amount: int, source: str) -> Changes:
+    """Return a user's changes when an amount comes to it from a figure: debt is paid first, the rest is available."""
     _, _, (_, _, _, _, _, _, debt) = user
-    paid: int = min(debt, amount)
-    return {"available": amount - paid, "clawedBack": paid, "debt": -paid}
+    paid = min(debt, amount)
+    return _changed({source: -amount, "available": amount - paid, "clawedBack": paid, "debt": -paid})
+
+
+def _changed(changes: Changes) -> Changes:
+    """Return the changes that change something."""
+    return {name: change for name, change in changes.items() if change}
 
 
 def _take_back(context: Context, order: str, record: Order, event: list[Any], *, revoked: int, refunded: int) -> Result:
@@ -533,7 +538,7 @@ def _take_back(context: Context, order: str, record: Order, event: list[Any], *,
     changes["debt"] = refunded - taken
     moved = {"reserved": -revoked, "revoked": revoked, "refunded": refunded}
     _change_order(context, order, record, [*event, count], moved)
-    return _enter(context, event[0], user_name, user, order, event[1], changes)
+    return _enter(context, event[0], user_name, user, order, event[1], _changed(changes))
 
 
 def _change_order(context: Context, order: str, record: Order, event: list[Value], changes: Changes) -> None:
@@ -551,8 +556,7 @@ def _change_order(context: Context, order: str, record: Order, event: list[Value
 def _enter(
     context: Context, kind: str, user_name: str, user: User, reference: str, event: str, changes: Changes
 ) -> Result:
-    """Apply changes to a user and its server, add the entry to the user's history, and return the result."""
-    changes = {name: change for name, change in changes.items() if change}
+    """Apply changes, none of them 0, to a user and its server, note them in the history, and return the result."""
     owner = context.caller.hex()
     number, head, balance = user
     totals = _server_at(context, f"server/{owner}")
@@ -560,9 +564,10 @@ def _enter(
     _add(BALANCE, totals, changes)
     # No other figure of a server, a campaign or a user exceeds what the server ever created.
     context.require(totals[0] <= INTEGER_MAX, "overflow", "a sum would exceed 2^63 - 1")
-    entry: list[Value] = [kind, reference, event, {**changes}, context.height, context.time_ms]
+    noted: dict[str, Value] = {**changes}
+    entry: list[Value] = [kind, reference, event, noted, context.height, context.time_ms]
     context.state.put(f"history/{user_name}/{owner}/{number:012d}", entry)
     context.state.put(f"user/{user_name}/{owner}", [number + 1, context.hash(head, entry), balance])
     context.state.put(f"server/{owner}", totals)
-    context.emit(kind, server=context.caller, user=user_name, reference=reference, event=event, changes={**changes})
-    return {**changes, "entry": number}
+    context.emit(kind, server=context.caller, user=user_name, reference=reference, event=event, changes=noted)
+    return {**noted, "entry": number}

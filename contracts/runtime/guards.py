@@ -43,6 +43,9 @@ class Operators:
 
     def add_in_place(self, left: Any, right: Any) -> Any:
         """``left += right``: as ``add``, but a list is extended where it stands."""
+        if type(left) is int and type(right) is int:
+            result = left + right
+            return result if -_BOUND < result < _BOUND else self._meter.stop()
         if type(left) is list:
             left.extend(self.items(right))
             return left
@@ -50,7 +53,9 @@ class Operators:
 
     def subtract(self, left: Any, right: Any) -> int:
         """``left - right`` of integers."""
-        result = self._integer(left) - self._integer(right)
+        if type(left) is not int or type(right) is not int:
+            left, right = self._integer(left), self._integer(right)
+        result: int = left - right
         return result if -_BOUND < result < _BOUND else self._meter.stop()
 
     def multiply(self, left: Any, right: Any) -> Any:
