@@ -20,10 +20,12 @@ CACHED_VALUES_MAX = 200_000
 CACHED_VALUE_BYTES_MAX = 1_024
 """Longer values are read from the store each time, so that the cache stays small whatever is stored."""
 
-UNSTORED_BYTES_MAX = 8 * 1024 * 1024
+UNSTORED_NODES_MAX = 10_000
+"""About 10 MB: a small state's tree whole, so that a node which changes with every seal is written once in many."""
+UNSTORED_BYTES_MAX = 64 * 1024 * 1024
+"""What seals have changed, all of them together, however often in the same place."""
 UNSTORED_SEALS_MAX = 15
-"""With so much unstored the next seal goes to the store, and takes it along. A seal made again costs a starting
-node up to 50 ms."""
+"""A seal made again costs a starting node up to 50 ms."""
 
 _UNKNOWN = b"unknown"
 """Stands for a value that a map does not hold; compared by identity."""
@@ -80,11 +82,16 @@ class SealedState:
         self._unstored_seals = 0
 
     def is_due(self, *, is_quiet: bool) -> bool:
-        """Tell whether the next seal goes to the store.
+        """Tell whether the next seal goes to the store, and takes along what is unstored.
 
         It does in a block without transactions, so that an idle node has nothing to make again when it starts.
         """
-        return is_quiet or self._unstored_seals >= UNSTORED_SEALS_MAX or self._unstored_bytes >= UNSTORED_BYTES_MAX
+        return (
+            is_quiet
+            or len(self._unstored_nodes) >= UNSTORED_NODES_MAX
+            or self._unstored_bytes >= UNSTORED_BYTES_MAX
+            or self._unstored_seals >= UNSTORED_SEALS_MAX
+        )
 
     def records(
         self, changes: Mapping[bytes, bytes | None], nodes: Mapping[bytes, bytes | None]
@@ -120,7 +127,7 @@ class SealedState:
 
     def sealed(self, changes: Mapping[bytes, bytes | None], nodes: Mapping[bytes, bytes | None]) -> None:
         """Take over what a seal changed."""
-        self._unstored_bytes += _growth(self._unstored.values, changes) + _growth(self._unstored_nodes, nodes)
+        self._unstored_bytes += sum(sum(map(len, filter(None, part.values()))) for part in (changes, nodes))
         self._unstored.extend(changes)
         self._unstored_nodes.update(nodes)
         self._unstored_seals += 1
@@ -157,15 +164,6 @@ class SealedState:
             for oldest in list(self._cache)[: CACHED_VALUES_MAX // 8]:
                 del self._cache[oldest]
         self._cache[key] = value
-
-
-def _growth(records: Mapping[bytes, bytes | None], changes: Mapping[bytes, bytes | None]) -> int:
-    """Return by how many bytes records grow that take these changes."""
-    grown = 0
-    for key, value in changes.items():
-        old = records.get(key, _UNKNOWN)
-        grown += len(value or b"") + (len(key) if old is _UNKNOWN else -len(old or b""))
-    return grown
 
 
 class RecentState:

@@ -7,7 +7,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from node.state import CACHED_VALUE_BYTES_MAX, UNSTORED_BYTES_MAX, UNSTORED_SEALS_MAX, RecentState, SealedState
+from node.state import (
+    CACHED_VALUE_BYTES_MAX,
+    UNSTORED_BYTES_MAX,
+    UNSTORED_RECORDS_MAX,
+    UNSTORED_SEALS_MAX,
+    RecentState,
+    SealedState,
+)
 from node.storage import layout
 from node.storage.leveldb import LevelStore
 
@@ -99,7 +106,7 @@ def test_a_scan_reads_no_more_of_the_store_than_it_returns(tmp_path: Path) -> No
     store.close()
 
 
-def test_a_seal_is_stored_after_so_many_seals_or_bytes_and_in_a_quiet_block(tmp_path: Path) -> None:
+def test_a_seal_is_stored_after_so_many_seals_records_or_bytes_and_in_a_quiet_block(tmp_path: Path) -> None:
     store = LevelStore.open(tmp_path)
     state = RecentState(SealedState(store))
     for _ in range(UNSTORED_SEALS_MAX):
@@ -109,11 +116,19 @@ def test_a_seal_is_stored_after_so_many_seals_or_bytes_and_in_a_quiet_block(tmp_
     assert state.sealed.is_due(is_quiet=False)
     state.sealed.stored()
     assert not state.sealed.is_due(is_quiet=False)
-    half = bytes(UNSTORED_BYTES_MAX // 2)
-    for nodes in ({b"a": half}, {b"a": half}, {b"a": None}, {b"b": half}):
-        state.seal(nodes)  # what takes an older one's place counts once
+    for value, nodes in (
+        (bytes(UNSTORED_BYTES_MAX // 2), {b"a": None}),
+        (None, {b"a": bytes(UNSTORED_BYTES_MAX // 2)}),
+    ):
         assert not state.sealed.is_due(is_quiet=False)
-    state.extend({b"key": half})
+        state.extend({b"key": value})
+        state.seal(nodes)
+    assert state.sealed.is_due(is_quiet=False)
+    state.sealed.stored()
+    for number in range(UNSTORED_RECORDS_MAX // 2):
+        state.extend({b"%d" % number: b""})
     state.seal({})
+    assert not state.sealed.is_due(is_quiet=False)
+    state.seal({b"%d" % number: b"" for number in range(UNSTORED_RECORDS_MAX // 2)})
     assert state.sealed.is_due(is_quiet=False)
     store.close()
