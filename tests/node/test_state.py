@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from node.state import (
     CACHED_VALUE_BYTES_MAX,
     UNSTORED_BYTES_MAX,
-    UNSTORED_RECORDS_MAX,
+    UNSTORED_NODES_MAX,
     UNSTORED_SEALS_MAX,
     RecentState,
     SealedState,
@@ -106,7 +106,7 @@ def test_a_scan_reads_no_more_of_the_store_than_it_returns(tmp_path: Path) -> No
     store.close()
 
 
-def test_a_seal_is_stored_after_so_many_seals_records_or_bytes_and_in_a_quiet_block(tmp_path: Path) -> None:
+def test_a_seal_is_stored_after_so_many_seals_nodes_or_bytes_and_in_a_quiet_block(tmp_path: Path) -> None:
     store = LevelStore.open(tmp_path)
     state = RecentState(SealedState(store))
     for _ in range(UNSTORED_SEALS_MAX):
@@ -116,19 +116,15 @@ def test_a_seal_is_stored_after_so_many_seals_records_or_bytes_and_in_a_quiet_bl
     assert state.sealed.is_due(is_quiet=False)
     state.sealed.stored()
     assert not state.sealed.is_due(is_quiet=False)
-    for value, nodes in (
-        (bytes(UNSTORED_BYTES_MAX // 2), {b"a": None}),
-        (None, {b"a": bytes(UNSTORED_BYTES_MAX // 2)}),
-    ):
+    half = bytes(UNSTORED_BYTES_MAX // 2)
+    for value, node in ((half, None), (None, half)):
         assert not state.sealed.is_due(is_quiet=False)
         state.extend({b"key": value})
-        state.seal(nodes)
+        state.seal({b"a": node})
     assert state.sealed.is_due(is_quiet=False)
     state.sealed.stored()
-    for number in range(UNSTORED_RECORDS_MAX // 2):
-        state.extend({b"%d" % number: b""})
-    state.seal({})
+    state.seal({b"%d" % number: b"" for number in range(UNSTORED_NODES_MAX - 1)})
     assert not state.sealed.is_due(is_quiet=False)
-    state.seal({b"%d" % number: b"" for number in range(UNSTORED_RECORDS_MAX // 2)})
+    state.seal({b"one more": b""})
     assert state.sealed.is_due(is_quiet=False)
     store.close()
