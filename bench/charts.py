@@ -32,7 +32,7 @@ from bench.harness import (
 )
 from bench.load import Row, Samples
 from bench.pictures import CHARTS, draw
-from bench.report import Figures, print_table, rows_of, stages_of
+from bench.report import Figures, print_stages, print_table, rows_of, stages_of
 from bench.scale import Sizes, measure_keys, measure_validators
 from bench.throughput import ROW_COLUMNS, ROWS, figures
 from consensus.ledger.errors import LocalError
@@ -47,7 +47,6 @@ PERCENTS = (10, 25, 50, 75, 90)
 LATENCY_ROW = 1.5
 """How much longer the rows of the latency take: few frames fall due at a tenth of the load."""
 STAGE_ROWS = ("single", "envelope", "calls_100", "rights_100")
-REST = "network and the rest"
 
 KEPT = {*CHARTS, "cores", "verify_us"}
 """What is taken out of earlier reports."""
@@ -192,12 +191,10 @@ def stage_figures(name: str, samples: Samples, used: Usage, *, nodes: int) -> Fi
     Raises:
         LocalError: ``bad_arguments`` where the nodes count no stages.
     """
-    if not used.stages:
+    stages = used.stages_us(calls=samples.calls_in_all, nodes=nodes)
+    if not stages:
         raise LocalError("bad_arguments", "these nodes do not say how long their stages take")
-    share = 1e6 / max(1, samples.calls_in_all) / nodes
-    stages = {stage: round(seconds * share, 2) for stage, seconds in used.stages.items()}
-    rest = max(0.0, used.nodes_s - sum(used.stages.values()))
-    return {"row": name, "stages_us_per_call": {**stages, REST: round(rest * share, 2)}}
+    return {"row": name, "stages_us_per_call": stages}
 
 
 def _write(folder: Path, charts: Mapping[str, str]) -> list[Path]:
@@ -215,18 +212,10 @@ def _print(report: Figures, wanted: Sequence[str], files: Sequence[Path]) -> Non
     for name in wanted:
         console.print(name)
         if name == "stages":
-            _print_stages(console, rows_of(report, name))
+            print_stages(console, {str(row["row"]): stages_of(row) for row in rows_of(report, name)})
         else:
             print_table(console, rows_of(report, name), {**FIRST_COLUMNS[name], **ROW_COLUMNS})
     console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
-
-
-def _print_stages(console: Console, rows: Sequence[Figures]) -> None:
-    """Print the µs a call on one node, a line for each stage."""
-    columns = {str(row["row"]): stages_of(row) for row in rows}
-    stages = dict.fromkeys(stage for column in columns.values() for stage in column)
-    lines = [{"stage": stage, **{name: column.get(stage) for name, column in columns.items()}} for stage in stages]
-    print_table(console, lines, {"stage": "µs a call on one node", **{name: name for name in columns}})
 
 
 if __name__ == "__main__":

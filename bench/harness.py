@@ -33,6 +33,8 @@ SERVER_LANES_FIRST = 4
 """Where nobody creates rights, these suffice to open the campaign."""
 VERIFICATIONS = 4_000
 METRICS_TIMEOUT_S = 10
+REST = "network and the rest"
+"""What a node's process uses beyond its stages."""
 STAGE_LINE = re.compile(r'^hansa_stage_seconds_total\{stage="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
@@ -57,6 +59,14 @@ class Usage:
     def cores_used(self) -> float:
         """How many processors nodes and client kept busy."""
         return self.processor_s / self.wall_s
+
+    def stages_us(self, *, calls: int, nodes: int) -> dict[str, float]:
+        """Return the processor time of a call on one node, by stage and the rest; empty where none is counted."""
+        if not self.stages:
+            return {}
+        rest_s = max(0.0, self.nodes_s - sum(self.stages.values()))
+        share = 1e6 / max(1, calls) / nodes
+        return {name: round(seconds * share, 2) for name, seconds in {**self.stages, REST: rest_s}.items()}
 
     def since(self, before: "Usage") -> "Usage":
         """Return what was used between two moments."""
@@ -84,16 +94,7 @@ class Bench:
 
     def usage(self) -> Usage:
         """Return what nodes and client have used so far."""
-        stages: dict[str, float] = {}
-        for home in self.homes:
-            for name, seconds in _read_stages(home).items():
-                stages[name] = stages.get(name, 0.0) + seconds
-        return Usage(
-            wall_s=time.monotonic(),
-            nodes_s=sum(processor_seconds(home) for home in self.homes),
-            client_s=time.process_time(),
-            stages=stages,
-        )
+        return usage_of(self.homes)
 
     async def measure(self, row: Row, *, seconds: float) -> tuple[Samples, Usage]:
         """Run a row and return what became final, and what it used with its ramp and its end."""
@@ -143,6 +144,16 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """
     if unknown := [name for name in names if name not in known]:
         raise LocalError("bad_arguments", f"{unknown[0]} is none of {', '.join(known)}")
+
+
+def usage_of(homes: Sequence[NodeHome]) -> Usage:
+    """Return what some running nodes have used since they started, and this process."""
+    stages: dict[str, float] = {}
+    for home in homes:
+        for name, seconds in _read_stages(home).items():
+            stages[name] = stages.get(name, 0.0) + seconds
+    nodes_s = sum(processor_seconds(home) for home in homes)
+    return Usage(wall_s=time.monotonic(), nodes_s=nodes_s, client_s=time.process_time(), stages=stages)
 
 
 def processor_seconds(home: NodeHome) -> float:

@@ -63,6 +63,14 @@ def print_table(console: Console, rows: Sequence[Mapping[str, object]], columns:
     console.print(table)
 
 
+def print_stages(console: Console, columns: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the processor time of a call on one node, a line for each stage and a column for each row."""
+    stages = dict.fromkeys(stage for column in columns.values() for stage in column)
+    lines = [{"stage": stage, **{name: column.get(stage) for name, column in columns.items()}} for stage in stages]
+    if lines:
+        print_table(console, lines, {"stage": "µs a call on one node", **{name: name for name in columns}})
+
+
 def _cell(value: object) -> str:
     match value:
         case None:

@@ -36,9 +36,10 @@ from bench.harness import (
     measure_verification,
     memory_mib,
     say,
+    usage_of,
     wait_until_idle,
 )
-from bench.report import Figures, number, print_table, rows_of
+from bench.report import Figures, number, print_stages, print_table, rows_of, stages_of
 from bench.throughput import ROW_COLUMNS, ROWS, figures
 from consensus.ledger.errors import LocalError
 from node.network import local
@@ -55,6 +56,7 @@ HISTORY_ROW_S = 10.0
 """The history is made in rows of this length, until it is long enough."""
 POLL_S = 0.05
 CATCH_UP_S_MAX = 300
+STAGES = "stages_us_per_call"
 TWO = {"figure": "figure", "": ""}
 
 ENVELOPE = next(row for row in ROWS if row.name == "envelope")
@@ -166,7 +168,9 @@ async def measure_keys(sizes: Sizes) -> list[Figures]:
             for row in (ENVELOPE, CALLS_100):
                 say(f"{row.name} with {keys:,} keys: {sizes.seconds} s")
                 samples, used = await bench.measure(row, seconds=sizes.seconds)
-                points.append({"keys": keys, "fill_s": round(fill_s, 1), **figures(row, samples, used)})
+                stages = used.stages_us(calls=samples.calls_in_all, nodes=len(bench.homes))
+                filled = {"keys": keys, "fill_s": round(fill_s, 1), STAGES: stages}
+                points.append({**filled, **figures(row, samples, used)})
     return points
 
 
@@ -225,6 +229,7 @@ async def _catch_up(bench: Bench, home: NodeHome, transactions: int, live_tps: f
                     ready_s = ready_s or time.monotonic() - began
                     caught_up_s = time.monotonic() - began if height >= head else 0.0
                 await trio.sleep(POLL_S)
+    used = usage_of([home])
     return {
         "transactions": transactions,
         "blocks": head,
@@ -234,6 +239,9 @@ async def _catch_up(bench: Bench, home: NodeHome, transactions: int, live_tps: f
         "tps": round(transactions / caught_up_s, 1),
         "live_tps": round(live_tps, 1),
         "to_live": round(transactions / caught_up_s / live_tps, 3),
+        "node_us_per_tx": round(used.nodes_s * 1e6 / transactions, 1),
+        "cores_used": round(used.nodes_s / caught_up_s, 2),
+        STAGES: used.stages_us(calls=transactions, nodes=1),
     }
 
 
@@ -290,8 +298,9 @@ async def measure_validators(sizes: Sizes) -> list[Figures]:
             say(f"envelope with {validators} validators: {sizes.seconds} s")
             samples, used = await bench.measure(ENVELOPE, seconds=sizes.seconds)
         cost_us = used.nodes_s * 1e6 / max(1, samples.calls_in_all)
+        stages = used.stages_us(calls=samples.calls_in_all, nodes=validators)
         shares = {"nodes_us_per_tx": round(cost_us, 1), "us_per_node": round(cost_us / validators, 1)}
-        counts.append({"validators": validators, **shares, **figures(ENVELOPE, samples, used)})
+        counts.append({"validators": validators, **shares, STAGES: stages, **figures(ENVELOPE, samples, used)})
     return counts
 
 
@@ -311,10 +320,15 @@ def _draw(report: Figures) -> None:
     console.print(f"{report['cores']} cores; one verification {report['verify_us']} µs")
     print_table(console, rows_of(report, "figures"), {key: key for key in rows_of(report, "figures")[0]})
     if "keys" in report:
-        print_table(console, rows_of(report, "keys"), {"keys": "keys", "row": "row", **ROW_COLUMNS})
+        rows = rows_of(report, "keys")
+        print_table(console, rows, {"keys": "keys", "row": "row", **ROW_COLUMNS})
+        for kind in dict.fromkeys(str(row["row"]) for row in rows):
+            print_stages(console, {f"{kind} {row['keys']:,}": stages_of(row) for row in rows if row["row"] == kind})
     if "validators" in report:
         columns = {"validators": "n", "tps": "tx/s", "nodes_us_per_tx": "all nodes, µs a tx", "us_per_node": "÷ n"}
-        print_table(console, rows_of(report, "validators"), columns | {"cores_used": "cores used"})
+        rows = rows_of(report, "validators")
+        print_table(console, rows, columns | {"cores_used": "cores used"})
+        print_stages(console, {f"n = {row['validators']}": stages_of(row) for row in rows})
     match report:
         case {"memory": {"nodes_mib": dict() as nodes}}:
             columns = {"node": "node", "rss": "RSS MiB", "pss": "PSS MiB"}
@@ -322,7 +336,11 @@ def _draw(report: Figures) -> None:
     for part in ("catch_up", "up"):
         match report.get(part):
             case dict() as found:
-                print_table(console, [{"figure": f"{part} {key}", "": value} for key, value in found.items()], TWO)
+                lines = [{"figure": f"{part} {key}", "": value} for key, value in found.items() if key != STAGES]
+                print_table(console, lines, TWO)
+    match report.get("catch_up"):
+        case dict() as found:
+            print_stages(console, {"catch_up": stages_of(found)})
 
 
 if __name__ == "__main__":

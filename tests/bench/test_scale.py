@@ -50,6 +50,14 @@ def test_what_was_used_between_two_moments() -> None:
     assert used.stages == {"verify": 2.5, "seal": 1}
 
 
+def test_a_calls_share_of_the_stages_on_one_node() -> None:
+    used = Usage(wall_s=1, nodes_s=4.0, client_s=0, stages={"verify": 1.0, "seal": 2.0})
+    assert used.stages_us(calls=10_000, nodes=4) == {"verify": 25.0, "seal": 50.0, "network and the rest": 25.0}
+    less = Usage(wall_s=1, nodes_s=2.9, client_s=0, stages={"verify": 1.0, "seal": 2.0})
+    assert less.stages_us(calls=10_000, nodes=4)["network and the rest"] == 0.0, "ticks are coarser than stages"
+    assert Usage(wall_s=1, nodes_s=4.0, client_s=0).stages_us(calls=10, nodes=4) == {}
+
+
 def test_stages_are_read_from_what_a_node_exports() -> None:
     text = '# TYPE hansa_stage_seconds counter\nhansa_stage_seconds_total{stage="verify"} 1.5\nhansa_height 3.0\n'
     assert stages_in(text) == {"verify": 1.5}
@@ -80,5 +88,6 @@ def test_every_part_has_its_figures(capsys: pytest.CaptureFixture[str], monkeypa
     assert report["up"]["init_s"] > 0
     assert report["up"]["up_s"] > 0
     assert [row["validators"] for row in report["validators"]] == [1, 2]
+    assert all(row["stages_us_per_call"]["verify"] > 0 for row in report["keys"] + report["validators"])
     assert len(report["figures"]) == 6
     assert all(row["figure"] > 0 and row["met"] in ("aim", "floor", "neither") for row in report["figures"])
