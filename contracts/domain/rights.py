@@ -29,12 +29,13 @@ State, under ``rights/``; ADDRESS is the server's, in hex; every amount is an in
 - ``rule/CAMPAIGN/VERSION`` = {orderMax, shareBasisPoints}, VERSION with 6 digits
 - ``order/ORDER/ADDRESS`` = [campaign, user, rule version, amounts, events]
 - ``redemption/REDEMPTION/ADDRESS`` = [user, amount, reversed, events]
-- ``user/USER/ADDRESS`` = [count, head, balance]; ``server/ADDRESS`` = balance
-- ``history/USER/ADDRESS/NUMBER`` = [type, order or redemption, event, changes, height, time_ms], NUMBER with 12 digits
+- ``user/USER/ADDRESS`` = [count, head, balance, the newest count mod 4 entries]; ``server/ADDRESS`` = balance
+- ``history/USER/ADDRESS/PAGE`` = [entry 4 × PAGE and the three after it], PAGE with 12 digits
 
 Here amounts = [reserved, granted, revoked, refunded], and created at a campaign; events = [[type, event, arguments,
-entry number]…]; balance = [created, reserved, available, redeemed, revoked, clawedBack, debt]. These are lists, not
-maps, because every call writes five of them: names would be most of what is stored, hashed and metered.
+entry number]…]; balance = [created, reserved, available, redeemed, revoked, clawedBack, debt]; entry = [type, order or
+redemption, event, changes, height, time_ms]. Lists, not maps, because every call writes several of them: names would
+be most of what is stored, hashed and metered.
 """
 
 from typing import Annotated, Any, TypeAlias
@@ -68,6 +69,9 @@ AMOUNTS = {"reserved": 0, "granted": 1, "revoked": 2, "refunded": 3, "created": 
 
 BALANCE = {"created": 0, "reserved": 1, "available": 2, "redeemed": 3, "revoked": 4, "clawedBack": 5, "debt": 6}
 """Where the figures of a user, and of a server over all its users, stand in their list."""
+
+ENTRIES_PER_PAGE = 4
+"""How many history entries share a state key: a key of its own costs an entry more than all else about it."""
 
 BASIS = 10_000
 EMPTY_HEAD = bytes(32)
@@ -217,7 +221,7 @@ class Rights(Contract):
             context.require(first_user == user, "event_conflict")
             return first
         record = _user(context, user)
-        count, _, balance = record
+        count, _, balance, _ = record
         available = balance[2]
         context.require(available >= amount, "insufficient_rights", f"{available} available, {amount} needed")
         context.state.put(key, [user, amount, 0, [["redeem", event, amount, count]]])
@@ -258,7 +262,7 @@ class Rights(Contract):
         history. ``server`` is needed only where several servers have a user of this name (``ambiguous_server``).
         """
         key = _find(context, f"user/{user}/", server)
-        count, head, balance = _user_at(context, key)
+        count, head, balance, _ = _user_at(context, key)
         return {**_named(BALANCE, balance), "count": count, "head": head}
 
     @query
@@ -279,10 +283,16 @@ class Rights(Contract):
         if not key:
             return []
         prefix = f"history/{key[5:]}/"
-        return [
-            _entry_map(int(entry_key[len(prefix) :]), entry)
-            for entry_key, entry in context.state.scan(prefix, f"{prefix}{start:012d}", limit)
+        first_page = f"{prefix}{start // ENTRIES_PER_PAGE:012d}"
+        numbered = [
+            (int(page_key[len(prefix) :]) * ENTRIES_PER_PAGE + place, entry)
+            for page_key, page in context.state.scan(prefix, first_page, limit // ENTRIES_PER_PAGE + 2)
+            for place, entry in enumerate(page)
         ]
+        count, _, _, newest = _user_at(context, key)
+        numbered += [(count - len(newest) + place, entry) for place, entry in enumerate(newest)]
+        answer: list[Value] = [_entry_map(number, entry) for number, entry in numbered if number >= start]
+        return answer[:limit]
 
     @query
     def order(self, context: Context, order: Id, server: AccountAddress | None = None) -> dict[str, Value]:
@@ -426,9 +436,9 @@ def _own_order(context: Context, order: str) -> Order:
 
 
 def _user_at(context: Context, key: str) -> User:
-    """Return [count, head, balance]; zeros for who has no history."""
+    """Return [count, head, balance, newest entries]; zeros for who has no history."""
     record: User | None = context.state.get(key)
-    return [0, EMPTY_HEAD, [0, 0, 0, 0, 0, 0, 0]] if record is None else record
+    return [0, EMPTY_HEAD, [0, 0, 0, 0, 0, 0, 0], []] if record is None else record
 
 
 def _user(context: Context, user: str) -> User:
@@ -453,6 +463,16 @@ def _entry_map(number: int, entry: list[Value]) -> dict[str, Value]:
     }
 
 
+def _entry(context: Context, user: str, number: int) -> list[Any]:
+    count, _, _, newest = _user(context, user)
+    place: int = number - count + len(newest)
+    if place < 0:
+        page_key = f"{_own_key(context, 'history', user)}/{number // ENTRIES_PER_PAGE:012d}"
+        newest, place = context.state.get(page_key), number % ENTRIES_PER_PAGE
+    entry: list[Any] = newest[place]
+    return entry
+
+
 def _first_result(
     context: Context, events: list[list[Any]], user: str, kind: str, event: str, arguments: Value
 ) -> Result | None:
@@ -462,8 +482,7 @@ def _first_result(
             context.require(
                 first_arguments == arguments, "event_conflict", "the event came before with other arguments"
             )
-            entry = context.state.get(f"{_own_key(context, 'history', user)}/{number:012d}")
-            return {**entry[3], "entry": number}
+            return {**_entry(context, user, number)[3], "entry": number}
     return None
 
 
@@ -518,7 +537,7 @@ def _amount_within(context: Context, amount: int | None, left: int) -> int:
 
 def _returned(user: User, amount: int, source: str) -> Changes:
     """Return a user's changes when an amount comes to it from a figure: debt is paid first, the rest is available."""
-    _, _, (_, _, _, _, _, _, debt) = user
+    _, _, (_, _, _, _, _, _, debt), _ = user
     paid = min(debt, amount)
     return _changed({source: -amount, "available": amount - paid, "clawedBack": paid, "debt": -paid})
 
@@ -532,7 +551,7 @@ def _take_back(context: Context, order: str, record: Order, event: list[Any], *,
     """Revoke what is reserved and claw back what was granted, the shortfall as debt; event = [type, event, amount]."""
     user_name: str = record[1]
     user = _user(context, user_name)
-    count, _, (_, _, available, _, _, _, _) = user
+    count, _, (_, _, available, _, _, _, _), _ = user
     taken = min(refunded, available)
     changes = {"reserved": -revoked, "revoked": revoked, "available": -taken, "clawedBack": taken}
     changes["debt"] = refunded - taken
@@ -558,7 +577,7 @@ def _enter(
 ) -> Result:
     """Apply changes, none of them 0, to a user and its server, note them in the history, and return the result."""
     owner = context.caller.hex()
-    number, head, balance = user
+    number, head, balance, newest = user
     totals = _server_at(context, f"server/{owner}")
     _add(BALANCE, balance, changes)
     _add(BALANCE, totals, changes)
@@ -566,8 +585,11 @@ def _enter(
     context.require(totals[0] <= INTEGER_MAX, "overflow", "a sum would exceed 2^63 - 1")
     noted: dict[str, Value] = {**changes}
     entry: list[Value] = [kind, reference, event, noted, context.height, context.time_ms]
-    context.state.put(f"history/{user_name}/{owner}/{number:012d}", entry)
-    context.state.put(f"user/{user_name}/{owner}", [number + 1, context.hash(head, entry), balance])
+    newest.append(entry)
+    if len(newest) == ENTRIES_PER_PAGE:
+        context.state.put(f"history/{user_name}/{owner}/{number // ENTRIES_PER_PAGE:012d}", newest)
+        newest = []
+    context.state.put(f"user/{user_name}/{owner}", [number + 1, context.hash(head, entry), balance, newest])
     context.state.put(f"server/{owner}", totals)
     context.emit(kind, server=context.caller, user=user_name, reference=reference, event=event, changes=noted)
     return {**noted, "entry": number}

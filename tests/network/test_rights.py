@@ -31,5 +31,5 @@ async def test_shares_are_computed_or_checked_by_the_contract_on_every_node(tmp_
                 key = f"rights/user/u1/{shop.address.hex()}"
                 proven = await reader.state(key, is_newest=True)
                 assert isinstance(proven.value, list)
-                count, _, balance = proven.value
+                count, _, balance, _ = proven.value
                 assert (count, balance) == (2, [59, 59, 0, 0, 0, 0, 0])

@@ -283,6 +283,20 @@ def test_the_history_shows_that_nothing_was_left_out(rights: Door) -> None:
     assert rights.query("history", user="u1", start=1, limit=2) == entries[1:3]
 
 
+def test_entries_are_found_wherever_they_stand(rights: Door) -> None:
+    results = [
+        rights.call("shop", "create", **SALE, order=f"o{number}", amount=number + 1, event="e") for number in range(11)
+    ]
+    entries = rights.query("history", user="u1")
+    assert [(entry["number"], entry["reference"]) for entry in entries] == [(n, f"o{n}") for n in range(11)]
+    for start in range(13):
+        for limit in range(1, 13):
+            assert rights.query("history", user="u1", start=start, limit=limit) == entries[start : start + limit]
+    for number, result in enumerate(results):
+        again = rights.call("shop", "create", **SALE, order=f"o{number}", amount=number + 1, event="e")
+        assert again == result == {"created": number + 1, "entry": number, "reserved": number + 1}
+
+
 def test_unknown_users_and_orders(rights: Door) -> None:
     assert rights.query("balance", user="u9")["count"] == 0
     assert rights.query("balance", user="u9", server=address("shop"))["head"] == bytes(32)
