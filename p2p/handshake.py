@@ -13,6 +13,7 @@ from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import ChainId, NodeName
 from p2p.frames import FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX, FrameDecoder, FrameKind, encode_frames
 from p2p.hello_machine import NONCE_BYTES, HelloMachine, Side, encode_bye
+from p2p.stream import TlsStream
 from p2p.tls import PeerIdentity, TlsIdentity, Trust, tls_error
 
 RECEIVE_BYTES = 4_096
@@ -26,7 +27,7 @@ class Handshake:
     """A proven peer. ``decoder`` may already hold frames that came with its ACK; the stream belongs to the caller."""
 
     identity: PeerIdentity
-    stream: trio.SSLStream[trio.SocketStream]
+    stream: TlsStream
     decoder: FrameDecoder
 
 
@@ -55,7 +56,7 @@ class Handshaker:
                 ``unexpected_peer``, what ``welcome`` raises, or a code of ``p2p.hello_machine``.
         """
         context = self.client_context if side is Side.DIALLER else self.server_context
-        stream = trio.SSLStream(transport, context, server_side=side is Side.LISTENER, https_compatible=True)
+        stream = TlsStream(transport, context, server_side=side is Side.LISTENER)
         done: Handshake | None = None
         try:
             with trio.fail_after(self.timeout_ms / 1000):
@@ -69,13 +70,11 @@ class Handshaker:
                 await trio.aclose_forcefully(stream)
         return done
 
-    async def _shake(
-        self, stream: trio.SSLStream[trio.SocketStream], side: Side, expected: NodeName | None
-    ) -> Handshake:
+    async def _shake(self, stream: TlsStream, side: Side, expected: NodeName | None) -> Handshake:
         await stream.do_handshake()
         decoder = FrameDecoder(payload_bytes_max=HANDSHAKE_FRAME_BYTES_MAX)
         try:
-            identity = self.trust.identify_untrusted(stream.getpeercert(binary_form=True))
+            identity = self.trust.identify_untrusted(stream.certificate())
             if expected is not None and identity.name != expected:
                 raise PeerError("unexpected_peer", f"{identity.name} answers at the address of {expected}")
             await self._say_hello(stream, side, identity, decoder)
@@ -87,9 +86,7 @@ class Handshaker:
         decoder.payload_bytes_max = FRAME_BYTES_MAX
         return Handshake(identity, stream, decoder)
 
-    async def _say_hello(
-        self, stream: trio.SSLStream[trio.SocketStream], side: Side, peer: PeerIdentity, decoder: FrameDecoder
-    ) -> None:
+    async def _say_hello(self, stream: TlsStream, side: Side, peer: PeerIdentity, decoder: FrameDecoder) -> None:
         machine = HelloMachine(
             side,
             self.chain_id,

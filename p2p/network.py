@@ -21,7 +21,6 @@ a session that ends loses what was queued. Whoever needs a frame to arrive sends
 """
 
 import errno
-import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -46,12 +45,6 @@ __all__ = ["Admits", "Network", "NetworkConfig", "OnPeer", "PeerStatus"]
 
 SETTLED_S = 1.0
 """A session that lived this long resets the dialler's back-off."""
-FAILED_HANDSHAKES_MAX = 256
-"""Strangers' handshakes after which their memory is given back.
-
-A TLS stream of trio refers to itself, so only the collector frees it, and that one does not know of the tens
-of kilobytes that OpenSSL holds behind each: a flood of strangers would fill the memory before its turn came.
-"""
 
 log = structlog.get_logger("p2p")
 
@@ -138,7 +131,6 @@ class Network:
         self._last_errors: dict[NodeName, str] = {}
         self._last_stranger = ("", "")
         self._handshakes: dict[trio.CancelScope, None] = {}
-        self._failed_handshakes = 0
         self._changed = trio.Event()
         self._stopping = trio.Event()
 
@@ -323,10 +315,6 @@ class Network:
                 self._handshakes.pop(scope, None)
         if done is not None:
             await self._run_session(done, address, dialled=False)
-            return
-        self._failed_handshakes += 1
-        if self._failed_handshakes % FAILED_HANDSHAKES_MAX == 0:
-            gc.collect()
 
     def _check_welcome(self, identity: PeerIdentity, side: Side) -> None:
         """Refuse a proven peer that may not have a session now."""

@@ -197,7 +197,8 @@ async def test_peer_that_talks_but_does_not_read_is_given_up(autojump_clock):
 
 async def test_a_peer_is_not_silent_while_we_do_not_listen(autojump_clock):
     async def wait(peer: NodeName, kind: FrameKind, payload: bytes) -> None:
-        await trio.sleep(60)
+        with trio.move_on_after(60):
+            await trio.Event().wait()
 
     async with running(handler=wait) as bench:
         began = trio.current_time()
