@@ -405,17 +405,12 @@ def _own_campaign(context: Context, campaign: str) -> Campaign:
     return record
 
 
-def _quota_left(quota: int, totals: list[int]) -> int:
-    """Return what of a campaign's quota its orders have left."""
-    _, _, revoked, _, created = totals
-    return quota - created + revoked
-
-
 def _campaign_map(campaign: str, record: Campaign) -> dict[str, Value]:
     server, quota, rule, order_max, share_basis_points, amounts = record
+    _, _, revoked, _, created = amounts
     answer: dict[str, Value] = {"campaign": campaign, "server": server, "rule": rule, "orderMax": order_max}
     answer["shareBasisPoints"] = share_basis_points
-    return {**answer, "quota": quota, "left": _quota_left(quota, amounts), **_named(AMOUNTS, amounts)}
+    return {**answer, "quota": quota, "left": quota - created + revoked, **_named(AMOUNTS, amounts)}
 
 
 def _put_rule(context: Context, campaign: str, record: Campaign, order_max: int | None, share_basis_points: int) -> int:
@@ -512,18 +507,18 @@ def _create(
         is_same = first_campaign == campaign_name and first_user == user_name
         context.require(is_same, "event_conflict", "the event came before with other arguments")
         return first
-    campaign = _own_campaign(context, campaign_name)
-    _, quota, rule, order_max, share_basis_points, totals = campaign
+    server, quota, rule, order_max, share_basis_points, totals = _own_campaign(context, campaign_name)
+    reserved, granted, revoked, refunded, created = totals
     share = _share(context, kind, order_max, share_basis_points, asked)
-    left = _quota_left(quota, totals)
+    left = quota - created + revoked
     if share > left:
         raise Revert("quota_exceeded", f"{left} is left of the quota")
     user = _user_at(context, f"user/{user_name}/{owner}")
     changes = {"created": share, "reserved": share}
-    _add(AMOUNTS, totals, changes)
+    totals = [reserved + share, granted, revoked, refunded, created + share]
     events = [[kind, event, asked, user[0]]]
     context.state.put(order_key, [campaign_name, user_name, rule, [share, 0, 0, 0], events])
-    context.state.put(f"campaign/{campaign_name}", campaign)
+    context.state.put(f"campaign/{campaign_name}", [server, quota, rule, order_max, share_basis_points, totals])
     return _enter(context, kind, user_name, user, order, event, changes)
 
 
