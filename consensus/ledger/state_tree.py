@@ -1,15 +1,16 @@
 """The state tree: a sparse Merkle tree with sixteen children a node, over the SHA-256 of the state keys.
 
-    leaf  = SHA-256(key) ‖ SHA-256(value)
-    node  = 01 ‖ mask ‖ leaf mask ‖ the children that are not empty, in ascending order
-    child = a leaf, 64 bytes, or SHA-256(node), 32 bytes
+    leaf   = SHA-256(key) ‖ SHA-256(value), 64 bytes
+    bucket = up to three leaves in ascending order
+    node   = 01 ‖ 16 sizes ‖ 16 children
+    child  = a bucket, or SHA-256(node), 32 bytes
 
-A mask has 2 bytes, big-endian: bit i of the first says that child i is not empty, bit i of the second
-that it is a leaf. What is hashed thus names the kind of each child, and no leaf passes for two nodes.
+A size is one byte: how often 32 bytes the child has, 0 if it is empty, 1 for a hash. What is hashed thus
+names the kind of each child, and no leaf passes for two nodes.
 
-A subtree that holds exactly one leaf *is* that leaf, so the tree depends on the content alone and never
-on the history, and a proof is as long as the tree is deep, about log16 of the number of keys. Only the
-root of the tree, whose hash stands for the whole, is a node even above a single leaf.
+A subtree of up to three leaves *is* its bucket, so the tree depends on the content alone and never on
+the history, and a proof is as long as the tree is deep, about log16 of the number of keys. Only the root
+of the tree, whose hash stands for the whole, is a node even above fewer leaves.
 
 The caller keeps the nodes, each as the bytes above under its *path*: the nibbles (one byte each, 0 to
 15) that lead to it. Nodes are overwritten in place: the tree holds the newest sealed state and no older
@@ -20,7 +21,6 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from struct import Struct
 from typing import Annotated, Protocol
 
 import msgspec
@@ -40,13 +40,15 @@ CACHED_NODES_MAX = 98_304
 """How many nodes a :class:`NodeCache` holds unless told otherwise; about 50 MB."""
 
 DEPTH_MAX = 2 * HASH_BYTES
+BUCKET_LEAVES_MAX = 3
+"""More make fewer nodes, but larger ones: up to here a seal of many keys got quicker."""
 _WIDTH = 16
 _LEAF_BYTES = 2 * HASH_BYTES
-_NODE_TAG = 1
-_HEAD = Struct(">BHH")
-"""What a node begins with: the tag, the mask of its children, the mask of its leaves."""
-_HEAD_BYTES = _HEAD.size
-_EMPTY_NODE = _HEAD.pack(_NODE_TAG, 0, 0)
+_BUCKET_BYTES_MAX = BUCKET_LEAVES_MAX * _LEAF_BYTES
+_HEAD_BYTES = 1 + _WIDTH
+_SIZES = slice(1, _HEAD_BYTES)
+"""Where a node has the sizes of its children."""
+_EMPTY_NODE = b"\1" + bytes(_WIDTH)
 _NIBBLE_OF_DIGIT = bytes.maketrans(b"0123456789abcdef", bytes(range(_WIDTH)))
 _CHILD_NAMES = tuple(bytes([nibble]) for nibble in range(_WIDTH + 1))
 """What a child's path has more than its parent's. The last one is no child's: it stands behind them all."""
@@ -70,20 +72,23 @@ class TreeUpdate:
 class StateProof(Record, frozen=True):
     """What stands at a key's place: each node on the way down, root first.
 
-    A level is the node without the child that lies on the way, whose bits are clear. ``other`` is empty
-    unless another key's leaf stands in this key's place: then it is that leaf.
+    A level is the node without the child that lies on the way, whose size is 0. ``other`` is the bucket in
+    this key's place, without the leaf of the key itself.
     """
 
     levels: Annotated[
         list[
-            Annotated[bytes, msgspec.Meta(min_length=_HEAD_BYTES, max_length=_HEAD_BYTES + (_WIDTH - 1) * _LEAF_BYTES)]
+            Annotated[
+                bytes,
+                msgspec.Meta(min_length=_HEAD_BYTES, max_length=_HEAD_BYTES + (_WIDTH - 1) * _BUCKET_BYTES_MAX),
+            ]
         ],
         msgspec.Meta(max_length=DEPTH_MAX),
     ]
-    other: Annotated[bytes, msgspec.Meta(max_length=_LEAF_BYTES)]
+    other: Annotated[bytes, msgspec.Meta(max_length=_BUCKET_BYTES_MAX)]
 
 
-state_proof_codec: RecordCodec[StateProof] = RecordCodec(StateProof, bytes_max=64 * 1024)
+state_proof_codec: RecordCodec[StateProof] = RecordCodec(StateProof, bytes_max=192 * 1024)
 
 
 def should_seal(*, quiet: bool, unsealed_writes: int, time_ms: int, sealed_time_ms: int) -> bool:
@@ -109,7 +114,7 @@ def tree_root(store: NodeStore) -> Hash:
     node = store.get(b"")
     if node is None:
         return EMPTY_ROOT
-    if _masks(node) is None:
+    if not _is_node(node):
         raise _damaged(b"")
     return Hash(sha256(node).digest())
 
@@ -126,7 +131,7 @@ def update(store: NodeStore, changes: Mapping[bytes, bytes | None]) -> TreeUpdat
     leaves: dict[bytes, bytes] = {}
     for key, value in changes.items():
         key_hash = sha256(key).digest()
-        leaves[_nibbles(key_hash)] = b"" if value is None else key_hash + sha256(value).digest()
+        leaves[_nibbles(key_hash)] = key_hash if value is None else key_hash + sha256(value).digest()
     batch = _Batch(store, leaves)
     root = batch.descend(b"", 0, len(leaves))
     return TreeUpdate(tree_root(store) if root is None else Hash(root or EMPTY_ROOT), batch.nodes)
@@ -148,7 +153,7 @@ def prove(store: NodeStore, key: bytes) -> StateProof:
         depth = len(levels)
         level, child = _take_child(nibbles[:depth], store.get(nibbles[:depth]) or b"", nibbles[depth])
         levels.append(level)
-    return StateProof(levels, b"" if child.startswith(key_hash) else child)
+    return StateProof(levels, b"".join(leaf for leaf in _leaves_of(child) if not leaf.startswith(key_hash)))
 
 
 def check_state_proof_untrusted(root: bytes, key: bytes, value: bytes | None, proof: StateProof) -> None:
@@ -162,17 +167,17 @@ def check_state_proof_untrusted(root: bytes, key: bytes, value: bytes | None, pr
     depth = len(proof.levels)
     if depth > DEPTH_MAX:
         raise PeerError("bad_proof", f"a state proof has at most {DEPTH_MAX} levels")
-    child = proof.other
-    if value is not None:
-        if proof.other:
-            raise PeerError("bad_proof", "a proof of presence names no other leaf")
-        child = key_hash + sha256(value).digest()
-    elif proof.other:
-        other_key_hash = proof.other[:HASH_BYTES]
-        if len(proof.other) != _LEAF_BYTES or other_key_hash == key_hash:
-            raise PeerError("bad_proof", "no leaf of another key")
-        if _nibbles(other_key_hash)[:depth] != nibbles[:depth]:
+    leaves = _leaves_of(proof.other)
+    if leaves != sorted(set(leaves)):
+        raise PeerError("bad_proof", "the other leaves must ascend")
+    for leaf in leaves:
+        if len(leaf) != _LEAF_BYTES or leaf.startswith(key_hash):
+            raise PeerError("bad_proof", "no leaf of another key")  # A hash is none: the key may be below it.
+        if _nibbles(leaf[:HASH_BYTES])[:depth] != nibbles[:depth]:
             raise PeerError("bad_proof", "the other leaf does not stand in this key's place")
+    if value is not None:
+        leaves.append(key_hash + sha256(value).digest())
+    child = b"".join(sorted(leaves))
     for level, nibble in zip(reversed(proof.levels), reversed(nibbles[:depth]), strict=True):
         child = sha256(_put_child_untrusted(level, nibble, child)).digest()
     if (child or EMPTY_ROOT) != root:
@@ -230,8 +235,8 @@ class NodeCache:
 class _Batch:
     """One update under way: its leaves by the nibbles of their keys, and the node writes so far.
 
-    An empty leaf removes its key. Each walk returns the child that now stands at a path: a leaf, a hash,
-    or nothing. Names ``first`` to ``end``, in ascending order, fall under it.
+    A leaf of a key hash alone removes the key. Each walk returns the child that now stands at a path. Names
+    ``first`` to ``end``, in ascending order, fall under it.
     """
 
     __slots__ = ("_leaves", "_names", "_store", "nodes")
@@ -247,11 +252,10 @@ class _Batch:
         stored = self._store.get(path)
         if stored is None:
             stored = b"" if path else _EMPTY_NODE
-        masks = _masks(stored)
-        if masks is None:
+        if not _is_node(stored):
             raise _damaged(path)
-        mask, leaf_mask = masks
         node = bytearray(stored)
+        sizes = stored[_SIZES]
         names = self._names
         depth = len(path)
         while first < end:
@@ -260,59 +264,55 @@ class _Batch:
             after = first + 1
             if after < end and names[after][depth] == nibble:
                 after = bisect_left(names, path + _CHILD_NAMES[nibble + 1], after, end)
-            bit = 1 << nibble
-            at = _HEAD_BYTES + HASH_BYTES * ((mask & bit - 1).bit_count() + (leaf_mask & bit - 1).bit_count())
-            if mask & bit and not leaf_mask & bit:
-                child_end = at + HASH_BYTES
+            start = _HEAD_BYTES + HASH_BYTES * sum(sizes[:nibble])
+            stop = start + HASH_BYTES * sizes[nibble]
+            child: bytes | None
+            if sizes[nibble] == 1:
                 child = self.descend(path + _CHILD_NAMES[nibble], first, after)
+            elif after == first + 1:
+                child = _put_leaf(bytes(node[start:stop]), self._leaves[name])
+                if len(child) > _BUCKET_BYTES_MAX:
+                    child = self._build(path + _CHILD_NAMES[nibble], _leaves_of(child))
             else:
-                child_end = at + _LEAF_BYTES if leaf_mask & bit else at
-                child = self._leaves[name]
-                if after > first + 1 or (at < child_end and node[at : at + HASH_BYTES] != child[:HASH_BYTES]):
-                    child = self._grow(path + _CHILD_NAMES[nibble], bytes(node[at:child_end]), first, after)
-                # else one leaf takes its own place, or an empty one
+                child = self._grow(path + _CHILD_NAMES[nibble], bytes(node[start:stop]), first, after)
+            if child is not None:
+                node[start:stop] = child
+                if len(child) != stop - start:
+                    node[1 + nibble] = len(child) // HASH_BYTES
+                    sizes = bytes(node[_SIZES])
             first = after
-            if child is None:
-                continue
-            node[at:child_end] = child
-            if len(child) != child_end - at:
-                mask = mask | bit if child else mask & ~bit
-                leaf_mask = leaf_mask | bit if len(child) == _LEAF_BYTES else leaf_mask & ~bit
-        _HEAD.pack_into(node, 0, _NODE_TAG, mask, leaf_mask)
-        return None if node == stored else self._settle(path, bytes(node), mask, leaf_mask)
+        return None if node == stored else self._settle(path, bytes(node))
 
-    def _settle(self, path: bytes, node: bytes, mask: int, leaf_mask: int) -> bytes:
-        """Write a changed node, or remove it where nothing or, below the root, a single leaf is left."""
-        if not mask or (path and mask == leaf_mask and mask.bit_count() == 1):
+    def _settle(self, path: bytes, node: bytes) -> bytes:
+        """Write a changed node, or remove it where nothing or, below the root, a bucket is left."""
+        is_bucket = len(node) <= _HEAD_BYTES + _BUCKET_BYTES_MAX and 1 not in node[_SIZES]
+        if len(node) == _HEAD_BYTES or (is_bucket and path):
             self.nodes[path] = None
             return node[_HEAD_BYTES:]
         self.nodes[path] = node
         return sha256(node).digest()
 
-    def _grow(self, path: bytes, old: bytes, first: int, end: int) -> bytes:
-        """Apply leaves where no node stands: ``old`` is empty or a leaf."""
-        leaves = {name: leaf for name in self._names[first:end] if (leaf := self._leaves[name])}
-        if old:
-            name = _nibbles(old[:HASH_BYTES])
-            if name not in self._leaves:
-                leaves[name] = old
-        return self._build(path, leaves)
+    def _grow(self, path: bytes, bucket: bytes, first: int, end: int) -> bytes:
+        """Apply leaves where a bucket stands, which may be empty."""
+        leaves = {leaf[:HASH_BYTES]: leaf for leaf in _leaves_of(bucket)}
+        for name in self._names[first:end]:
+            leaf = self._leaves[name]
+            leaves[leaf[:HASH_BYTES]] = leaf
+        return self._build(path, sorted(leaf for leaf in leaves.values() if len(leaf) == _LEAF_BYTES))
 
-    def _build(self, path: bytes, leaves: dict[bytes, bytes]) -> bytes:
-        """Make the subtree of these leaves out of nothing."""
-        if len(leaves) < 2:
-            return b"".join(leaves.values())
-        below: dict[int, dict[bytes, bytes]] = {}
-        for name, leaf in leaves.items():
-            below.setdefault(name[len(path)], {})[name] = leaf
-        mask = leaf_mask = 0
-        children: list[bytes] = []
-        for nibble in sorted(below):
-            child = self._build(path + _CHILD_NAMES[nibble], below[nibble])
-            children.append(child)
-            mask |= 1 << nibble
-            leaf_mask |= (len(child) == _LEAF_BYTES) << nibble
-        return self._settle(path, _HEAD.pack(_NODE_TAG, mask, leaf_mask) + b"".join(children), mask, leaf_mask)
+    def _build(self, path: bytes, leaves: list[bytes]) -> bytes:
+        """Make the subtree of these leaves, in ascending order, out of nothing."""
+        if len(leaves) <= BUCKET_LEAVES_MAX:
+            return b"".join(leaves)
+        byte, shift = len(path) // 2, 0 if len(path) % 2 else 4
+        below: list[list[bytes]] = [[] for _ in range(_WIDTH)]
+        for leaf in leaves:
+            below[leaf[byte] >> shift & 15].append(leaf)
+        children = [
+            self._build(path + _CHILD_NAMES[nibble], group) if group else b"" for nibble, group in enumerate(below)
+        ]
+        sizes = bytes([len(child) // HASH_BYTES for child in children])
+        return self._settle(path, b"\1" + sizes + b"".join(children))
 
 
 def _nibbles(key_hash: bytes) -> bytes:
@@ -323,48 +323,41 @@ def _damaged(path: bytes) -> StorageError:
     return StorageError("corrupt_tree", f"the state tree's node {path.hex()} is missing or damaged")
 
 
-def _masks(node: bytes) -> tuple[int, int] | None:
-    """Return the mask of a node's children and that of its leaves, or None when the bytes are no node."""
-    if len(node) < _HEAD_BYTES:
-        return None
-    tag, mask, leaf_mask = _HEAD.unpack_from(node)
-    node_bytes = _HEAD_BYTES + HASH_BYTES * (mask.bit_count() + leaf_mask.bit_count())
-    if tag != _NODE_TAG or leaf_mask | mask != mask or len(node) != node_bytes:
-        return None
-    return mask, leaf_mask
+def _is_node(data: bytes) -> bool:
+    """Tell whether the bytes have the form of a node."""
+    return data[:1] == b"\1" and len(data) == _HEAD_BYTES + HASH_BYTES * sum(data[_SIZES])
 
 
-def _place(nibble: int, mask: int, leaf_mask: int) -> int:
-    """Return where a child stands in its node, or would stand."""
-    before = (1 << nibble) - 1
-    return _HEAD_BYTES + HASH_BYTES * ((mask & before).bit_count() + (leaf_mask & before).bit_count())
+def _leaves_of(bucket: bytes) -> list[bytes]:
+    return [bucket[at : at + _LEAF_BYTES] for at in range(0, len(bucket), _LEAF_BYTES)]
+
+
+def _put_leaf(bucket: bytes, leaf: bytes) -> bytes:
+    """Return a bucket with a leaf in its place; a key hash alone removes what stands there."""
+    key_hash = leaf[:HASH_BYTES]
+    start = 0
+    while bucket[start : start + HASH_BYTES] < key_hash and start < len(bucket):
+        start += _LEAF_BYTES
+    stop = start + _LEAF_BYTES if bucket.startswith(key_hash, start) else start
+    return bucket[:start] + (leaf if len(leaf) == _LEAF_BYTES else b"") + bucket[stop:]
 
 
 def _take_child(path: bytes, node: bytes, nibble: int) -> tuple[bytes, bytes]:
-    """Return a node without one of its children, and that child, empty if there is none."""
-    masks = _masks(node)
-    if masks is None:
+    """Return a node without one of its children, and that child."""
+    if not _is_node(node):
         raise _damaged(path)
-    mask, leaf_mask = masks
-    bit = 1 << nibble
-    start = _place(nibble, mask, leaf_mask)
-    end = _place(nibble + 1, mask, leaf_mask)
-    level = _HEAD.pack(_NODE_TAG, mask & ~bit, leaf_mask & ~bit) + node[_HEAD_BYTES:start] + node[end:]
-    return level, node[start:end]
+    start = _HEAD_BYTES + HASH_BYTES * sum(node[1 : 1 + nibble])
+    stop = start + HASH_BYTES * node[1 + nibble]
+    return node[: 1 + nibble] + b"\0" + node[2 + nibble : start] + node[stop:], node[start:stop]
 
 
 def _put_child_untrusted(level: bytes, nibble: int, child: bytes) -> bytes:
-    """Return the node that :func:`_take_child` made a level of: with the child, a leaf, a hash or nothing."""
-    masks = _masks(level)
-    if masks is None:
+    """Return the node that :func:`_take_child` took this child out of.
+
+    From a level that still has a child on the way comes more than its sizes say, which hashes to nothing.
+    """
+    if not _is_node(level):
         raise PeerError("bad_proof", "a level that is no node")
-    mask, leaf_mask = masks
-    bit = 1 << nibble
-    if mask & bit:
-        raise PeerError("bad_proof", "a level that holds the child on the way")
-    place = _place(nibble, mask, leaf_mask)
-    if child:
-        mask |= bit
-    if len(child) == _LEAF_BYTES:
-        leaf_mask |= bit
-    return _HEAD.pack(_NODE_TAG, mask, leaf_mask) + level[_HEAD_BYTES:place] + child + level[place:]
+    start = _HEAD_BYTES + HASH_BYTES * sum(level[1 : 1 + nibble])
+    size = bytes([len(child) // HASH_BYTES])
+    return level[: 1 + nibble] + size + level[2 + nibble : start] + child + level[start:]

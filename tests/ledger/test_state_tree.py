@@ -44,29 +44,24 @@ def reference_root(state: State) -> bytes:
     """The definition, from the module's first lines, as a recursion over the whole content."""
 
     def subtree(leaves: list[tuple[str, bytes]], depth: int) -> bytes:
-        if len(leaves) == 1 and depth > 0:
-            return leaves[0][1]
-        if not leaves:
-            return b""
+        if len(leaves) <= 3 and depth > 0:
+            return b"".join(leaf for _, leaf in sorted(leaves))
         children = [
             subtree([leaf for leaf in leaves if leaf[0][depth] == digit], depth + 1) for digit in "0123456789abcdef"
         ]
-        return sha256(b"\1" + mask(children, {32, 64}) + mask(children, {64}) + b"".join(children)).digest()
-
-    def mask(children: list[bytes], lengths: set[int]) -> bytes:
-        return sum(1 << index for index in range(16) if len(children[index]) in lengths).to_bytes(2, "big")
+        return sha256(b"\1" + bytes(len(child) // 32 for child in children) + b"".join(children)).digest()
 
     leaves = [(sha256(key).hexdigest(), sha256(key).digest() + sha256(value).digest()) for key, value in state.items()]
     return subtree(leaves, 0) if leaves else bytes(32)
 
 
 def crowded_keys() -> list[bytes]:
-    """Keys whose hashes share long prefixes, so that chains of single children appear."""
+    """Keys whose hashes share long prefixes, too many for a bucket, so that chains of single children appear."""
     by_prefix: dict[str, list[bytes]] = {}
-    for number in range(6_000):
+    for number in range(30_000):
         key = b"k%d" % number
-        by_prefix.setdefault(sha256(key).hexdigest()[:5], []).append(key)
-    close = [key for keys in by_prefix.values() if len(keys) > 1 for key in keys]
+        by_prefix.setdefault(sha256(key).hexdigest()[:4], []).append(key)
+    close = [key for keys in by_prefix.values() if len(keys) > 4 for key in keys]
     return close[:16] + [b"k%d" % number for number in range(24)]
 
 
@@ -222,6 +217,7 @@ def test_absence_cannot_be_claimed_for_a_present_key() -> None:
         path = bytes(nibble for byte in sha256(key).digest() for nibble in (byte >> 4, byte & 15))
         whole = [nodes[path[:depth]] for depth in range(len(honest.levels))]
         attempts += [StateProof([*honest.levels[:depth], node], b"") for depth, node in enumerate(whole)]
+        attempts += [StateProof(honest.levels[:depth], sha256(node).digest()) for depth, node in enumerate(whole)]
         for other in state:
             borrowed = prove(nodes, other)
             content = sha256(other).digest() + sha256(state[other]).digest()
@@ -231,53 +227,94 @@ def test_absence_cannot_be_claimed_for_a_present_key() -> None:
             assert refusal(check_state_proof_untrusted, root, key, None, attempt) == "bad_proof"
 
 
-def head(*, mask: int, leaf_mask: int, tag: int = 1) -> bytes:
-    return bytes([tag]) + mask.to_bytes(2, "big") + leaf_mask.to_bytes(2, "big")
+def node_of(children: dict[int, bytes]) -> bytes:
+    """A node with these children, whether or not they could be."""
+    sizes = bytes(len(children.get(nibble, b"")) // 32 for nibble in range(16))
+    return b"\1" + sizes + b"".join(children[nibble] for nibble in sorted(children))
+
+
+def first_nibble(key: bytes) -> int:
+    return sha256(key).digest()[0] >> 4
+
+
+def leaf_of(key: bytes, value: bytes) -> bytes:
+    return sha256(key).digest() + sha256(value).digest()
 
 
 def test_a_proof_has_one_spelling() -> None:
     nodes, state, root = tree_of(2)
     proof = prove(nodes, b"key-0")
     (level,) = proof.levels
-    own, beside = (1 << (sha256(key).digest()[0] >> 4) for key in (b"key-0", b"key-1"))
-    leaf, other = (sha256(key).digest() + sha256(state[key]).digest() for key in (b"key-0", b"key-1"))
-    assert level == head(mask=beside, leaf_mask=beside) + other
-    both = own | beside
-    unused = next(1 << index for index in range(16) if not both >> index & 1)
-    children = leaf + other if own < beside else other + leaf
+    own, beside = first_nibble(b"key-0"), first_nibble(b"key-1")
+    leaf, other = (leaf_of(key, state[key]) for key in (b"key-0", b"key-1"))
+    assert level == node_of({beside: other}) != nodes[b""] == node_of({own: leaf, beside: other})
+    unused = next(nibble for nibble in range(16) if nibble not in (own, beside))
     spellings = [
         [nodes[b""]],
-        [head(mask=both, leaf_mask=both) + children],
-        [head(mask=beside, leaf_mask=both) + other],
-        [head(mask=beside, leaf_mask=beside, tag=0) + other],
-        [head(mask=beside | unused, leaf_mask=beside) + bytes(32) + other],
-        [head(mask=beside | unused, leaf_mask=beside) + other + bytes(32)],
-        [head(mask=beside | unused, leaf_mask=0) + other],
-        [level[:5]],
+        [node_of({beside: other, unused: bytes(32)})],
+        [node_of({beside: other, own: bytes(32)})],
+        [node_of({beside: other[:32]})],
+        [b"\0" + level[1:]],
+        [level[:17]],
         [level + b"\0"],
-        [level[:4]],
+        [level[:16]],
         [],
-        [level, head(mask=0, leaf_mask=0)],
-        [head(mask=0, leaf_mask=0), level],
+        [level, node_of({})],
+        [node_of({}), level],
     ]
-    bad = [StateProof(levels, b"") for levels in spellings] + [StateProof(proof.levels, bytes(64))]
+    bad = [StateProof(levels, b"") for levels in spellings]
+    bad += [StateProof(proof.levels, extra) for extra in (bytes(64), leaf, other, leaf[:32], leaf + leaf)]
     for spelled in bad:
         assert refusal(check_state_proof_untrusted, root, b"key-0", state[b"key-0"], spelled) == "bad_proof"
-    for levels in ([], [head(mask=0, leaf_mask=0)]):
-        checked = refusal(check_state_proof_untrusted, EMPTY_ROOT, b"key-0", None, StateProof(levels, b""))
-        assert checked == ("bad_proof" if levels else "")
+    check_state_proof_untrusted(EMPTY_ROOT, b"key-0", None, StateProof([], b""))
+    assert refusal(check_state_proof_untrusted, EMPTY_ROOT, b"key-0", None, StateProof([node_of({})], b""))
+
+
+def test_the_others_of_a_bucket_stand_in_their_order() -> None:
+    place = [key for key in (b"%d" % number for number in range(400)) if first_nibble(key) == 7][:4]
+    state = dict.fromkeys(place[:3], b"value")
+    nodes = Nodes()
+    root = nodes.take(update(nodes, state))
+    assert list(nodes) == [b""]
+    leaves = sorted(leaf_of(key, b"value") for key in state)
+    for key, value in ((place[0], b"value"), (place[3], None)):
+        proof = prove(nodes, key)
+        own = leaf_of(key, b"value")
+        assert proof == StateProof([node_of({})], b"".join(leaf for leaf in leaves if leaf != own))
+        check_state_proof_untrusted(root, key, value, proof)
+        others = [proof.other[at : at + 64] for at in range(0, len(proof.other), 64)]
+        for bad in ([*others[1:], others[0]], others[1:], [*others, others[-1]], [*others, own], [], [own, own]):
+            altered = StateProof(proof.levels, b"".join(bad))
+            assert refusal(check_state_proof_untrusted, root, key, value, altered) == "bad_proof"
+    for lacking in state:
+        without = StateProof([node_of({})], b"".join(leaves))
+        assert refusal(check_state_proof_untrusted, root, lacking, None, without) == "bad_proof"
+
+
+def test_a_subtree_is_a_bucket_up_to_three_leaves() -> None:
+    by_place: dict[bytes, list[bytes]] = {}
+    for number in range(3_000):
+        by_place.setdefault(sha256(b"%d" % number).digest()[:1], []).append(b"%d" % number)
+    four = next(keys for keys in by_place.values() if len(keys) >= 4)[:4]
+    nodes = Nodes()
+    nodes.take(update(nodes, dict.fromkeys(four[:3], b"")))
+    assert list(nodes) == [b""]
+    nodes.take(update(nodes, {four[3]: b""}))
+    assert [len(path) for path in sorted(nodes)][:3] == [0, 1, 2]
+    nodes.take(update(nodes, {four[0]: None}))
+    assert list(nodes) == [b""]
+    assert tree_root(nodes) == reference_root(dict.fromkeys(four[1:], b""))
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         b"",
-        b"\1" + bytes(3),
-        b"\1" + bytes(5),
-        b"\0" + bytes(4),
-        bytes([1, 0, 1, 0, 0]) + bytes(31),
-        bytes([1, 0, 1, 0, 1]) + bytes(63),
-        bytes([1, 0, 1, 0, 2]) + bytes(64),
+        b"\1" + bytes(15),
+        b"\1" + bytes(17),
+        b"\0" + bytes(16),
+        b"\1" + bytes([1] + [0] * 15) + bytes(31),
+        b"\1" + bytes([2] + [0] * 15) + bytes(32),
     ],
 )
 def test_a_damaged_or_missing_node_is_a_storage_error(damage: bytes) -> None:
@@ -302,10 +339,9 @@ def test_another_leaf_shows_absence_in_its_own_place_only() -> None:
         next(b"%d" % number for number in range(99) if sha256(b"%d" % number).digest()[0] >> 4 == 1),
     )
     assert sha256(key).digest()[0] >> 4 != 1
-    place = 1 << (sha256(key).digest()[0] >> 4)
-    leaf = sha256(stranger).digest() + sha256(b"value").digest()
-    root_of_a_wrong_tree = sha256(head(mask=place, leaf_mask=place) + leaf).digest()
-    proof = StateProof([head(mask=0, leaf_mask=0)], leaf)
+    leaf = leaf_of(stranger, b"value")
+    root_of_a_wrong_tree = sha256(node_of({first_nibble(key): leaf})).digest()
+    proof = StateProof([node_of({})], leaf)
     assert refusal(check_state_proof_untrusted, root_of_a_wrong_tree, key, None, proof) == "bad_proof"
 
 
@@ -318,6 +354,8 @@ def test_the_cache_holds_the_nodes_used_last() -> None:
     assert [cache.get(bytes([number])) for number in range(4)] == [b"blob", None, b"blob", b"blob"]
     cache.apply({b"\0": None, b"\2": b"new"})
     assert (cache.get(b"\0"), cache.get(b"\2")) == (None, b"new")
+    cache.apply({bytes([number]): None for number in range(4)})
+    assert [cache.get(bytes([number])) for number in range(4)] == [None] * 4
     assert cache.get(b"") is None
 
 
@@ -343,7 +381,7 @@ def test_a_large_tree_has_short_proofs() -> None:
         proof = prove(nodes, key)
         check_state_proof_untrusted(root, key, state[key], proof)
         assert len(proof.levels) <= 8
-        assert len(state_proof_codec.encode(proof)) < 2_600
+        assert len(state_proof_codec.encode(proof)) < 3_500
     changed = dict.fromkeys(shuffled, b"changed")
     assert nodes.take(update(nodes, changed)) == reference_root({**state, **changed})
     assert state_tree.tree_root(nodes) == reference_root({**state, **changed})

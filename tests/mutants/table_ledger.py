@@ -130,10 +130,18 @@ MUTANTS = (
     Mutant(
         "absence of what is there",
         _LEDGER + "state_tree.py",
-        "if _nibbles(other_key_hash)[:depth] != nibbles[:depth]:",
+        "if _nibbles(leaf[:HASH_BYTES])[:depth] != nibbles[:depth]:",
         "if False:",
         "a proof of absence leads through another branch",
         _TESTS + "test_state_tree.py::test_another_leaf_shows_absence_in_its_own_place_only",
+    ),
+    Mutant(
+        "hash for another leaf",
+        _LEDGER + "state_tree.py",
+        "if len(leaf) != _LEAF_BYTES or leaf.startswith(key_hash):",
+        "if leaf.startswith(key_hash):",
+        "the hash of what holds a key proves its absence",
+        _TESTS + "test_state_tree.py::test_absence_cannot_be_claimed_for_a_present_key",
     ),
     Mutant(
         "set change unproven",
