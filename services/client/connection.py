@@ -5,6 +5,7 @@ behind. Requests in flight, bytes of a message and notifications waiting are bou
 ends, every waiting request fails with :class:`Unreachable`, since its outcome is unknown.
 """
 
+import math
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -99,13 +100,15 @@ class Transport(Protocol):
 
 
 class _Slot:
-    """Where a waiting request finds its answer; ``answer`` stays None when the socket ends first."""
+    """Where a waiting request finds its answer; it stays None when time is up (``is_late``) or the socket ends."""
 
-    __slots__ = ("answer", "ready")
+    __slots__ = ("answer", "deadline_s", "is_late", "ready")
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
         self.ready = trio.Event()
         self.answer: _Incoming | list[FrameAnswer] | None = None
+        self.is_late = False
 
 
 class Connection:
@@ -117,6 +120,9 @@ class Connection:
         self._stream = stream
         self._protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
         self._slots: dict[int, _Slot] = {}
+        self._looks_s = math.inf
+        """When it is seen next whose time is up."""
+        self._has_sooner = trio.Event()
         self._next_id = 1
         self._has_room = trio.Event()
         self._unsent = bytearray()
@@ -220,6 +226,21 @@ class Connection:
         finally:
             self._end()
 
+    async def expire_forever(self) -> None:
+        """Give up the requests whose time is up: one clock for all, since one for each costs more than its answer."""
+        while True:
+            now_s = trio.current_time()
+            for slot in self._slots.values():
+                if slot.deadline_s <= now_s and not slot.ready.is_set():
+                    slot.is_late = True
+                    slot.ready.set()
+            self._looks_s = min(
+                (slot.deadline_s for slot in self._slots.values() if not slot.is_late), default=math.inf
+            )
+            self._has_sooner = trio.Event()
+            with trio.move_on_at(self._looks_s):
+                await self._has_sooner.wait()
+
     async def aclose(self) -> None:
         """Close the socket without further words; requests in flight fail."""
         self._end()
@@ -238,17 +259,18 @@ class Connection:
             await self._has_room.wait()
         if self.closed.is_set():
             raise Unreachable(f"{self.url}: {self._reason}")
-        slot = self._slots[request_id] = _Slot()
+        slot = self._slots[request_id] = _Slot(trio.current_time() + timeout_ms / 1000)
+        if slot.deadline_s < self._looks_s:
+            self._has_sooner.set()
         try:
             self._enqueue(self._protocol.send(message))
-            with trio.move_on_after(timeout_ms / 1000):
-                await slot.ready.wait()
+            await slot.ready.wait()
         finally:
             self._slots.pop(request_id, None)
             self._has_room.set()
         if slot.answer is not None:
             return slot.answer
-        if slot.ready.is_set():
+        if not slot.is_late:
             raise Unreachable(f"{self.url} did not answer {what}: {self._reason}")
         raise Unreachable(f"{self.url} did not answer {what} within {timeout_ms} ms", code="node_timeout")
 
@@ -333,6 +355,7 @@ async def open_connection(url: str, *, tls: ssl.SSLContext | None = None) -> Asy
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connection.read_forever)
                 nursery.start_soon(connection.write_forever)
+                nursery.start_soon(connection.expire_forever)
                 yield connection
                 nursery.cancel_scope.cancel()
         finally:

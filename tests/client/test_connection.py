@@ -186,6 +186,25 @@ async def test_a_cancelled_request_leaves_the_connection_whole() -> None:
         assert await connection.request("m", {}, int) == 1
 
 
+async def test_each_request_is_given_up_at_its_own_time() -> None:
+    given_up: list[str] = []
+
+    async with server(lambda protocol, request: b"") as url, open_connection(url) as connection:
+
+        async def ask(method: str, timeout_ms: int) -> None:
+            with pytest.raises(Unreachable, match="did not answer") as caught:
+                await connection.request(method, {}, int, timeout_ms=timeout_ms)
+            assert caught.value.code == "node_timeout"
+            given_up.append(method)
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for method, timeout_ms in (("last", 300), ("first", 100), ("second", 200)):
+                    nursery.start_soon(ask, method, timeout_ms)
+                    await trio.testing.wait_all_tasks_blocked()
+    assert given_up == ["first", "second", "last"]
+
+
 async def test_requests_beyond_the_bound_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "REQUESTS_IN_FLIGHT_MAX", 2)
     asked: list[int] = []
