@@ -12,7 +12,7 @@ from enum import StrEnum
 from consensus.ledger.keys import PublicKey
 from consensus.ledger.transaction import Transaction
 
-SAMPLE = 16
+SAMPLE = 64
 """Reading the clock twice costs a fiftieth of a verification: one of so many is timed, and counts for all."""
 
 

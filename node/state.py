@@ -20,9 +20,9 @@ CACHED_VALUES_MAX = 200_000
 CACHED_VALUE_BYTES_MAX = 1_024
 """Longer values are read from the store each time, so that the cache stays small whatever is stored."""
 
-UNSTORED_NODES_MAX = 10_000
-"""About 10 MB: a small state's tree whole, so that a node which changes with every seal is written once in many."""
-UNSTORED_BYTES_MAX = 64 * 1024 * 1024
+UNSTORED_NODES_MAX = 32_768
+"""About 20 MB. What changes with every seal is then written once in many, and most of what is written changes rarely."""
+UNSTORED_BYTES_MAX = 128 * 1024 * 1024
 """What seals have changed, all of them together, however often in the same place."""
 UNSTORED_SEALS_MAX = 15
 """A seal made again costs a starting node up to 50 ms."""

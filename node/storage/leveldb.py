@@ -20,7 +20,8 @@ from node.storage import layout
 from node.storage.check import check_before_opening
 from node.storage.store import Write
 
-CACHE_BYTES = 32 * 1024 * 1024
+CACHE_BYTES = 8 * 1024 * 1024
+"""Of blocks of tables: values, nodes and accounts have caches of their own above it."""
 WRITE_BUFFER_BYTES = 16 * 1024 * 1024
 """Half as large, LevelDB's compaction costs a node twice as much; two of them may stand in memory."""
 OPEN_FILES_MAX = 256
