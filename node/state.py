@@ -21,7 +21,7 @@ CACHED_VALUE_BYTES_MAX = 1_024
 """Longer values are read from the store each time, so that the cache stays small whatever is stored."""
 
 UNSTORED_NODES_MAX = 32_768
-"""About 20 MB. What changes with every seal is then written once in many, and most of what is written changes rarely."""
+"""About 20 MB: what changes with every seal is written once in many."""
 UNSTORED_BYTES_MAX = 128 * 1024 * 1024
 """What seals have changed, all of them together, however often in the same place."""
 UNSTORED_SEALS_MAX = 15
