@@ -187,18 +187,26 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does; needs the main thread."""
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does; needs the main thread.
+
+    Where Ctrl-C is ignored, as in what a script has sent to the background, nobody delivers a
+    KeyboardInterrupt: the block is cancelled, and the interrupt raised behind it.
+    """
     interrupt = signal.getsignal(signal.SIGINT)
-    if not callable(interrupt):
-        yield
-        return
+    token = trio.lowlevel.current_trio_token()
+    with trio.CancelScope() as scope:
 
-    def handle(_: int, frame: FrameType | None) -> None:
-        interrupt(signal.SIGINT, frame)
+        def handle(_: int, frame: FrameType | None) -> None:
+            if callable(interrupt):
+                interrupt(signal.SIGINT, frame)
+            else:
+                token.run_sync_soon(scope.cancel)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if scope.cancelled_caught:
+        raise KeyboardInterrupt

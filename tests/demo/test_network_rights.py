@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,16 @@ def test_the_nine_days_hold_within_90_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - began < 90
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_ends_its_processes(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "is_background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_an_interrupted_demo_ends_its_processes(number: signal.Signals, is_background: bool, tmp_path: Path) -> None:
+    """What a shell's script sends to the background ignores SIGINT."""
     ours, theirs = os.openpty()
-    with start(["demo", "rights"], tmp_path, errors=theirs) as process:
+    with ExitStack() as stack:
+        if is_background:
+            stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))
+        process = stack.enter_context(start(["demo", "rights"], tmp_path, errors=theirs))
         os.close(theirs)
         read_until(ours, b"was killed (SIGKILL)")
         assert len(processes_below(tmp_path)) >= 3
