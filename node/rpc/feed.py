@@ -19,6 +19,8 @@ from node.rpc.protocol import Json
 from node.rpc.render import block_json, event_json, hex_of, transaction_json
 
 RECENT_BLOCKS_MAX = 256
+RECENT_TRANSACTIONS_MAX = 8_192
+"""How many transactions and receipts the recent blocks in memory have together; the newest stays in any case."""
 OLD_BLOCKS_MAX = 16
 """Blocks further back that stay in memory, those read last."""
 WAITING_MAX = 100_000
@@ -35,6 +37,11 @@ class CommittedView:
     def height(self) -> int:
         """The block's height."""
         return self.committed.block.height
+
+    @property
+    def size(self) -> int:
+        """How many transactions and receipts it holds in memory."""
+        return len(self.committed.transaction_ids) + len(self.committed.receipts)
 
     @cached_property
     def block(self) -> dict[str, Json]:
@@ -114,6 +121,7 @@ class Feed:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._recent: dict[int, CommittedView] = {}
+        self._recent_size = 0
         self._old: OrderedDict[int, CommittedView] = OrderedDict()
         self._tickets: dict[bytes, list[Ticket]] = {}
         self._advanced = trio.Event()
@@ -124,8 +132,8 @@ class Feed:
         while True:
             await self._backend.wait_above(self.height)
             head = self._backend.head().header.height
-            if not self._tickets:  # after a long catch-up nobody needs the blocks between
-                self.height = max(self.height, head - RECENT_BLOCKS_MAX)
+            if not self._tickets:
+                self.height = head  # nobody waits for what is in these blocks
             while self.height < head:
                 view = self.view(self.height + 1)
                 if view is not None:
@@ -146,8 +154,11 @@ class Feed:
         view = CommittedView(committed)
         if height + RECENT_BLOCKS_MAX > self.height:
             self._recent[height] = view
-            if len(self._recent) > RECENT_BLOCKS_MAX:
-                del self._recent[min(self._recent)]
+            self._recent_size += view.size
+            while len(self._recent) > 1 and (
+                len(self._recent) > RECENT_BLOCKS_MAX or self._recent_size > RECENT_TRANSACTIONS_MAX
+            ):
+                self._recent_size -= self._recent.pop(min(self._recent)).size
         else:
             self._old[height] = view
             if len(self._old) > OLD_BLOCKS_MAX:
@@ -214,8 +225,6 @@ class Feed:
         return ticket
 
     def _redeem(self, view: CommittedView) -> None:
-        if not self._tickets:
-            return
         for index, item in enumerate(view.committed.transaction_ids):
             tickets = self._tickets.pop(item, None)
             if tickets is None:

@@ -16,6 +16,7 @@ from contracts.runtime.registry import Description
 from contracts.runtime.state import StateReader
 from node.chain import Chain
 from node.clock import Clock
+from node.driver import Commit
 from node.intake import Answer
 from node.mempool import Mempool
 from node.proofs import ProofMaker
@@ -30,6 +31,8 @@ from p2p.network import PeerStatus
 SUBMIT_SLICE = 64
 """Transactions admitted at a stretch, before consensus gets its turn again."""
 REFUSALS_REMEMBERED_MAX = 4_096
+FRESH_BLOCKS_MAX = 2
+"""Blocks kept as they were committed: whoever follows the chain need not read and decode them again."""
 
 
 class NodeReads:
@@ -37,9 +40,21 @@ class NodeReads:
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
+        self._fresh: dict[int, Committed] = {}
+
+    def keep_fresh(self, commit: Commit) -> None:
+        """Remember a block that has just become final, for those who ask at once."""
+        block, execution = commit.candidate.block, commit.candidate.execution
+        ids = tuple(transaction.id for transaction in commit.candidate.transactions)
+        receipts = tuple(execution.receipts)
+        self._fresh[block.height] = Committed(block, commit.certificate, ids, tuple(execution.counts), receipts)
+        if len(self._fresh) > FRESH_BLOCKS_MAX:
+            del self._fresh[next(iter(self._fresh))]
 
     def committed(self, height: int) -> Committed | None:
         """Return a block with certificate and receipts."""
+        if (fresh := self._fresh.get(height)) is not None:
+            return fresh
         reader = self._chain.reader
         block = reader.block(height) if height <= self._chain.head.header.height else None
         receipts = None if block is None else reader.receipts(height)
@@ -127,8 +142,9 @@ class NodeBackend:
 
     # -- what the node tells ---------------------------------------------------------------------------
 
-    def on_commit(self, _: object = None) -> None:
+    def on_commit(self, commit: Commit) -> None:
         """Take note that the chain has a new head; the driver's ``on_commit`` calls this."""
+        self.final.keep_fresh(commit)
         self._committed.set()
         self._committed = trio.Event()
         self.on_consensus()

@@ -12,6 +12,7 @@ from consensus.ledger.ids import NodeName
 from consensus.pbft.events import EngineStatus, Phase
 from node.chain import Chain
 from node.clock import Clock
+from node.driver import Commit
 from node.intake import Intake
 from node.mempool import Mempool
 from node.rpc.node_backend import NodeBackend
@@ -108,7 +109,7 @@ class SoloNode:
         ready = self.mempool.select(count_max=500, bytes_max=1 << 20, calls_max=2_000, time_ms=head_ms + 10)
         candidate = extend(self.chain, self.store, self.consortium, ready)
         self.mempool.committed(candidate.transactions)
-        self.backend.on_commit()
+        self.backend.on_commit(Commit(candidate, self.consortium.certify(candidate)))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and decide until cancelled."""

@@ -18,6 +18,7 @@ from consensus.ledger.ids import NodeName
 from consensus.ledger.transaction import Transaction, make_call
 from consensus.pbft.events import EngineStatus, Phase
 from node.chain import Chain
+from node.driver import Commit
 from node.intake import Answer
 from node.mempool import Mempool, PoolLimits
 from node.rpc.node_backend import NodeBackend
@@ -106,7 +107,7 @@ class TestNode:
         self.mempool.committed(candidate.transactions)
         self.mempool.accounts_changed(candidate.execution.writes, self.chain.state)
         self.mempool.expire(time_ms)
-        self.backend.on_commit()
+        self.backend.on_commit(Commit(candidate, self.consortium.certify(candidate)))
         return candidate.block.height
 
     def status(self) -> EngineStatus:

@@ -12,6 +12,7 @@ from consensus.ledger.codec import decode, encode
 from consensus.ledger.proof import proof_from_json_untrusted, verify_proof_untrusted
 from consensus.ledger.transaction import EACH, make_call
 from consensus.ledger.validators import certificate_codec
+from node.driver import Commit
 from node.rpc.methods import methods
 from tests.node.rpc.support import CONSORTIUM, Server, TestNode
 from tests.node.support import GENESIS_TIME_MS
@@ -279,5 +280,5 @@ async def test_r76_reads_wait_for_a_block_that_is_being_written(node: TestNode, 
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert answers == []
         node.chain.adopt(candidate, certificate)
-        node.backend.on_commit()
+        node.backend.on_commit(Commit(candidate, certificate))
     assert answers == [1]
