@@ -197,7 +197,8 @@ class Chain:
                 else:
                     taken.append(transaction)
             execution = run.finish()
-        return self._remember(self._assemble(context, tuple(taken), execution)), refused
+        root = transactions_root([transaction.leaf for transaction in taken])
+        return self._remember(self._assemble(context, tuple(taken), root, execution)), refused
 
     def check_untrusted(self, block: Block) -> Candidate:
         """Execute another's block above the head and compare every result with its header.
@@ -218,7 +219,7 @@ class Chain:
             for transaction in transactions:
                 self.verifier.check_signature_untrusted(transaction, self.state)
             execution = self.executor.execute(self.state, context, transactions)
-        candidate = self._assemble(context, transactions, execution)
+        candidate = self._assemble(context, transactions, block.header.transactions_root, execution)
         if candidate.block.header != block.header:
             raise ResultMismatch(candidate, block.header)
         return self._remember(candidate)
@@ -254,9 +255,9 @@ class Chain:
         )
 
     def _assemble(
-        self, context: BlockContext, transactions: tuple[Transaction, ...], execution: Execution
+        self, context: BlockContext, transactions: tuple[Transaction, ...], root: bytes, execution: Execution
     ) -> Candidate:
-        """Return the block whose header says what executing gave."""
+        """Return the block of these transactions, under their root, whose header says what executing gave."""
         parent = self.head.header
         with self.stages.timed(Stage.SEAL):
             tree = self._sealed_by(execution, context.time_ms, is_quiet=not transactions)
@@ -269,7 +270,7 @@ class Chain:
                 time_ms=context.time_ms,
                 uptime_ms=context.uptime_ms,
                 proposer=context.proposer,
-                transactions_root=transactions_root([transaction.leaf for transaction in transactions]),
+                transactions_root=root,
                 receipts_root=receipts_root(execution.receipts),
                 writes_root=writes_root(execution.writes),
                 validators_hash=parent.next_validators_hash,
