@@ -54,10 +54,10 @@ def print_table(console: Console, rows: Sequence[Mapping[str, object]], columns:
         rows: the figures.
         columns: key → heading; texts are set left, numbers right.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
     for key, heading in columns.items():
         is_text = any(isinstance(row.get(key), str) for row in rows)
-        table.add_column(heading, justify="left" if is_text else "right")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row.get(key)) for key in columns))
     console.print(table)

@@ -22,8 +22,8 @@ from node.storage.store import Write
 
 CACHE_BYTES = 8 * 1024 * 1024
 """Of blocks of tables: values, nodes and accounts have caches of their own above it."""
-WRITE_BUFFER_BYTES = 16 * 1024 * 1024
-"""Half as large, LevelDB's compaction costs a node twice as much; two of them may stand in memory."""
+WRITE_BUFFER_BYTES = 32 * 1024 * 1024
+"""The smaller, the more often LevelDB merges what it wrote before; two of them may stand in memory."""
 OPEN_FILES_MAX = 256
 
 
