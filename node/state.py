@@ -20,8 +20,8 @@ CACHED_VALUES_MAX = 200_000
 CACHED_VALUE_BYTES_MAX = 1_024
 """Longer values are read from the store each time, so that the cache stays small whatever is stored."""
 
-UNSTORED_NODES_MAX = 32_768
-"""About 20 MB: what changes with every seal is written once in many."""
+UNSTORED_NODES_MAX = 16_384
+"""About 15 MB: what changes with every seal is written once in many, and the batch that takes it along holds up no block."""
 UNSTORED_BYTES_MAX = 128 * 1024 * 1024
 """What seals have changed, all of them together, however often in the same place."""
 UNSTORED_SEALS_MAX = 15

@@ -32,11 +32,11 @@ from consensus.ledger.ids import HASH_BYTES, ZERO_HASH, Hash
 EMPTY_ROOT = ZERO_HASH
 """The root of a tree without keys."""
 
-SEAL_WRITES_MAX = 5_000
+SEAL_WRITES_MAX = 10_000
 """How many distinct keys may be written before the tree is sealed."""
 SEAL_INTERVAL_MS = 1_000
 """How much block time may pass before the tree is sealed."""
-CACHED_NODES_MAX = 65_536
+CACHED_NODES_MAX = 131_072
 """How many nodes a :class:`NodeCache` holds unless told otherwise; 45 MB in a tree of a million keys."""
 
 DEPTH_MAX = 2 * HASH_BYTES
