@@ -21,7 +21,7 @@ CACHED_VALUE_BYTES_MAX = 1_024
 """Longer values are read from the store each time, so that the cache stays small whatever is stored."""
 
 UNSTORED_NODES_MAX = 16_384
-"""About 15 MB: what changes with every seal is written once in many, and the batch that takes it along holds up no block."""
+"""About 15 MB: what changes with every seal is written once in many, in batches that hold up no block."""
 UNSTORED_BYTES_MAX = 128 * 1024 * 1024
 """What seals have changed, all of them together, however often in the same place."""
 UNSTORED_SEALS_MAX = 15
