@@ -62,7 +62,8 @@ MUTANTS = (
         "memory before disk",
         "node/driver.py",
         _COMMIT
-        + "        with self._stages.timed(Stage.ADOPT):\n            head = self.chain.adopt(candidate, certificate)\n",
+        + "        with self._stages.timed(Stage.ADOPT):\n"
+        + "            head = self.chain.adopt(candidate, certificate)\n",
         "        head = self.chain.adopt(candidate, certificate)\n        await self._write(batch)\n",
         "a block is shown as final that the disk does not hold (R46)",
         _NODE + "test_commit.py::test_r46_no_block_is_shown_before_it_is_on_the_disk",
