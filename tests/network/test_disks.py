@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from consensus.ledger.block import transactions_root
 from consensus.ledger.errors import LocalError
 from node.network import local
 from node.network.homes import LocalNetwork, NodeHome
+from node.storage import layout
+from node.storage.leveldb import LevelStore
 from services.client.errors import Unreachable
 from tests.conftest import require
 from tests.network.kill_loop import more_acknowledged
@@ -87,19 +90,21 @@ async def test_a_damaged_database_is_found_named_and_replaced(tmp_path: Path) ->
     async with running_network(tmp_path / "net") as network:
         await open_campaign(network)
         home = network.nodes[-1]
-        async with _under_load(network, "damage") as load:
-            await more_acknowledged(load, 40)
+        async with _under_load(network, "before") as before:
+            await more_acknowledged(before, 40)
             await local.kill(network, home.name)
             await local.start(network, [home.name])  # moves its log into a table
-            await more_acknowledged(load, 20)
-            await local.kill(network, home.name)
-            pristine = tmp_path / "pristine"
-            shutil.copytree(home.data, pristine)
-            for name, damage in DAMAGES.items():
-                await _is_found_at_start(network, home, name, damage)
-                shutil.rmtree(home.data)
-                shutil.copytree(pristine, home.data)
-            await _is_found_when_read(network, home)
+            await more_acknowledged(before, 20)
+        await _quiet_block(network)  # no start reads an older one from now on
+        await local.kill(network, home.name)
+        pristine = tmp_path / "pristine"
+        shutil.copytree(home.data, pristine)
+        for name, damage in DAMAGES.items():
+            await _is_found_at_start(network, home, name, damage)
+            shutil.rmtree(home.data)
+            shutil.copytree(pristine, home.data)
+        await _is_found_when_read(network, home)
+        async with _under_load(network, "damage") as load:
             await more_acknowledged(load, 20)
             status = await _hansa("network", "status", "--network", str(network.folder), "--json", expects=1)
             assert f"hansa node rejoin {home.name}" in json.loads(status)["attention"][0]
@@ -113,8 +118,17 @@ async def test_a_damaged_database_is_found_named_and_replaced(tmp_path: Path) ->
             await _hansa("node", "rejoin", home.name, "--network", str(network.folder))
             await same_block(network, timeout_s=60)
         for node in network.nodes:
-            assert await not_held(network, node.name, load.acknowledged) == []
+            assert await not_held(network, node.name, before.acknowledged + load.acknowledged) == []
         await _hansa("network", "status", "--network", str(network.folder), "--json")
+
+
+async def _quiet_block(network: LocalNetwork) -> None:
+    """Return once all nodes have a block without transactions, and with it the state in their stores."""
+    async with client_of(network) as client:
+        while True:
+            block = await client.prove_block(await same_block(network, timeout_s=60))
+            if block.header.transactions_root == transactions_root([]):
+                return
 
 
 def _change(path: Path, at: float) -> None:
@@ -156,8 +170,15 @@ async def _is_found_at_start(network: LocalNetwork, home: NodeHome, said: str, d
 
 
 async def _is_found_when_read(network: LocalNetwork, home: NodeHome) -> None:
-    """Damage the oldest blocks, which nobody reads at the start; the node stops when somebody asks for one."""
-    _change(_largest(home.data, "*.ldb"), 0.001)
+    """Damage the first block, which nobody reads at the start; the node stops when somebody asks for it."""
+    store = LevelStore.open(home.data)
+    block = store.get(layout.at_height(layout.BLOCK, 1))
+    store.close()
+    assert block is not None
+    [table] = [path for path in home.data.glob("*.ldb") if block in path.read_bytes()]
+    content = table.read_bytes()
+    # Behind it stands the vote for it, which a start does read.
+    table.write_bytes(content.replace(block, block[:-1] + bytes([block[-1] ^ 1]), 1))
     await local.start(network, [home.name])
     async with client_of(network, home.name) as client:
         with pytest.raises(Unreachable):
