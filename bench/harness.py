@@ -6,7 +6,6 @@ Processor time is read from ``/proc`` (the kernel's ticks), stages of a node's w
 import gc
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from bench.load import Load, Row, Samples
 from consensus.ledger.errors import LocalError
 from node.network.homes import NodeHome
 from node.network.local import node_process
-from node.network.trial import TrialNetwork, trial_network
+from node.network.trial import TrialNetwork, handling, trial_network
 from services.client.connection import open_connection
 
 ACCOUNTS = 10_000
@@ -234,12 +233,8 @@ def interrupted_by_signals() -> Iterator[None]:
     def handle(_: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with handling(handle):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def say(text: str) -> None:

@@ -190,8 +190,8 @@ class NodeCache:
     The owner writes a :class:`TreeUpdate` to the store and, once that has succeeded, hands the same
     nodes to :meth:`apply`.
 
-    There are two generations, each of up to half the nodes, and of one update more. What is used comes to
-    the young one; when that is full, the old one is dropped and the young one takes its place.
+    There are two generations, each of up to half the nodes. What is used comes to the young one; when
+    that is full, the old one is dropped and the young one takes its place.
     """
 
     __slots__ = ("_generation_max", "_old", "_store", "_young")
@@ -221,18 +221,19 @@ class NodeCache:
         for path in [path for path, node in nodes.items() if node is None]:
             self._young.pop(path, None)
             self._old.pop(path, None)
-        self._make_room()
         # What the old generation holds at these places is never seen: it is asked last.
-        self._young.update((path, node) for path, node in nodes.items() if node is not None)
+        kept = {path: node for path, node in nodes.items() if node is not None}
+        if len(self._young) + len(kept) <= self._generation_max:
+            self._young.update(kept)
+        else:
+            for path, node in kept.items():
+                self._keep(path, node)
 
     def _keep(self, path: bytes, node: bytes) -> None:
-        self._make_room()
-        self._young[path] = node
-
-    def _make_room(self) -> None:
         if len(self._young) >= self._generation_max:
             self._old = self._young
             self._young = {}
+        self._young[path] = node
 
 
 class _Batch:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
@@ -186,6 +186,17 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
+def handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let a function take SIGTERM and SIGHUP for the time of the block; needs the main thread."""
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does; needs the main thread.
 
@@ -202,11 +213,7 @@ def _interrupted_by_signals() -> Iterator[None]:
             else:
                 token.run_sync_soon(scope.cancel)
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
-        try:
+        with handling(handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
     if scope.cancelled_caught:
         raise KeyboardInterrupt

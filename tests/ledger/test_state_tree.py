@@ -100,7 +100,6 @@ class Histories(RuleBasedStateMachine):
     def start(self) -> None:
         self.nodes = Nodes()
         self.cache = NodeCache(self.nodes, nodes_max=5)
-        self.largest = 0
         self.state: State = {}
 
     @rule(changes=st.dictionaries(keys, st.none() | st.binary(max_size=3), max_size=12))
@@ -109,7 +108,6 @@ class Histories(RuleBasedStateMachine):
         assert result == update(self.nodes, changes)
         assert self.nodes.take(result) == tree_root(self.nodes)
         self.cache.apply(result.nodes)
-        self.largest = max(self.largest, len(result.nodes))
         for key, value in changes.items():
             if value is None:
                 self.state.pop(key, None)
@@ -136,7 +134,7 @@ class Histories(RuleBasedStateMachine):
         fresh = Nodes()
         assert fresh.take(update(fresh, self.state)) == tree_root(self.nodes) == reference_root(self.state)
         assert fresh == self.nodes
-        assert len(self.cache) <= 5 + 2 * self.largest
+        assert len(self.cache) <= 5
 
 
 TestHistories = Histories.TestCase
