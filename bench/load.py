@@ -68,13 +68,17 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One kind of load: ``frames_in_flight`` frames at a time, of ``transactions`` with ``calls`` each."""
+    """One kind of load: ``frames_in_flight`` frames at a time, of ``transactions`` with ``calls`` each.
+
+    Units go from one sender to another; with ``is_spread`` to any account, those that only receive included.
+    """
 
     name: str
     frames_in_flight: int
     transactions: int
     calls: int
     is_rights: bool = False
+    is_spread: bool = False
 
 
 class Load:
@@ -86,13 +90,14 @@ class Load:
         self._random = Random(seed)
         self._accounts: deque[Lane] = deque()
         self._addresses: list[bytes] = []
+        self._senders = 0
         self._servers: deque[Lane] = deque()
         self._fillers: list[Lane] = []
         self._orders = 0
 
     @property
     def address_count(self) -> int:
-        """How many accounts units are sent to."""
+        """How many accounts there are, those that only receive included."""
         return len(self._addresses)
 
     async def set_up(self, issuer: PrivateKey, server: PrivateKey, *, account_count: int, server_lanes: int) -> None:
@@ -103,6 +108,7 @@ class Load:
         self._servers.extend(Lane(server, b"bench%d" % index, index % count) for index in range(server_lanes))
         await self._all(Lane(issuer, b"bench", 0), [[make_call("tokens", "define", {"unit": UNIT})]])
         await self._register(issuer, [key.public for key in keys])
+        self._senders = account_count
         await self._all(
             self._servers[0], [[make_call("rights", "open_campaign", {"campaign": CAMPAIGN, "quota": 10**15})]]
         )
@@ -213,11 +219,14 @@ class Load:
         return lanes, raws, row.transactions * row.calls, trio.current_time() - began
 
     def _calls(self, row: Row) -> list[Call]:
-        return [self._create() if row.is_rights else self._transfer() for _ in range(row.calls)]
+        if row.is_rights:
+            return [self._create() for _ in range(row.calls)]
+        receivers = len(self._addresses) if row.is_spread else self._senders
+        return [self._transfer(self._random.randrange(receivers)) for _ in range(row.calls)]
 
-    def _transfer(self) -> Call:
-        to = self._random.choice(self._addresses)
-        return make_call("tokens", "transfer", {"unit": UNIT, "to": to, "amount": self._random.randint(1, 100)})
+    def _transfer(self, receiver: int) -> Call:
+        to, amount = self._addresses[receiver], self._random.randint(1, 100)
+        return make_call("tokens", "transfer", {"unit": UNIT, "to": to, "amount": amount})
 
     def _create(self) -> Call:
         self._orders += 1

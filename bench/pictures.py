@@ -67,7 +67,7 @@ def _keys(report: Report) -> str:
     names = list(dict.fromkeys(str(row.get("row")) for row in rows))
     return line_chart(
         "Throughput against keys in the state",
-        f"transfers to any account; {_machine(report)}",
+        f"the same accounts at every size; spread: to any account; {_machine(report)}",
         x_label="keys in the state",
         y_label=CALLS_PER_SECOND,
         series=[

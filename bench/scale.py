@@ -2,9 +2,10 @@
 
 Five rows, each with a floor and an aim:
 
-- *keys*: throughput as the state grows to 1,000,000 keys, all written by transactions. Senders are the same
-  2,500 accounts at every size, four keys each (account, name, balance, lane); further accounts, three keys each,
-  receive. A transfer goes to any of them, so that the changes fall on the whole tree.
+- *keys*: throughput as the state grows to 1,000,000 keys, all written by transactions. The same 2,500 accounts,
+  four keys each (account, name, balance, lane), transfer units to each other at every size; further accounts,
+  three keys each, fill the state. The rows named *spread* transfer to any of all these accounts instead, so that
+  each transfer changes a place of the tree that no cache holds: the hardest load that a large state can have.
 - *memory*: a node after 200,000 transactions. *catch_up*: that node loses its data and fetches the chain from
   the others, which rest meanwhile; its rate counts from the start of its process, against the live rate before.
 - *up*: the commands ``network init`` and ``network up``, each a process of its own, from nothing to ready.
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
@@ -61,6 +62,11 @@ TWO = {"figure": "figure", "": ""}
 
 ENVELOPE = next(row for row in ROWS if row.name == "envelope")
 CALLS_100 = next(row for row in ROWS if row.name == "calls_100")
+KEYS_ROWS = (
+    ENVELOPE,
+    CALLS_100,
+    *(replace(row, name=f"{row.name}_spread", is_spread=True) for row in (ENVELOPE, CALLS_100)),
+)
 
 
 def sizes_of_state(keys: int) -> tuple[int, ...]:
@@ -153,7 +159,7 @@ def _goal(name: str, unit: str, floor: float, aim: float) -> Goal:
 
 
 async def measure_keys(sizes: Sizes) -> list[Figures]:
-    """Return the rows *envelope* and *calls_100* with each number of keys in the state, in one network."""
+    """Return the rows of transfers, each also *spread*, with each number of keys in one network's state."""
     senders = min(SENDERS, sizes.keys[0] // KEYS_A_SENDER)
     points: list[Figures] = []
     async with bench_network(accounts=senders) as bench:
@@ -165,7 +171,9 @@ async def measure_keys(sizes: Sizes) -> list[Figures]:
                 await bench.load.fill(bench.network.key("bank-a"), min(missing, FILL_ACCOUNTS_MAX))
             fill_s = time.monotonic() - began
             await wait_until_idle(bench.homes)
-            for row in (ENVELOPE, CALLS_100):
+            say(f"settling: {sizes.seconds} s")
+            await bench.load.run(ENVELOPE, seconds=sizes.seconds)
+            for row in KEYS_ROWS:
                 say(f"{row.name} with {keys:,} keys: {sizes.seconds} s")
                 samples, used = await bench.measure(row, seconds=sizes.seconds)
                 stages = used.stages_us(calls=samples.calls_in_all, nodes=len(bench.homes))

@@ -80,7 +80,7 @@ def test_every_part_has_its_figures(capsys: pytest.CaptureFixture[str], monkeypa
     report = json.loads(capsys.readouterr().out)
     assert set(report) >= set(PARTS)
     assert [(row["keys"], row["row"]) for row in report["keys"]] == [
-        (keys, row) for keys in (200, 800) for row in ("envelope", "calls_100")
+        (keys, row) for keys in (200, 800) for row in ("envelope", "calls_100", "envelope_spread", "calls_100_spread")
     ]
     assert all(memory["rss"] >= memory["pss"] > 10 for memory in report["memory"]["nodes_mib"].values())
     assert report["memory"]["transactions"] >= 200
@@ -88,6 +88,6 @@ def test_every_part_has_its_figures(capsys: pytest.CaptureFixture[str], monkeypa
     assert report["up"]["init_s"] > 0
     assert report["up"]["up_s"] > 0
     assert [row["validators"] for row in report["validators"]] == [1, 2]
-    assert all(row["stages_us_per_call"]["verify"] > 0 for row in report["keys"] + report["validators"])
-    assert len(report["figures"]) == 6
+    assert all(row["stages_us_per_call"]["execute"] > 0 for row in report["keys"] + report["validators"])
+    assert len(report["figures"]) == 8
     assert all(row["figure"] > 0 and row["met"] in ("aim", "floor", "neither") for row in report["figures"])
