@@ -1,1 +1,1 @@
-"""The message centre: a durable queue that takes everything at once and hands it out in order, no faster than a rate."""
+"""The message centre: a durable queue that takes everything at once and hands it out in order, at a bounded rate."""

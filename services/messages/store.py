@@ -158,7 +158,7 @@ class Store(Protocol):
         ...
 
     async def forget(self, ended_before_ms: int, keep_max: int) -> int:
-        """Drop what was done or refused before then, the oldest first, and all but ``keep_max`` of them; return how many.
+        """Drop what was done or refused before then, and all but the newest ``keep_max`` of it; return how many.
 
         Dead letters stay. A key that was dropped is new again: whoever relies on keys for longer keeps them elsewhere.
         """

@@ -1,1 +1,1 @@
-"""Reward rights beside the chain: the business server, which takes orders, and the rights server, which submits them."""
+"""Reward rights beside the chain: the business server takes orders, the rights server submits them."""
