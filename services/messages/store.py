@@ -13,6 +13,7 @@ from typing import Protocol
 KEY_BYTES_MAX = 256
 LANE_BYTES_MAX = 128
 BODY_BYTES_MAX = 16 * 1024
+MARK_BYTES_MAX = 32
 DETAIL_BYTES_MAX = 1_024
 """What is said about an end: a receipt in short, or a reason."""
 
@@ -36,18 +37,21 @@ class NewMessage:
         key: what makes it this message, for ever; up to 256 bytes of UTF-8. The same again is no second message.
         lane: messages of one lane are delivered one after the other; up to 128 bytes.
         body: up to 16 KiB.
+        mark: what a repeat is told by from another message under the same key, also when the body is long gone; up to
+            32 bytes. Empty stands for the body's SHA-256; who signs each body anew marks what it says instead.
     """
 
     key: str
     lane: str
     body: bytes
+    mark: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """What became of a :class:`NewMessage`: its place, and whether it is new.
 
-    ``is_conflict`` says that the key stands for another body, which was kept.
+    ``is_conflict`` says that the key stands for a message with another mark, which was kept.
     """
 
     sequence: int
