@@ -1,0 +1,110 @@
+"""The program of the rights server: consumes business events, submits them to the contract, settles them.
+
+It keeps nothing on disk: SIGTERM lets what is under way become final, and after ``kill -9`` the centre delivers
+again what was not settled.
+"""
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import structlog
+import trio
+
+from consensus.ledger.genesis import Genesis
+from services.client.client import Client, open_client
+from services.client.keystore import Signer
+from services.client.tasks import single_errors
+from services.messages.link import open_link
+from services.messages.logs import configure_logs, ready_file, stop_signals
+from services.messages.port import MessageCenter
+from services.rights.figures import Figures
+from services.rights.relay import Limits, Relay
+from services.rights.shares import ShareTable
+from services.rights.submission import Submitter
+
+STOP_TIMEOUT_S = 10.0
+"""How long what is under way may take to become final after SIGTERM."""
+
+log = structlog.get_logger("rights-server")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What a rights server runs with.
+
+    Args:
+        name: of the consumer at the centre. Its lanes on the chain are named after it, so that two servers with
+            one account need different names.
+        run: folder of the file that says ready.
+        genesis: the chain's document.
+        nodes: RPC roots, ``http://HOST:PORT``; several, so that no single node is trusted or needed.
+        account: signs transactions; an appointed rights server.
+        center: ``HOST:PORT`` or ``unix:PATH`` of the message centre.
+        center_token: what the centre wants to see.
+        pack_max: events in one transaction.
+        linger_ms: how long an event waits for others while a transaction could go.
+        lanes: transactions under way at a time; 1 where the centre keeps one order over all events.
+        window: deliveries unsettled at a time.
+        shares: variant B: what the server computes itself; empty leaves all to the contract.
+        log_level: debug, info, warning or error.
+    """
+
+    name: str
+    run: Path
+    genesis: Genesis
+    nodes: tuple[str, ...]
+    account: Signer
+    center: str
+    center_token: str
+    pack_max: int = 100
+    linger_ms: int = 20
+    lanes: int = 4
+    window: int = 512
+    shares: ShareTable = field(default_factory=ShareTable)
+    log_level: str = "info"
+
+
+async def run(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        LocalError: ``bad_config``, ``no_nodes``, ``bad_address`` and the like, when it cannot start.
+    """
+    configure_logs(settings.log_level)
+    with single_errors():
+        async with (
+            stop_signals() as stopping,
+            open_client(settings.genesis, settings.nodes) as client,
+            open_link(settings.center, token=settings.center_token, name=settings.name) as center,
+        ):
+            with ready_file(settings.run):
+                log.info("ready", name=settings.name, account=f"0x{settings.account.address.hex()}")
+                await serve(settings, center, client, stopping)
+    log.info("stopped")
+
+
+async def serve(
+    settings: ServerSettings,
+    center: MessageCenter,
+    client: Client,
+    stopping: trio.Event,
+    *,
+    stop_timeout_s: float = STOP_TIMEOUT_S,
+) -> None:
+    """Relay from the centre to the chain until ``stopping`` is set or the centre is gone for good."""
+    lanes = client.lanes(settings.account, count=settings.lanes, prefix=lane_prefix(settings.name))
+    async with center.consume(settings.name, window=settings.window) as subscription:
+        relay = Relay(
+            subscription,
+            Submitter(client, settings.account, lanes),
+            limits=Limits(settings.pack_max, settings.linger_ms, settings.lanes),
+            table=settings.shares,
+            figures=Figures(),
+        )
+        await relay.run(stopping, stop_timeout_s=stop_timeout_s)
+
+
+def lane_prefix(name: str) -> bytes:
+    """Return what the lanes of the server of this name begin with: the same over restarts, another for another name."""
+    return b"rs" + sha256(name.encode()).digest()[:8]

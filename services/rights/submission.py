@@ -1,0 +1,123 @@
+"""Brings calls to the chain, however long that takes, and returns their proven outcome.
+
+While an outcome is unknown the identical bytes go to one node after the other. When the validity of a transaction
+has passed, its calls are signed again under the same number of the same lane: the chain takes one transaction for
+a number, so that the old one and the new one exclude each other whatever becomes of either.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from consensus.ledger.errors import HansaError, PeerError
+from consensus.ledger.transaction import EACH, Call, Transaction
+from services.client.answers import bytes_of
+from services.client.client import Client
+from services.client.errors import Refused, Unreachable
+from services.client.keystore import Signer
+from services.client.lanes import Lane, Lanes
+from services.client.outcome import Outcome
+
+VALIDITY_MS = 600_000
+STEP_MS = 10_000
+"""How long the client keeps at a transaction by itself; then the log says that there is trouble."""
+PAUSE_FIRST_MS = 50
+PAUSE_MAX_MS = 2_000
+_LANE_TAKEN = {"lane_used", "lane_consumed"}
+
+log = structlog.get_logger("rights-server")
+
+
+class Submitter:
+    """Signs for one account, in lanes of its own, one transaction a lane at a time."""
+
+    def __init__(
+        self,
+        client: Client,
+        signer: Signer,
+        lanes: Lanes,
+        *,
+        validity_ms: int = VALIDITY_MS,
+        step_ms: int = STEP_MS,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._client = client
+        self._signer = signer
+        self._lanes = lanes
+        self._validity_ms = validity_ms
+        self._step_ms = step_ms
+        self._now_ms = now_ms
+        self._trouble = ""
+        self._pause_ms = PAUSE_FIRST_MS
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing gets to the chain at present, as an error's code; "" while it does."""
+        return self._trouble
+
+    async def submit(self, calls: Sequence[Call]) -> Outcome:
+        """Return the proven outcome of calls that stand each for itself; waits while the chain cannot take them.
+
+        Raises:
+            LocalError: ``too_large`` and others, for what cannot be signed at all.
+        """
+        async with self._lanes.lease() as lane:
+            while True:
+                outcome = await self._submit_in(lane, calls)
+                if outcome is not None:
+                    self._on_progress()
+                    return outcome
+                lane.forget()
+
+    async def _submit_in(self, lane: Lane, calls: Sequence[Call]) -> Outcome | None:
+        """Return the outcome of the calls under the lane's next number, None when others have taken it."""
+        sequence = await self._next_number(lane)
+        while True:
+            transaction = self._client.sign(
+                self._signer, calls, sequence=sequence, lane=lane.name, mode=EACH, validity_ms=self._validity_ms
+            )
+            while self._now_ms() <= transaction.body.valid_until_ms:
+                try:
+                    return await self._client.submit_and_wait(transaction, timeout_ms=self._step_ms)
+                except (Unreachable, Refused, PeerError) as error:
+                    await self._on_trouble(error)
+                    if error.code in _LANE_TAKEN:
+                        return await self._holder(transaction)
+
+    async def _next_number(self, lane: Lane) -> int:
+        while True:
+            try:
+                return await lane.take()
+            except (Unreachable, Refused, PeerError) as error:
+                await self._on_trouble(error)
+
+    async def _holder(self, transaction: Transaction) -> Outcome | None:
+        """Return the outcome of the transaction that has our number if it holds our calls, None for any other."""
+        body = transaction.body
+        while True:
+            try:
+                state = await self._client.lane(body.sender, body.lane)
+                if state.next != body.sequence + 1 or state.last_id is None:
+                    return None
+                outcome = await self._client.outcome(bytes_of(state.last_id))
+            except (Unreachable, Refused, PeerError) as error:
+                await self._on_trouble(error)
+            else:
+                held = outcome.transaction.body
+                return outcome if held.calls == body.calls and held.mode == body.mode else None
+
+    async def _on_trouble(self, error: HansaError) -> None:
+        """Say what is new about it, turn to the next node, and wait a little longer each time."""
+        if error.code != self._trouble:
+            log.warning("chain in trouble", code=error.code, why=error.message)
+        self._trouble = error.code
+        self._client.leave_node()
+        pause_ms, self._pause_ms = self._pause_ms, min(2 * self._pause_ms, PAUSE_MAX_MS)
+        await trio.sleep(pause_ms / 1000)
+
+    def _on_progress(self) -> None:
+        if self._trouble:
+            log.info("chain answers again", after=self._trouble)
+        self._trouble, self._pause_ms = "", PAUSE_FIRST_MS
