@@ -27,7 +27,7 @@ _FORMAT_VERSION = b"\x01"
 
 
 class Purpose(StrEnum):
-    """What a signature is for. A key is used for one group of purposes only: clients, votes, or sessions."""
+    """What a signature is for. A key is for one group of purposes only: clients, votes, sessions, business events."""
 
     TRANSACTION = "transaction"
     PROPOSAL = "proposal"
@@ -38,6 +38,7 @@ class Purpose(StrEnum):
     HELLO = "hello"
     GENESIS = "genesis"
     SEAT = "seat"
+    BUSINESS_EVENTS = "business-events"
 
 
 def signed_bytes(purpose: Purpose, chain_id: ChainId, payload: bytes) -> bytes:

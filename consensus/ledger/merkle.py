@@ -32,21 +32,18 @@ def list_root(leaves: Sequence[bytes]) -> Hash:
 
 def prove_leaf(leaves: Sequence[bytes], index: int) -> ListProof:
     """Return the proof for the leaf at ``index``."""
-    level = [sha256(b"\0" + leaf).digest() for leaf in leaves]
-    path: list[bytes] = []
-    position = index
-    while len(level) > 1:
-        sibling = position ^ 1
-        if sibling < len(level):
-            path.append(level[sibling])
-        level = _pair(level)
-        position //= 2
-    return ListProof(index, len(leaves), path)
+    return ListProof(index, len(leaves), _path(_levels(leaves), index))
+
+
+def prove_leaves(leaves: Sequence[bytes]) -> list[ListProof]:
+    """Return the proof for each leaf, in their order; the tree is hashed once for all of them."""
+    levels = _levels(leaves)
+    return [ListProof(index, len(leaves), _path(levels, index)) for index in range(len(leaves))]
 
 
 def leaf_is_under(root: bytes, leaf: bytes, proof: ListProof) -> bool:
     """Tell whether the proof leads from the leaf to the root; false for any proof of wrong shape."""
-    if proof.index >= proof.count:
+    if not 0 <= proof.index < proof.count:
         return False
     node = sha256(b"\0" + leaf).digest()
     position, width = proof.index, proof.count
@@ -61,6 +58,22 @@ def leaf_is_under(root: bytes, leaf: bytes, proof: ListProof) -> bool:
         position //= 2
         width = (width + 1) // 2
     return next(path, None) is None and _seal(proof.count, node) == root
+
+
+def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """Return the tree's levels from the hashed leaves up, without the single node at the top."""
+    level = [sha256(b"\0" + leaf).digest() for leaf in leaves]
+    levels: list[list[bytes]] = []
+    while len(level) > 1:
+        levels.append(level)
+        level = _pair(level)
+    return levels
+
+
+def _path(levels: list[list[bytes]], index: int) -> list[bytes]:
+    """Return a leaf's siblings from the bottom up; a node without neighbour has none."""
+    siblings = [(level, (index >> height) ^ 1) for height, level in enumerate(levels)]
+    return [level[place] for level, place in siblings if place < len(level)]
 
 
 def _pair(level: list[bytes]) -> list[bytes]:

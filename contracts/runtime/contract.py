@@ -27,6 +27,7 @@ from consensus.ledger.codec import Value
 from consensus.ledger.errors import PeerError, Revert
 from consensus.ledger.ids import ADDRESS_BYTES, ChainId, tagged_hash
 from consensus.ledger.keys import PublicKey, Purpose
+from consensus.ledger.merkle import ListProof, leaf_is_under
 from contracts.runtime.accounts import AccountRecord, account_key, decode_account
 from contracts.runtime.lanes import LaneRecord, load_lane
 from contracts.runtime.meter import (
@@ -298,6 +299,15 @@ class Context:
         except PeerError as error:
             raise Revert("bad_key", error.message) from None
         return key.verifies(signature, Purpose(purpose), ChainId(self.chain_id), payload)
+
+    def is_under(self, root: bytes, leaf: list[Value], index: int, count: int, path: list[bytes]) -> bool:
+        """Tell whether a leaf, the canonical list of these values, stands at ``index`` of ``count`` under a root.
+
+        ``path`` holds the sibling hashes (32 bytes each) from the leaf up; see :mod:`consensus.ledger.merkle`.
+        """
+        data = encode_metered(self._host.meter, leaf)
+        self._host.meter.charge(HASH_STEPS * (2 + len(path)) + (len(data) >> 6))
+        return leaf_is_under(root, data, ListProof(index, count, path))
 
     def _nested(self, contract: str, method: str, arguments: dict[str, Value], *, is_query: bool) -> Any:
         meter = self._host.meter

@@ -7,15 +7,16 @@ its event with the path to that root, so that it is worth as much alone as in it
 
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
 
-from consensus.ledger.codec import Record, RecordCodec
+from consensus.ledger.codec import Record, RecordCodec, Value
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import ADDRESS_BYTES, ChainId
 from consensus.ledger.keys import SIGNATURE_BYTES, PrivateKey, Purpose
-from consensus.ledger.merkle import HashBytes, ListProof, leaf_is_under, list_root, prove_leaf
+from consensus.ledger.merkle import HashBytes, ListProof, leaf_is_under, list_root, prove_leaves
 
 BATCH_EVENTS_MAX = 256
 ITEMS_MAX = 16
@@ -87,9 +88,8 @@ def sign_events(key: PrivateKey, chain_id: ChainId, server: bytes, events: Seque
     leaves = [event_codec.encode(event) for event in events]
     root = list_root(leaves)
     signature = key.sign(Purpose.BUSINESS_EVENTS, chain_id, server + root)
-    return [
-        SignedEvent(server, root, signature, prove_leaf(leaves, index), event) for index, event in enumerate(events)
-    ]
+    proofs = prove_leaves(leaves)
+    return [SignedEvent(server, root, signature, proof, event) for proof, event in zip(proofs, events, strict=True)]
 
 
 def decode_signed_untrusted(data: bytes) -> SignedEvent:
@@ -100,6 +100,37 @@ def decode_signed_untrusted(data: bytes) -> SignedEvent:
             signature is for the contract to judge, which knows the server's keys.
     """
     signed = signed_codec.decode_untrusted(data)
+    items = [item for item, _ in signed.event.items]
+    if any(item >= following for item, following in pairwise(items)):
+        raise PeerError("malformed", "the items do not ascend")
     if not leaf_is_under(signed.root, event_codec.encode(signed.event), signed.proof):
         raise PeerError("bad_proof", "the event does not stand under its batch's root")
     return signed
+
+
+def present_arguments(signed: SignedEvent) -> dict[str, Value]:
+    """Return the arguments of ``rights.present`` for the batch that an event was signed with."""
+    return {"server": signed.server, "root": signed.root, "signature": signed.signature}
+
+
+def apply_arguments(signed: SignedEvent, share: int = 0) -> dict[str, Value]:
+    """Return the arguments of ``rights.apply`` for an event; ``share`` is what the rights server computed, or 0."""
+    event, proof = signed.event, signed.proof
+    path: list[Value] = [*proof.path]
+    items: dict[str, Value] = {**dict(event.items)}
+    return {
+        "server": signed.server,
+        "root": signed.root,
+        "index": proof.index,
+        "count": proof.count,
+        "path": path,
+        "kind": event.kind,
+        "reference": event.reference,
+        "number": event.number,
+        "user": event.user,
+        "campaign": event.campaign,
+        "amount": event.amount,
+        "items": items,
+        "time_ms": event.time_ms,
+        "share": share,
+    }
