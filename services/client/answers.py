@@ -57,6 +57,12 @@ class StateAnswer(Answer, frozen=True):
     proof: dict[str, object]
 
 
+class RawBlockAnswer(Answer, frozen=True):
+    """``chain_getBlock`` with ``raw``: the canonical encoding of all its receipts and their counts."""
+
+    receipts_raw: HexText
+
+
 class QueryAnswer(Answer, frozen=True):
     """``contract_query``; ``raw`` is the canonical encoding of the value."""
 

@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import msgspec
 import trio
 
 from consensus.ledger.codec import Value, decode_untrusted, encode
 from consensus.ledger.errors import HansaError, PeerError
 from consensus.ledger.genesis import Genesis
+from consensus.ledger.merkle import list_root
 from consensus.ledger.proof import (
     BlockClaim,
     Proof,
@@ -27,13 +29,14 @@ from consensus.ledger.proof import (
     proof_from_json_untrusted,
     verify_proof_untrusted,
 )
-from consensus.ledger.receipt import Receipt
+from consensus.ledger.receipt import Receipt, receipt_codec
 from consensus.ledger.transaction import EACH, Transaction
 from services.client.answers import (
     AccountAnswer,
     LaneState,
     ProofAnswer,
     QueryAnswer,
+    RawBlockAnswer,
     StateAnswer,
     Subscribed,
     bytes_of,
@@ -49,7 +52,12 @@ ATTEMPT_PAUSE_MS = 50
 BLOCK_PAUSE_MS = 20_000
 """How long a new block is waited for at the most."""
 
+PROOFS_MAX = 4
+"""Up to how many receipts of a transaction are proven one by one: each costs a certificate's signatures."""
+
 T = TypeVar("T")
+
+_receipts_decoder = msgspec.msgpack.Decoder(tuple[list[msgspec.Raw], msgspec.Raw])
 
 
 class Reader:
@@ -138,6 +146,8 @@ class Reader:
     async def prove_outcome(self, transaction: Transaction) -> Outcome:
         """Return the outcome of a transaction that is known to be final; errors as for :meth:`outcome`."""
         count = len(transaction.body.calls) if transaction.body.mode == EACH else 1
+        if count > PROOFS_MAX:
+            return await self._prove_by_block(transaction, count)
         proven: dict[int, tuple[Receipt, Verified]] = {}
 
         async def prove(call_index: int) -> None:
@@ -149,6 +159,22 @@ class Reader:
                     nursery.start_soon(prove, call_index)
         receipts = tuple(proven[call_index][0] for call_index in range(count))
         return Outcome(transaction, receipts, proven[0][1])
+
+    async def _prove_by_block(self, transaction: Transaction, count: int) -> Outcome:
+        """Prove the first receipt, and the others by all of its block's receipts together having the same root."""
+        first, verified = await self._prove_receipt(transaction.id, 0)
+        if not isinstance(verified.claim, ReceiptClaim):
+            raise PeerError("bad_proof", "the proof speaks of something else than a receipt")
+        start, header = verified.claim.path.index, verified.header
+        block = await self.request("chain_getBlock", {"height": verified.height, "raw": True}, RawBlockAnswer)
+        leaves = list_leaves_untrusted(bytes_of(block.receipts_raw))
+        if list_root(leaves) != header.receipts_root:
+            raise PeerError("bad_proof", f"these are not the receipts of block {verified.height}")
+        receipts = [receipt_codec.decode_untrusted(leaf) for leaf in leaves[start + 1 : start + count]]
+        places = [(receipt.transaction_id, receipt.call_index) for receipt in receipts]
+        if places != [(transaction.id, call_index) for call_index in range(1, count)]:
+            raise PeerError("bad_proof", "the proof speaks of another transaction's receipts")
+        return Outcome(transaction, (first, *receipts), verified)
 
     async def _prove_receipt(self, transaction_id: bytes, call_index: int) -> tuple[Receipt, Verified]:
         params: Parameters = {"id": hex_of(transaction_id), "callIndex": call_index}
@@ -248,6 +274,18 @@ class Reader:
     async def pause(self) -> None:
         """Wait a little before something is tried again."""
         await trio.sleep(ATTEMPT_PAUSE_MS / 1000)
+
+
+def list_leaves_untrusted(data: bytes) -> list[bytes]:
+    """Return the bytes of each of a block's receipts, in order, out of the node's record of them.
+
+    Raises:
+        PeerError: ``malformed``.
+    """
+    try:
+        return [bytes(leaf) for leaf in _receipts_decoder.decode(data)[0]]
+    except msgspec.MsgspecError as error:
+        raise PeerError("malformed", f"not the receipts of a block: {error}") from None
 
 
 async def _hear_block(connection: Connection, cursor: str) -> None:
