@@ -90,7 +90,7 @@ function changes.change(list, now)
       bytes = bytes + #message.body
     end
   end
-  call('HINCRBY', META, 'bytes', text(-bytes))
+  call('HINCRBY', META, 'bytes', text(0 - bytes))
   return {}
 end
 
@@ -177,6 +177,7 @@ end
 -- ARGV: operation, epoch, number of the call, packed arguments; then what append keeps, body and mark of each message,
 -- since cmsgpack does not read bytes.
 if ARGV[1] == 'open' then
+  call('HSET', META, 'call', 0)
   return call('HINCRBY', META, 'epoch', 1)
 end
 local meta = call('HMGET', META, 'epoch', 'call', 'reply')
@@ -188,11 +189,14 @@ local read = reads[ARGV[1]]
 if read then
   return read(unpack(arguments))
 end
--- Who lost the connection asks the same call again and must hear what the first one did.
-local number = ARGV[2] .. '.' .. ARGV[3]
-if meta[2] == number then
+-- Who lost the connection asks the same call again and must hear what the first one did; what comes later still on a
+-- connection that was given up must do nothing.
+local number, last = tonumber(ARGV[3]), tonumber(meta[2])
+if number == last then
   return cmsgpack.unpack(meta[3])
+elseif number < last then
+  return redis.error_reply('LATE ' .. ARGV[3])
 end
 local reply = changes[ARGV[1]](unpack(arguments))
-call('HSET', META, 'call', number, 'reply', cmsgpack.pack(reply))
+call('HSET', META, 'call', ARGV[3], 'reply', cmsgpack.pack(reply))
 return reply
