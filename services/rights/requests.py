@@ -1,0 +1,196 @@
+"""What callers of the business server post, and the event that each of it is. Pure, apart from the given time.
+
+Bodies are JSON, decoded straight into these types: an amount is an integer, never a float or a text, a name is of
+the pattern that state keys on the chain allow, and a field that nobody knows is refused rather than passed over.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from consensus.ledger.errors import PeerError
+from services.rights.events import AMOUNT_MAX, ITEMS_MAX, Count, Event, Id, Kind
+
+LIST_EVENTS_MAX = 1_000
+"""How many events one request posts."""
+
+Part = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MAX, description="smallest units; absent: all that is left")]
+Sum = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MAX, description="smallest units")]
+Number = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9._:-]{1,64}\Z",
+        description="tells several events of one kind and order apart; the same number again is the same event",
+    ),
+]
+Items = Annotated[dict[Id, Count], msgspec.Meta(min_length=1, max_length=ITEMS_MAX, description="count by item")]
+
+
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all have in common: the event's number."""
+
+    event: Number = "1"
+
+
+class Order(Body, frozen=True, kw_only=True):
+    """An order was created: a share of the campaign's quota is reserved for its user."""
+
+    order: Id
+    user: Id
+    campaign: Id
+    amount: Sum
+
+    def to_event(self, time_ms: int) -> Event:
+        """Return the event, taken at ``time_ms`` UTC."""
+        return Event(Kind.CREATE.value, self.order, self.event, self.user, self.campaign, self.amount, [], time_ms)
+
+
+class Change(Body, frozen=True, kw_only=True):
+    """Something happened to the order or redemption in the path."""
+
+    amount: Part = 0
+
+
+class OrderChange(Body, frozen=True, kw_only=True):
+    """Something happened to an order, in whole or in part."""
+
+    order: Id
+    amount: Part = 0
+
+    def to_event(self, time_ms: int) -> Event:
+        """Return the event, taken at ``time_ms`` UTC."""
+        return change_event(_tag_of(self), self.order, self.event, self.amount, time_ms)
+
+
+class Redemption(Body, frozen=True, kw_only=True):
+    """A user redeems rights: an amount, or items whose prices the contract knows (at most the amount, if given)."""
+
+    redemption: Id
+    user: Id
+    amount: Part = 0
+    items: Items | None = None
+
+    def __post_init__(self) -> None:
+        if not self.amount and not self.items:
+            raise ValueError("a redemption needs `amount` or `items`")
+
+    def to_event(self, time_ms: int) -> Event:
+        """Return the event, taken at ``time_ms`` UTC."""
+        items = sorted((self.items or {}).items())
+        return Event(Kind.REDEEM.value, self.redemption, self.event, self.user, "", self.amount, items, time_ms)
+
+
+class CreateEvent(Order, frozen=True, kw_only=True, tag_field="kind", tag="create"):
+    """An order, in a mixed list."""
+
+
+class CancelEvent(OrderChange, frozen=True, kw_only=True, tag_field="kind", tag="cancel"):
+    """An order was cancelled: what is reserved is revoked, what was granted is taken back."""
+
+
+class CompleteEvent(OrderChange, frozen=True, kw_only=True, tag_field="kind", tag="complete"):
+    """An order was completed: what is reserved is granted."""
+
+
+class RefundEvent(OrderChange, frozen=True, kw_only=True, tag_field="kind", tag="refund"):
+    """An order was refunded: what was granted is taken back."""
+
+
+class RedeemEvent(Redemption, frozen=True, kw_only=True, tag_field="kind", tag="redeem"):
+    """A redemption, in a mixed list."""
+
+
+class ReverseEvent(Body, frozen=True, kw_only=True, tag_field="kind", tag="reverse_redemption"):
+    """A redemption was reversed, in whole or in part."""
+
+    redemption: Id
+    amount: Part = 0
+
+    def to_event(self, time_ms: int) -> Event:
+        """Return the event, taken at ``time_ms`` UTC."""
+        return change_event(Kind.REVERSE, self.redemption, self.event, self.amount, time_ms)
+
+
+AnyEvent = CreateEvent | CancelEvent | CompleteEvent | RefundEvent | RedeemEvent | ReverseEvent
+Posted = Order | Redemption | AnyEvent
+
+Decode = Callable[[bytes | msgspec.Raw], Posted]
+decode_order: Decode = msgspec.json.Decoder(Order).decode
+decode_redemption: Decode = msgspec.json.Decoder(Redemption).decode
+decode_any: Decode = msgspec.json.Decoder(AnyEvent).decode
+
+_decode_change = msgspec.json.Decoder(Change).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_id = msgspec.json.Decoder(Id).decode
+
+
+def change_event(kind: str, reference: str, number: str, amount: int, time_ms: int) -> Event:
+    """Return the event of what happened to an order or a redemption; amount 0 stands for all that is left."""
+    return Event(str(kind), reference, number, "", "", amount, [], time_ms)
+
+
+def is_list(body: bytes) -> bool:
+    """Tell whether a body holds a JSON list, if it is JSON at all."""
+    return body.lstrip()[:1] == b"["
+
+
+def decode_one_untrusted(body: bytes | msgspec.Raw, decode: Decode, time_ms: int) -> Event:
+    """Return the event in a body.
+
+    Raises:
+        PeerError: ``malformed`` for what is no JSON, ``bad_field`` with the field's path.
+    """
+    try:
+        return decode(body).to_event(time_ms)
+    except msgspec.ValidationError as error:
+        raise PeerError("bad_field", str(error)) from None
+    except msgspec.DecodeError as error:
+        raise PeerError("malformed", str(error)) from None
+
+
+def decode_list_untrusted(body: bytes, decode: Decode, time_ms: int) -> list[Event | PeerError]:
+    """Return 1 to 1,000 events in their order, or for each what is wrong with it.
+
+    Raises:
+        PeerError: ``malformed`` for what is no JSON list, ``bad_field`` for an empty one, ``too_large`` else.
+    """
+    try:
+        raws = _decode_list(body)
+    except msgspec.DecodeError as error:
+        raise PeerError("malformed", str(error)) from None
+    if not raws:
+        raise PeerError("bad_field", "the list is empty")
+    if len(raws) > LIST_EVENTS_MAX:
+        raise PeerError("too_large", f"a request posts at most {LIST_EVENTS_MAX} events, this one {len(raws)}")
+    events: list[Event | PeerError] = []
+    for raw in raws:
+        try:
+            events.append(decode_one_untrusted(raw, decode, time_ms))
+        except PeerError as error:
+            events.append(error)
+    return events
+
+
+def decode_change_untrusted(kind: Kind, reference: str, body: bytes, time_ms: int) -> Event:
+    """Return what happened to the order or redemption that the path names; an empty body says nothing more.
+
+    Raises:
+        PeerError: as :func:`decode_one_untrusted`.
+    """
+    try:
+        _decode_id(msgspec.json.encode(reference))
+    except msgspec.ValidationError as error:
+        raise PeerError("bad_field", f"{error} - in the path") from None
+    try:
+        change = _decode_change(body or b"{}")
+    except msgspec.ValidationError as error:
+        raise PeerError("bad_field", str(error)) from None
+    except msgspec.DecodeError as error:
+        raise PeerError("malformed", str(error)) from None
+    return change_event(kind, reference, change.event, change.amount, time_ms)
+
+
+def _tag_of(posted: OrderChange) -> str:
+    tag = posted.__struct_config__.tag
+    return str(tag)
