@@ -116,7 +116,7 @@ def _apply_call(signed: SignedEvent, share: int) -> Call:
             "index": proof.index,
             "count": proof.count,
             "path": list(proof.path),
-            "kind": event.kind,
+            "kind": str(event.kind),
             "reference": event.reference,
             "number": event.number,
             "user": event.user,

@@ -22,7 +22,7 @@ from consensus.ledger.errors import PeerError
 from consensus.ledger.receipt import OK
 from services.client.errors import Unreachable
 from services.client.outcome import Outcome
-from services.messages.port import WINDOW_MAX, Delivery, Settlement, Subscription, Verdict
+from services.messages.port import PUBLISH_MESSAGES_MAX, WINDOW_MAX, Delivery, Settlement, Subscription, Verdict
 from services.messages.store import State
 from services.rights.events import SignedEvent, decode_signed_untrusted
 from services.rights.figures import Figures
@@ -200,8 +200,8 @@ class Relay:
             await self._has_judged.wait()
             self._has_judged = trio.Event()
             judged, self._judged = self._judged, []
-            for start in range(0, len(judged), WINDOW_MAX):
-                await self._settle(judged[start : start + WINDOW_MAX])
+            for start in range(0, len(judged), PUBLISH_MESSAGES_MAX):
+                await self._settle(judged[start : start + PUBLISH_MESSAGES_MAX])
             self._figures.held.set(len(self._fences))
             self._has_room.set()
 

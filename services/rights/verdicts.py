@@ -22,6 +22,7 @@ _JUDGEMENTS: Final[Mapping[str, Judgement]] = {
     "insufficient_rights": (Verdict.PARK, State.REFUSED),
     # Not what its server signed.
     "malformed": DEAD,
+    "too_large": DEAD,
     "bad_arguments": DEAD,
     "bad_event": DEAD,
     "bad_proof": DEAD,
