@@ -613,26 +613,29 @@ def _first_result(
     return None
 
 
-def _is_same_beginning(first: list[Any], again: list[Any]) -> bool:
-    """Tell whether two creations, or two redemptions, [type, event, arguments], are one event of one record.
+def _first_again(
+    context: Context, server: bytes, user: str, first: list[Any], kind: str, given: Value, *, is_alike: bool
+) -> Result:
+    """Return what the event that made a record brought, when it comes again with equal arguments.
 
-    Arguments are [what was computed, what it was computed from], of which one may be unknown.
+    ``is_alike`` says whether user and campaign are the same.
     """
-    if first[1] != again[1]:
-        return False
-    first_amount, first_source = _computed(first)
-    amount, source = _computed(again)
-    if first_source is not None and source is not None:
-        return bool(first_source == source)
-    return amount is not None and bool(first_amount == amount)
+    first_kind, _, first_given, number = first
+    first_amount, first_source = _computed(first_kind, first_given)
+    amount, source = _computed(kind, given)
+    if first_source is None or source is None:
+        is_alike = is_alike and amount is not None and amount == first_amount
+    else:
+        is_alike = is_alike and source == first_source
+    context.require(is_alike, "event_conflict", "the event came before with other arguments")
+    return {**_entry(context, server, user, number)[3], "entry": number}
 
 
-def _computed(event: list[Any]) -> list[Any]:
-    """Return [amount that the server or its rights server computed, what from], None for what is unknown."""
-    kind, _, arguments = event[:3]
+def _computed(kind: str, given: Any) -> list[Any]:
+    """Return [amount that the server or its rights server computed, what from] of arguments, None for the unknown."""
     if kind in ("create_by_rule", "redeem_items"):
-        return [None, arguments]
-    return arguments if isinstance(arguments, list) else [arguments, None]
+        return [None, given]
+    return given if isinstance(given, list) else [given, None]
 
 
 def _create(
@@ -652,15 +655,13 @@ def _create(
     owner = server.hex()
     order_key = f"order/{order}/{owner}"
     existing: Order | None = context.state.get(order_key)
-    created: list[Any] = ["create", event, share if order_amount is None else [share, order_amount]]
-    if share is None:
-        created = ["create_by_rule", event, order_amount]
+    kind = "create_by_rule" if share is None else "create"
+    given: Any = order_amount if share is None else share if order_amount is None else [share, order_amount]
     if existing is not None:
         first_campaign, first_user, _, _, events = existing
+        is_alike = first_campaign == campaign_name and first_user == user_name
         context.require(events[0][1] == event, "order_state", "the order was created before")
-        is_same = first_campaign == campaign_name and first_user == user_name and _is_same_beginning(events[0], created)
-        context.require(is_same, "event_conflict", "the event came before with other arguments")
-        return {**_entry(context, server, user_name, events[0][3])[3], "entry": events[0][3]}
+        return _first_again(context, server, user_name, events[0], kind, given, is_alike=is_alike)
     record = _open_campaign(context, server, campaign_name)
     _, quota, rule, order_max, share_basis_points, totals, _ = record
     if share is None:
@@ -672,11 +673,12 @@ def _create(
     if share > left:
         raise Revert("quota_exceeded", f"{left} is left of the quota")
     user = _user_at(context, f"user/{user_name}/{owner}")
+    totals[0] += share
+    totals[4] += share
     changes = {"created": share, "reserved": share}
-    _add(AMOUNTS, totals, changes)
-    context.state.put(order_key, [campaign_name, user_name, rule, [share, 0, 0, 0], [[*created, user[0]]]])
+    context.state.put(order_key, [campaign_name, user_name, rule, [share, 0, 0, 0], [[kind, event, given, user[0]]]])
     context.state.put(f"campaign/{campaign_name}", record)
-    return _enter(context, server, created[0], user_name, user, order, event, changes)
+    return _enter(context, server, kind, user_name, user, order, event, changes)
 
 
 def _cancel(context: Context, server: bytes, order: str, event: str, amount: int | None) -> Result:
@@ -730,15 +732,12 @@ def _redeem(
     """
     key = f"redemption/{redemption}/{server.hex()}"
     existing: list[Any] | None = context.state.get(key)
-    redeemed: list[Any] = ["redeem", event, amount if wanted is None else [amount, wanted]]
-    if amount is None:
-        redeemed = ["redeem_items", event, wanted]
+    kind = "redeem_items" if amount is None else "redeem"
+    given: Any = wanted if amount is None else amount if wanted is None else [amount, wanted]
     if existing is not None:
-        events = existing[3]
+        first_user, _, _, events, _ = existing
         context.require(events[0][1] == event, "redemption_exists")
-        is_same = existing[0] == user_name and _is_same_beginning(events[0], redeemed)
-        context.require(is_same, "event_conflict", "the event came before with other arguments")
-        return {**_entry(context, server, user_name, events[0][3])[3], "entry": events[0][3]}
+        return _first_again(context, server, user_name, events[0], kind, given, is_alike=first_user == user_name)
     total = amount or 0
     prices: list[Any] = []
     if wanted is not None:
@@ -750,9 +749,9 @@ def _redeem(
     count, _, balance, _ = user
     available = balance[2]
     context.require(available >= total, "insufficient_rights", f"{available} available, {total} needed")
-    context.state.put(key, [user_name, total, 0, [[*redeemed, count]], prices])
+    context.state.put(key, [user_name, total, 0, [[kind, event, given, count]], prices])
     changes = {"available": -total, "redeemed": total}
-    return _enter(context, server, redeemed[0], user_name, user, redemption, event, changes)
+    return _enter(context, server, kind, user_name, user, redemption, event, changes)
 
 
 def _price(context: Context, server: bytes, item: str) -> list[Any]:
