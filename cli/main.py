@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chain": ("cli.chain:chain", "Blocks, and the verification of the whole chain."),
     "contract": ("cli.contract:contract", "The contracts on the chain and how to call them."),
     "consensus": ("cli.consensus:consensus", "Who votes, in which view, and what the quorum lacks."),
+    "rights": ("cli.rights:rights", "Reward rights: the programs, campaigns, users, messages."),
     "demo": ("cli.demo:demo", "The business stories on a network of their own."),
     "bench": ("cli.bench:bench", "The benchmarks."),
 }

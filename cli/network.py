@@ -1,6 +1,7 @@
 """``hansa network``: a local consortium of real processes."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from node.network.homes import LocalNetwork
     from node.network.local import NodeStatus
+    from node.network.programs import ProgramStatus
 
 VALIDATORS = 4
 
@@ -66,29 +68,63 @@ def init(
 @_network
 @_validators
 @_port_base
+@click.option(
+    "--with",
+    "systems",
+    metavar="rights",
+    type=click.Choice(["rights"]),
+    multiple=True,
+    help="Set this system up and start its programs too.",
+)
 @json_option
-def up(folder: Path | None, option: Path | None, validators: int | None, port_base: int | None, output: Output) -> None:
+def up(
+    folder: Path | None,
+    option: Path | None,
+    validators: int | None,
+    port_base: int | None,
+    systems: tuple[str, ...],
+    output: Output,
+) -> None:
     """Start all nodes that do not run, wait until they are ready, and print the card.
 
     A folder without a network is initialised first; --validators and --port-base count for that alone.
     Exit code 1, and a line that says why, when all run and yet too few vote or a validator casts no vote.
 
-    Example: hansa network up net
+    Example: hansa network up net --with rights
     """
     import trio
 
     from node.network.homes import is_network, load_network
     from node.network.local import node_process, start
+    from node.network.programs import find_programs, status
 
     place = _chosen(folder, option)
     made = load_network(place) if is_network(place) else _init(place, validators, port_base)
     stopped = [node.name for node in made.nodes if node_process(node).pid() is None]
     if stopped:
         output.progress(f"starting {', '.join(stopped)} …")
-    data = _card(made, trio.run(start, made))
+    statuses = trio.run(start, made)
+    for system in dict.fromkeys(systems):
+        _start_system(made, system, output)
+    data = _card(made, statuses, status(find_programs(made)))
     output.show(data, lambda console: _draw(console, data))
     if not data["ok"]:
         leave(EXIT_REFUSED)
+
+
+def _start_system(made: "LocalNetwork", system: str, output: Output) -> None:
+    """Set a system up on the running network and start its programs."""
+    import trio
+
+    from cli.place import Place
+    from cli.rights import BUSINESS, prepare
+    from node.network.programs import find_programs, start
+
+    prepare(Place(made.folder, (), None), BUSINESS, output)
+    programs = find_programs(made, system)
+    if stopped := [program.name for program in programs if program.process.pid() is None]:
+        output.progress(f"starting {', '.join(stopped)} …")
+    trio.run(start, made, programs)
 
 
 @network.command("status")
@@ -97,6 +133,8 @@ def up(folder: Path | None, option: Path | None, validators: int | None, port_ba
 @json_option
 def status(folder: Path | None, option: Path | None, output: Output) -> None:
     """Print which nodes run, how high they are and whether they vote; exit code 1 unless all are ready and do.
+
+    Programs that were set up beside them are listed too.
 
     Of a node that has ended it says why. One that was given an old copy of its data, or none, follows the chain
     and casts no vote: hansa node rejoin. hansa consensus doctor says more.
@@ -107,9 +145,11 @@ def status(folder: Path | None, option: Path | None, output: Output) -> None:
 
     from node.network.homes import load_network
     from node.network.local import status as read_status
+    from node.network.programs import find_programs
+    from node.network.programs import status as read_programs
 
     made = load_network(_chosen(folder, option))
-    data = _card(made, trio.run(read_status, made))
+    data = _card(made, trio.run(read_status, made), read_programs(find_programs(made)))
     output.show(data, lambda console: _draw(console, data))
     if not data["ok"]:
         leave(EXIT_REFUSED)
@@ -120,24 +160,30 @@ def status(folder: Path | None, option: Path | None, output: Output) -> None:
 @_network
 @json_option
 def down(folder: Path | None, option: Path | None, output: Output) -> None:
-    """End all nodes in order; those that do not end in time are killed.
+    """End the programs beside the nodes, then all nodes, in order; those that do not end in time are killed.
 
     Example: hansa network down net
     """
     import trio
 
+    from node.network import programs as services
     from node.network.homes import load_network
     from node.network.local import node_process, stop
 
     made = load_network(_chosen(folder, option))
+    found = services.find_programs(made)
     running = [node.name for node in made.nodes if node_process(node).pid() is not None]
-    ended = trio.run(stop, made)
+    running += [program.name for program in found if program.process.find() is not None]
+    ended = trio.run(services.stop, made, found) if found else {}
+    ended |= trio.run(stop, made)
     outcome = {
-        node.name: "was not running" if node.name not in running else "ended" if ended[node.name] else "killed"
-        for node in made.nodes
+        name: "was not running" if name not in running else "ended" if is_orderly else "killed"
+        for name, is_orderly in ended.items()
     }
-    data = {"ok": True, "folder": str(made.folder), "nodes": outcome}
-    output.show(data, lambda console: panel(console, f"{made.genesis.name} is down", outcome))
+    nodes = {node.name: outcome[node.name] for node in made.nodes}
+    programs = {program.name: outcome[program.name] for program in found}
+    data = {"ok": True, "folder": str(made.folder), "nodes": nodes, "programs": programs}
+    output.show(data, lambda console: panel(console, f"{made.genesis.name} is down", programs | nodes))
 
 
 @network.command("reset")
@@ -185,8 +231,10 @@ def _init(folder: Path, validators: int | None, port_base: int | None) -> "Local
     return init_network(folder, plan, activations_of(Registry.shipped()), port_base=port_base or PORT_BASE)
 
 
-def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, object]:
-    """Return what a network's user needs: nodes, heights, URLs, identities."""
+def _card(
+    made: "LocalNetwork", statuses: "list[NodeStatus]", programs: "Sequence[ProgramStatus]" = ()
+) -> dict[str, object]:
+    """Return what a network's user needs: nodes, heights, URLs, programs, identities."""
     found = {status.node.name: status for status in statuses}
     nodes: list[dict[str, object]] = []
     for node in made.nodes:
@@ -206,7 +254,11 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
                 "ending": None if status is None or status.ending is None else status.ending.words,
             }
         )
-    attention = _attention(statuses)
+    attention = _attention(statuses) + [
+        f"{item.program.name} does not run: {item.ending.words}; hansa network up --with rights starts it"
+        for item in programs
+        if item.ending is not None
+    ]
     return {
         "ok": not attention,
         "attention": attention,
@@ -214,6 +266,7 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
         "chainId": "0x" + made.genesis.chain_id().hex(),
         "folder": str(made.folder),
         "nodes": nodes,
+        "programs": [_program_json(item) for item in programs],
         "identities": [
             {
                 "name": identity.name,
@@ -223,6 +276,19 @@ def _card(made: "LocalNetwork", statuses: "list[NodeStatus]") -> dict[str, objec
             }
             for identity in made.identities
         ],
+    }
+
+
+def _program_json(status: "ProgramStatus") -> dict[str, object]:
+    program = status.program
+    return {
+        "name": program.name,
+        "state": "ready" if status.is_ready else status.state.value,
+        "pid": status.pid,
+        "listen": f"{program.listen.host}:{program.listen.port}" if program.listen else None,
+        "home": str(program.folder),
+        "log": str(program.process.log_file),
+        "ending": None if status.ending is None else status.ending.words,
     }
 
 
@@ -247,8 +313,8 @@ def _attention(statuses: "list[NodeStatus]") -> list[str]:
 
 
 def _draw(console: "Console", data: dict[str, object]) -> None:
-    nodes, identities = data["nodes"], data["identities"]
-    if not isinstance(nodes, list) or not isinstance(identities, list):
+    nodes, programs, identities = data["nodes"], data["programs"], data["identities"]
+    if not (isinstance(nodes, list) and isinstance(programs, list) and isinstance(identities, list)):
         return
     fields = {"folder": data["folder"], "chain id": data["chainId"]}
     if data["attention"]:
@@ -256,6 +322,9 @@ def _draw(console: "Console", data: dict[str, object]) -> None:
     panel(console, str(data["network"]), fields, good=bool(data["ok"]))
     rows = [(node["name"], node["state"], node["height"], node["votes"], node["url"]) for node in nodes]
     table(console, ["node", "state", ">height", "votes", "page (JSON-RPC: /rpc)"], rows)
+    if programs:
+        started = [(item["name"], item["state"], item["listen"]) for item in programs]
+        table(console, ["program", "state", "listens on"], started)
     people = [(item["name"], item["organisation"], ", ".join(item["roles"])) for item in identities]
     table(console, ["identity (--as)", "organisation", "roles"], people)
 

@@ -43,6 +43,8 @@ _REFUSALS = {
     "not_running",
     "not_voting",
     "port_in_use",
+    "program_exited",
+    "program_frozen",
     "rejoin_needed",
     "still_running",
     "store_locked",

@@ -77,15 +77,15 @@ async def start(
             ``network_busy`` when another program starts or ends it, ``unknown_node``.
     """
     homes = _chosen(network, names)
-    async with _locked(network):
+    async with locked(network):
         new = [home for home in homes if node_process(home).find() is None]
         for home in new:
-            _check_port_free(home, "p2p", home.p2p)
-            _check_port_free(home, "RPC", home.rpc)
+            check_port_free(home.name, "p2p", home.p2p)
+            check_port_free(home.name, "RPC", home.rpc)
         ready = False
         try:
             for home in new:
-                node_process(home).start(_environment())
+                node_process(home).start(environment())
             await _wait_ready(homes, timeout_ms)
             if new:
                 # A database may be damaged where only the first work looks.
@@ -108,7 +108,7 @@ async def stop(
         LocalError: ``network_busy``, ``unknown_node``.
     """
     homes = _chosen(network, names)
-    async with _locked(network):
+    async with locked(network):
         return await _stop_all(homes, timeout_ms)
 
 
@@ -146,7 +146,7 @@ async def reset(network: LocalNetwork) -> None:
     Raises:
         LocalError: ``still_running`` naming a node, ``network_busy``.
     """
-    async with _locked(network):
+    async with locked(network):
         for home in network.nodes:
             if (pid := node_process(home).pid()) is not None:
                 raise LocalError("still_running", f"{home.name} runs, process {pid}; end the network first")
@@ -204,7 +204,7 @@ def _chosen(network: LocalNetwork, names: Sequence[str] | None) -> list[NodeHome
     return list(network.nodes) if names is None else [network.node(name) for name in names]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return our environment with the folder of this very code first on the import path."""
     root = str(Path(_node_package.__path__[0]).resolve().parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -257,7 +257,12 @@ async def _stop_all(homes: Sequence[NodeHome], timeout_ms: int) -> dict[str, boo
     return orderly
 
 
-def _check_port_free(home: NodeHome, purpose: str, endpoint: Endpoint) -> None:
+def check_port_free(name: str, purpose: str, endpoint: Endpoint) -> None:
+    """Look whether somebody else listens where a program of this name is to listen.
+
+    Raises:
+        LocalError: ``port_in_use``, ``bad_address``.
+    """
     with socket.socket(socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -266,12 +271,12 @@ def _check_port_free(home: NodeHome, purpose: str, endpoint: Endpoint) -> None:
             if error.errno != errno.EADDRINUSE:
                 raise LocalError("bad_address", f"{endpoint.host}:{endpoint.port}: {error.strerror}") from None
             place = f"port {endpoint.port} on {endpoint.host}"
-            message = f"{place}, which {home.name} needs for {purpose}, is in use by another program"
+            message = f"{place}, which {name} needs for {purpose}, is in use by another program"
             raise LocalError("port_in_use", message) from None
 
 
 @asynccontextmanager
-async def _locked(network: LocalNetwork) -> AsyncIterator[None]:
+async def locked(network: LocalNetwork) -> AsyncIterator[None]:
     """Keep two programs from starting and ending one network at the same time."""
     with (network.folder / NETWORK_FILE).open("rb") as file:
         deadline = trio.current_time() + BUSY_MS_MAX / 1000
