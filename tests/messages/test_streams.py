@@ -136,7 +136,7 @@ async def test_a_server_killed_in_the_middle_loses_nothing_that_was_answered_and
             bodies = await store.bodies(list(kept.values()))
             assert {key: sequence for sequence, (key, _) in bodies.items()} == kept
     finally:
-        server.stop()
+        server.kill()
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ async def test_a_server_away_for_longer_than_a_call_waits_is_a_typed_error(
                 await store.counts()
             assert caught.value.code == "redis_failed"
     finally:
-        server.stop()
+        server.kill()
 
 
 @pytest.mark.parametrize(
