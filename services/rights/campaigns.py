@@ -56,7 +56,7 @@ class Campaigns:
         known = self._known.get(campaign)
         if known is not None and trio.current_time() < known[1]:
             return known[0]
-        asked = self._asked.get(campaign) or self._question(campaign)
+        asked = self._asked[campaign] if campaign in self._asked else self._question(campaign)
         if known is not None and known[0] is None:
             return None  # it was open a moment ago, and the contract decides
         with trio.move_on_after(ASK_MS_MAX / 1000):

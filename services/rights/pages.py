@@ -8,7 +8,6 @@ site's ``Origin`` and is refused as well; no CORS header is ever sent.
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
 from typing import cast
 
 import msgspec
@@ -16,7 +15,7 @@ import structlog
 import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -245,19 +244,20 @@ async def _read_body_untrusted(request: Request) -> bytes:
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > BODY_BYTES_MAX:
         raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
-    body = b""
+    body = bytearray()
     try:
         with trio.fail_after(BODY_MS_MAX / 1000):
-            async with aclosing(request.stream()) as chunks:
-                async for chunk in chunks:
-                    body += chunk
-                    if len(body) > BODY_BYTES_MAX:
-                        raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
+            while True:
+                message = await request.receive()
+                if message["type"] != "http.request":
+                    raise PeerError("malformed", "the body ends too soon")
+                body += message.get("body", b"")
+                if len(body) > BODY_BYTES_MAX:
+                    raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
+                if not message.get("more_body"):
+                    return bytes(body)
     except trio.TooSlowError:
         raise PeerError("timeout", "the body did not arrive in time") from None
-    except ClientDisconnect:
-        raise PeerError("malformed", "the body ends too soon") from None
-    return body
 
 
 def _outcome(answer: Answer) -> str:

@@ -7,9 +7,9 @@ connections, and sends head and body of an answer by themselves; here a deadline
 
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Any, cast
+from typing import cast
 
 import anycorn
 import anyio
@@ -17,6 +17,7 @@ import anyio.abc
 import structlog
 import trio
 from anycorn.app_wrappers import ASGIWrapper
+from anycorn.events import Event, RawData
 from anycorn.tcp_server import TCPServer
 from anycorn.typing import ASGIFramework
 from anycorn.worker_context import AnyioSingleTask, WorkerContext
@@ -42,6 +43,9 @@ EXHAUSTED_PAUSE_MS = 100
 
 log = structlog.get_logger("web")
 
+_HEAD = b"HTTP/1.1 "
+_HEAD_MORE_FOLLOW = b"HTTP/1.1 1"
+"""How the heads of answers begin that are not the last ones of a request, 100 Continue above all."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -76,16 +80,15 @@ async def serve(listening: socket.socket, app: ASGIFramework, *, connections: Ga
     config = server_config()
     room = trio.Semaphore(CONNECTIONS_MAX)
     idle: set[_Idle] = set()
-    streams: set[_Stream] = set()
+    streams: set[anyio.abc.SocketStream] = set()
 
     async def run(connection: socket.socket) -> None:
         try:
-            stream = _Stream(await anyio.abc.SocketStream.from_socket(connection))
+            stream = await anyio.abc.SocketStream.from_socket(connection)
             streams.add(stream)
             try:
                 with connections.track_inprogress(), trio.CancelScope() as scope:
-                    # What it uses of a socket's stream, ours has.
-                    server = TCPServer(wrapped, config, context, {}, cast(anyio.abc.SocketStream, stream))
+                    server = _Server(wrapped, config, context, {}, stream)
                     watch = _Idle(scope, idle)
                     # Of a task of its own it uses these two methods alone.
                     server.idle_task = cast(AnyioSingleTask, watch)
@@ -149,41 +152,24 @@ class _Idle:
         self._scope.cancel()
 
 
-class _Stream(anyio.abc.ByteStream):
-    """A connection that holds the head of an answer back until its body, or its end, comes after it."""
+class _Server(TCPServer):
+    """One connection, which sends the head of an answer together with what comes after it."""
 
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
-        self._stream = stream
-        self._head = b""
+    _head = b""
 
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """Addresses and socket, for the web server."""
-        return self._stream.extra_attributes
-
-    async def receive(self, max_bytes: int = 65_536) -> bytes:
-        """Receive bytes."""
-        return await self._stream.receive(max_bytes)
-
-    async def send(self, item: bytes) -> None:
-        """Send bytes; the head of a final answer waits for what comes next, and something always does."""
-        if not self._head and item.startswith(b"HTTP/1.1 ") and not item.startswith(b"HTTP/1.1 1"):
-            self._head = item
-            return
-        data, self._head = self._head + item, b""
-        if data:
-            await self._stream.send(data)
-
-    async def send_eof(self) -> None:
-        """Say that nothing more will be sent."""
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        """Close the socket."""
-        await self._stream.aclose()
+    async def protocol_send(self, event: Event) -> None:
+        """Send what the protocol has to send; a final answer's head waits for its body or its end, and one comes."""
+        if isinstance(event, RawData):
+            if not self._head and event.data.startswith(_HEAD) and not event.data.startswith(_HEAD_MORE_FOLLOW):
+                self._head = event.data
+                return
+            event, self._head = RawData(self._head + event.data), b""
+            if not event.data:
+                return
+        await super().protocol_send(event)
 
 
-async def _abort_at_end(streams: set[_Stream]) -> None:
+async def _abort_at_end(streams: set[anyio.abc.SocketStream]) -> None:
     """Wait to be cancelled, then close the sockets under those who still write to them."""
     try:
         await trio.sleep_forever()
