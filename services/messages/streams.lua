@@ -99,9 +99,10 @@ function changes.revive(sequences)
   for _, number in ipairs(sequences) do
     local sequence = text(number)
     if is_dead(sequence) then
-      local message = entry(sequence)
+      local message, detail = entry(sequence), cmsgpack.unpack(call('HGET', ENDS, sequence))[3]
       call('ZREM', BY_STATE.dead, sequence)
       call('HDEL', ENDS, sequence)
+      call('HSET', TRIES, sequence, cmsgpack.pack({0, 0, 0, detail}))
       bytes = bytes + #message.body
       reply[#reply + 1] = {number, message.lane}
     end

@@ -135,7 +135,7 @@ class RedisStore:
 
     async def revive(self, sequences: Sequence[int]) -> list[Entry]:
         """Make dead letters wait again."""
-        rows = await self._change("revive", list(sequences))
+        rows = await self._change("revive", sorted(set(sequences)))
         return [Entry(sequence, lane.decode()) for sequence, lane in rows]
 
     async def counts(self) -> Counts:
@@ -153,6 +153,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """Let go of connections; they also end with the block of :func:`redis_store`."""
+        self._epoch = 0
         self._client.connection_pool.disconnect()
 
     async def _check_settings(self) -> None:
@@ -180,6 +181,8 @@ class RedisStore:
             return cast(list[Any], await self._ask(operation, self._call, arguments, blobs))
 
     async def _ask(self, operation: str, call: int, arguments: Sequence[object], blobs: Sequence[bytes] = ()) -> object:
+        if not self._epoch and operation != "open":
+            raise LocalError("store_closed", "this queue in Redis is not open")
         packed: list[str | int | bytes] = [operation, self._epoch, call, msgspec.msgpack.encode(arguments), *blobs]
         return await self._persist(lambda: self._script(self._keys, packed))
 
