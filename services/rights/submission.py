@@ -113,7 +113,8 @@ class Submitter:
         if error.code != self._trouble:
             log.warning("chain in trouble", code=error.code, why=error.message)
         self._trouble = error.code
-        self._client.leave_node()
+        if not isinstance(error, Unreachable):  # from a node that cannot be reached the client turns away by itself
+            self._client.leave_node()
         pause_ms, self._pause_ms = self._pause_ms, min(2 * self._pause_ms, PAUSE_MAX_MS)
         await trio.sleep(pause_ms / 1000)
 
