@@ -20,6 +20,20 @@ _folder = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the demo's own network: a new one, or one that a demo has kept; else a temporary one.",
 )
+_rate = click.option(
+    "--rate",
+    metavar="N",
+    type=click.FloatRange(1, 100_000),
+    show_default="what drains the burst in some 20 s",
+    help="Deliveries per second that the message centre allows.",
+)
+_store = click.option(
+    "--store",
+    metavar="STORE",
+    default="embedded",
+    show_default=True,
+    help="What keeps the messages: embedded, or redis://HOST:PORT/DB, a server with appendfsync always.",
+)
 _seed = click.option("--seed", metavar="N", type=Number(0), default=1, show_default=True)
 
 
@@ -37,17 +51,28 @@ def demo() -> None:
     "InvoiceDate, UnitPrice, CustomerID, Country; else a seeded synthetic day.",
 )
 @click.option("--limit", metavar="N", type=Number(1), help="Play so many orders at the most.")
+@_rate
+@_store
 @_seed
 @_keep
 @_folder
 @json_option
-def rights(orders: Path | None, limit: int | None, seed: int, keep: bool, folder: Path | None, output: Output) -> None:
-    """Play orders through the rights contract while validators are killed and frozen.
+def rights(
+    orders: Path | None,
+    limit: int | None,
+    rate: float | None,
+    store: str,
+    seed: int,
+    keep: bool,
+    folder: Path | None,
+    output: Output,
+) -> None:
+    """Play orders through business server, message centre and rights server while all of them die in turn.
 
     Example: hansa demo rights --orders orders/ --json
     """
 
-    _play_rights(orders, limit, seed, keep, folder, output)
+    _play_rights(folder, output, seed=seed, keep=keep, orders=orders, limit=limit, rate=rate, store=store)
 
 
 @demo.command("all")
@@ -61,16 +86,33 @@ def everything(seed: int, keep: bool, folder: Path | None, output: Output) -> No
     Example: hansa demo all
     """
 
-    _play_rights(None, None, seed, keep, folder, output)
+    _play_rights(folder, output, seed=seed, keep=keep)
 
 
 def _play_rights(
-    orders: Path | None, limit: int | None, seed: int, keep: bool, folder: Path | None, output: Output
+    folder: Path | None,
+    output: Output,
+    *,
+    seed: int,
+    keep: bool,
+    orders: Path | None = None,
+    limit: int | None = None,
+    rate: float | None = None,
+    store: str = "embedded",
 ) -> None:
-    from node.network.trial import trial_network
+    from cli.rights_trial import rights_trial
     from services.demo.rights import main
 
     def open_network() -> "AbstractAsyncContextManager[Consortium]":
-        return trial_network(folder, keep=keep)
+        return rights_trial(folder, keep=keep)
 
-    leave(main(open_network=open_network, orders=orders, limit=limit, seed=seed, as_json=output.as_json))
+    code = main(
+        open_network=open_network,
+        orders=orders,
+        limit=limit,
+        seed=seed,
+        rate_per_s=rate,
+        store=store,
+        as_json=output.as_json,
+    )
+    leave(code)

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "p2p": ("consensus.ledger", "p2p"),
     "node": ("consensus", "contracts", "p2p", "node"),
     "services": ("consensus.ledger", "services.client", "services.messages", "services.accounts"),
+    "services/demo": ("consensus.ledger", "services.client", "services.messages", "services.rights", "services.demo"),
     "services/client": ("consensus.ledger", "services.client"),
     "cli": PRODUCT,
     "bench": tuple(room for room in PRODUCT if room != "cli"),

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from services.demo.chain import Seal
-from services.demo.invariants import Accident, Facts
+from services.demo.invariants import Accident, Facts, Intake, delivered_per_s
 from services.demo.orders import LineClass, format_pounds
-from services.demo.rights_machine import Kind, Schedule
+from services.messages.store import State
+from services.rights.events import Kind
 
 _CLASS_TITLES = {
     LineClass.CUSTOMER_ORDER: "customer orders",
@@ -67,18 +68,14 @@ class Report:
     """Everything the card says. Times in seconds; ``place`` says what became of the network."""
 
     facts: Facts
-    schedule: Schedule
+    intake: Intake
     source: str
     seed: int
+    store: str
     proven_count: int
     start_s: float
     play_s: float
     place: str
-
-    @property
-    def call_count(self) -> int:
-        """How many calls were sent."""
-        return sum(len(sent.batch.events) for sent in self.facts.sent)
 
     @property
     def rights(self) -> dict[str, int]:
@@ -94,7 +91,20 @@ class Report:
     @property
     def events(self) -> dict[str, int]:
         """How many events of each kind there are, and how many come twice."""
-        return {kind.value: self.schedule.count(kind) for kind in Kind} | {"repeated": self.schedule.repeat_count}
+        kinds = {kind.value: self.facts.plan.count(kind) for kind in Kind}
+        return kinds | {"repeated": len(self.facts.plan.repeats)}
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """How many events ended in each state, and how many did not."""
+        ends = [end.state if end else None for end in self.facts.ends.values()]
+        counts = {state.value: ends.count(state) for state in State if state is not State.WAITING}
+        return counts | {"waiting": ends.count(None)}
+
+    @property
+    def transaction_count(self) -> int:
+        """How many transactions the events ended in."""
+        return len({end.place.transaction_id for end in self.facts.ends.values() if end and end.place})
 
     @property
     def seal(self) -> Seal:
@@ -119,22 +129,36 @@ def report_json(report: Report, invariants: Mapping[str, bool]) -> dict[str, obj
             for kind, tally in book.classes.items()
         },
         "cancel_invoices": dict(book.cancel_invoices),
-        "orders_played": report.schedule.count(Kind.CREATE),
+        "orders_played": facts.plan.count(Kind.CREATE),
         "events": report.events,
+        "ends": report.ends,
         "users": len(facts.expected),
         "rights": report.rights,
-        "quota": facts.quota,
-        "transactions": len(facts.sent),
-        "calls": report.call_count,
+        "quota": sum(facts.plan.quotas.values()),
+        "refusals": {name: got for name, (got, _) in facts.answers.items()},
+        "intake": {
+            "events": report.intake.events,
+            "seconds": round(report.intake.seconds, 2),
+            "waiting": report.intake.waiting,
+        },
+        "rate_per_s": facts.rate_per_s,
+        "delivered_per_s_max": round(delivered_per_s(facts.samples), 1),
+        "store": report.store,
+        "transactions": report.transaction_count,
         "blocks": len(facts.blocks),
         "later_view_blocks": report.later_view_count,
         "killed": _accident_json(facts.killed),
         "frozen": _accident_json(facts.frozen),
+        "crashes": [
+            {"program": crash.program, "waiting": crash.waiting, "ended_after": crash.ended_after}
+            for crash in facts.crashes
+        ],
         "height": max(node.height for node in facts.nodes.values()),
         "sealed_height": report.seal.height,
         "state_root": "0x" + report.seal.root.hex(),
         "nodes": list(facts.nodes),
         "proven_receipts": report.proven_count,
+        "proven_history_entries": facts.proof.entries,
         "start_seconds": round(report.start_s, 1),
         "play_seconds": round(report.play_s, 1),
         "network": report.place,
@@ -175,24 +199,38 @@ def _lines_table(report: Report) -> Table:
 
 
 def _fields(report: Report) -> dict[str, str]:
-    facts, killed, frozen = report.facts, report.facts.killed, report.facts.frozen
+    facts, intake = report.facts, report.intake
+    killed, frozen = facts.killed, facts.frozen
     orders = facts.book.classes[LineClass.CUSTOMER_ORDER].invoices
     rights = {_RIGHTS_TITLES.get(name, name): value for name, value in report.rights.items()}
+    events = {name.replace("_", " "): count for name, count in report.events.items()}
+    taken_per_s = intake.events / max(intake.seconds, 1e-9)
     return {
-        "played": f"{report.schedule.count(Kind.CREATE):,} of {orders:,} customer orders",
-        "events": ", ".join(f"{count:,} {name}" for name, count in report.events.items()),
-        "rights": ", ".join(f"{value:,} {name}" for name, value in rights.items()),
-        "users": f"{len(facts.expected)} under pseudonyms",
-        "work": f"{report.call_count:,} calls in {len(facts.sent)} transactions, {len(facts.blocks)} blocks, "
+        "played": f"{facts.plan.count(Kind.CREATE):,} of {orders:,} customer orders, "
+        f"{len(facts.expected)} users under pseudonyms",
+        "events": _counts(events),
+        "burst": f"{intake.events:,} events taken in {intake.seconds:.1f} s ({taken_per_s:,.0f}/s), "
+        f"{intake.waiting:,} waiting then",
+        "drained": f"at {delivered_per_s(facts.samples):.1f}/s in the fastest second, {facts.rate_per_s:g}/s allowed; "
+        f"store: {report.store}",
+        "ended": _counts({name: count for name, count in report.ends.items() if count}),
+        "rights": _counts(rights),
+        "work": f"{report.transaction_count} transactions, {len(facts.blocks)} blocks, "
         f"{report.play_s:.1f} s after {report.start_s:.1f} s of start",
-        "refused": f"1 order above the quota, on purpose: {facts.probe.code}, a failed receipt in the chain",
-        "killed": f"{killed.node} at height {killed.from_height}, back at {killed.to_height}",
+        "refused": "; ".join(f"{name}: {got}" for name, (got, _) in facts.answers.items()),
+        "killed": f"{killed.node} at height {killed.from_height}, back at {killed.to_height}; "
+        + ", ".join(f"{crash.program} with {crash.waiting:,} waiting" for crash in facts.crashes),
         "frozen": f"{frozen.node}, primary after height {frozen.from_height}, woken at {frozen.to_height}; "
         f"{report.later_view_count} blocks by another primary",
-        "proofs": f"{report.proven_count} receipts checked down from genesis",
+        "proofs": f"{report.proven_count} receipts checked down from genesis; "
+        f"user {facts.proof.user}: all {facts.proof.entries} entries, offline",
         "state": f"0x{report.seal.root.hex()} sealed at {report.seal.height} by all {len(facts.nodes)}",
         "network": report.place,
     }
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _accident_json(accident: Accident) -> dict[str, object]:

@@ -1,26 +1,20 @@
-"""The chain as the demo uses it: one door for writing through all nodes, and one to each node for looking.
-
-:class:`Chain` is a port, so that tests can put replicas without processes behind the same story;
-:class:`RpcChain` is the real one, made of SDK clients.
-"""
+"""The chain as the demo uses it: one door for writing through all nodes, and one to each node for looking."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 
 from consensus.ledger.codec import Value
 from consensus.ledger.genesis import Genesis
-from consensus.ledger.transaction import EACH, Call, Transaction
 from services.client.answers import Answer, hex_of
 from services.client.client import Client, open_client
 from services.client.keystore import Signer
-from services.client.outcome import Final
+from services.client.outcome import Outcome
 
-VALIDITY_MS = 10 * 60_000
 BLOCKS_PAGE = 100
+RECEIPTS_PAGE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,58 +50,6 @@ class PrimaryView(Answer, frozen=True):
     primary: str
 
 
-class Chain(Protocol):
-    """What the demo needs of a chain; ``node`` is a validator's name."""
-
-    def sign(self, signer: Signer, calls: Sequence[Call], *, lane: bytes, sequence: int) -> Transaction:
-        """Sign calls that stand each for itself."""
-        ...
-
-    async def lane_next(self, signer: Signer, lane: bytes) -> int:
-        """Return the number that a lane expects next."""
-        ...
-
-    async def submit(self, transactions: Sequence[Transaction]) -> list[str]:
-        """Submit to whichever node answers; return a refusal's code for each, empty when accepted."""
-        ...
-
-    async def wait_final(self, ids: Sequence[bytes], *, timeout_ms: int) -> list[Final]:
-        """Wait until all these are final on the node that answers."""
-        ...
-
-    async def finals_at(self, node: str, ids: Sequence[bytes], *, timeout_ms: int) -> list[Final]:
-        """Wait until all these are final on one node."""
-        ...
-
-    async def receipts_at(self, node: str, transaction_id: bytes) -> list[ReceiptView]:
-        """Return a final transaction's receipts; empty when the node knows none."""
-        ...
-
-    async def query_at(self, node: str, contract: str, method: str, arguments: dict[str, Value]) -> Value:
-        """Ask one node a contract's query."""
-        ...
-
-    async def seal_at(self, node: str, key: str, *, height_min: int) -> Seal:
-        """Return a node's newest seal of at least this height, after checking its proof of a state key."""
-        ...
-
-    async def height_at(self, node: str) -> int:
-        """Return a node's height."""
-        ...
-
-    async def primary_at(self, node: str) -> PrimaryView:
-        """Return who proposes next, as a node sees it."""
-        ...
-
-    async def blocks_at(self, node: str, *, first: int, last: int) -> list[BlockView]:
-        """Return the blocks of these heights in order."""
-        ...
-
-    async def prove(self, transaction_id: bytes) -> int:
-        """Check the proofs of all receipts of a transaction and return how many there are."""
-        ...
-
-
 class _Receipts(Answer, frozen=True):
     receipts: list[ReceiptView] = msgspec.field(default_factory=list)
 
@@ -131,41 +73,34 @@ class _Blocks(Answer, frozen=True):
     blocks: list[_Block]
 
 
-class RpcChain:
-    """A chain behind SDK clients; made by :func:`open_chain`."""
+class Chain:
+    """A chain behind SDK clients, ``client`` for all nodes together; made by :func:`open_chain`."""
 
     def __init__(self, client: Client, nodes: Mapping[str, Client]) -> None:
-        self._client = client
+        self.client = client
         self._nodes = nodes
 
-    def sign(self, signer: Signer, calls: Sequence[Call], *, lane: bytes, sequence: int) -> Transaction:
-        """Sign calls that stand each for itself."""
-        return self._client.sign(signer, calls, lane=lane, sequence=sequence, mode=EACH, validity_ms=VALIDITY_MS)
+    async def call(self, signer: Signer, method: str, arguments: dict[str, Value]) -> Outcome:
+        """Call a method of the rights contract and wait for its proven receipt, which must be a success.
 
-    async def lane_next(self, signer: Signer, lane: bytes) -> int:
-        """Return the number that a lane expects next."""
-        return await self._client.lane_next(signer.address, lane)
+        Raises:
+            Refused: the network or the contract said no.
+        """
+        return (await self.client.call(signer, "rights", method, arguments)).check()
 
-    async def submit(self, transactions: Sequence[Transaction]) -> list[str]:
-        """Submit to whichever node answers; return a refusal's code for each, empty when accepted."""
-        return [answer.code for answer in await self._client.submit_many(transactions)]
+    async def ask(self, method: str, arguments: dict[str, Value]) -> Value:
+        """Ask a query of the rights contract."""
+        return await self.client.query("rights", method, arguments)
 
-    async def wait_final(self, ids: Sequence[bytes], *, timeout_ms: int) -> list[Final]:
-        """Wait until all these are final on the node that answers."""
-        return await self._client.wait_final(ids, timeout_ms=timeout_ms)
-
-    async def finals_at(self, node: str, ids: Sequence[bytes], *, timeout_ms: int) -> list[Final]:
-        """Wait until all these are final on one node."""
-        return await self._nodes[node].wait_final(ids, timeout_ms=timeout_ms)
-
-    async def receipts_at(self, node: str, transaction_id: bytes) -> list[ReceiptView]:
-        """Return a final transaction's receipts; empty when the node knows none."""
-        params: dict[str, object] = {"ids": [hex_of(transaction_id)], "timeoutMs": 0}
-        return (await self._nodes[node].request("tx_wait", params, list[_Receipts]))[0].receipts
-
-    async def query_at(self, node: str, contract: str, method: str, arguments: dict[str, Value]) -> Value:
-        """Ask one node a contract's query."""
-        return await self._nodes[node].query(contract, method, arguments)
+    async def receipts_at(self, node: str, ids: Sequence[bytes]) -> list[tuple[ReceiptView, ...]]:
+        """Return the receipts that one node has of each of these transactions; none where it knows none."""
+        found: list[tuple[ReceiptView, ...]] = []
+        for start in range(0, len(ids), RECEIPTS_PAGE):
+            page = [hex_of(item) for item in ids[start : start + RECEIPTS_PAGE]]
+            params: dict[str, object] = {"ids": page, "timeoutMs": 0}
+            answers = await self._nodes[node].request("tx_wait", params, list[_Receipts])
+            found += [tuple(answer.receipts) for answer in answers]
+        return found
 
     async def seal_at(self, node: str, key: str, *, height_min: int) -> Seal:
         """Return a node's newest seal of at least this height, after checking its proof of a state key."""
@@ -195,14 +130,14 @@ class RpcChain:
 
     async def prove(self, transaction_id: bytes) -> int:
         """Check the proofs of all receipts of a transaction and return how many there are."""
-        return len((await self._client.outcome(transaction_id)).receipts)
+        return len((await self.client.outcome(transaction_id)).receipts)
 
 
 @asynccontextmanager
-async def open_chain(genesis: Genesis, urls: Mapping[str, str], first: Sequence[str]) -> AsyncIterator[RpcChain]:
+async def open_chain(genesis: Genesis, urls: Mapping[str, str], first: Sequence[str]) -> AsyncIterator[Chain]:
     """Give the chain behind these nodes; what is not asked of one node goes to those in ``first`` first."""
     order = [*first, *(name for name in urls if name not in first)]
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(genesis, [urls[name] for name in order]))
         nodes = {name: await stack.enter_async_context(open_client(genesis, [url])) for name, url in urls.items()}
-        yield RpcChain(client, nodes)
+        yield Chain(client, nodes)

@@ -1,91 +1,98 @@
-"""What the reward-rights demo does and what must come of it. Pure: a seed decides, no clock, no randomness.
+"""What the reward-rights demo posts and what must come of it. Pure: a seed decides, no clock, no randomness.
 
-:func:`plan_events` turns an order book into a schedule in business time: every order creates rights of one
-unit a penny, a matched cancellation takes its amount back, what is left completes after a delay drawn
-from the seed, and some users redeem a part of what they have; a few events come twice. A cancellation
-that comes after completion claws back, and where the user has spent the rights, leaves a debt.
+:func:`make_plan` turns an order book into three acts of events; one unit of rights is one penny of an order.
 
-:func:`expected_figures` says what must come of it, by sums that know no order of events: of a user, with
-granted G, taken back after granting R and redeemed W, available = max(0, G − W − R), debt = max(0, R + W − G)
-and clawed back = R − debt.
+1. *The burst*: every order is created and completed after a delay drawn from the seed, some in two parts, some posted
+   before their creation; what a matched cancellation took back before that is cancelled. A few events come twice.
+2. *Spending*: users redeem a part of what they were granted: amounts, or items with prices.
+3. *Returns*: what was cancelled after completion is refunded or cancelled, and some redemptions are reversed.
 
-:func:`pack` puts the schedule into transactions. All events of one user are in one lane, so they run in
-the order of the schedule; lanes run side by side.
+An act begins when what it needs from the one before has ended, as users do: nobody spends what he does not see. So
+the end of each event is known beforehand, whatever order the message centre's lanes and the chain find for them.
+
+:func:`expected_figures` says what must come of all, by sums that know no order of events: of a user, with granted G,
+taken back after granting R and redeemed W (reversals left out), available = max(0, G − W − R), debt = max(0, R + W − G)
+and clawed back = R − debt. Everything but redemptions comes from the order book.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from heapq import heapify, heappop, heappush
-from typing import assert_never
 
-from consensus.ledger.codec import Value
-from services.demo.orders import Order, OrderBook
+from services.demo.orders import Cancellation, Order, OrderBook
+from services.messages.store import State
+from services.rights.events import Kind
 
 DELAY_S_MIN = 5 * 60
-"""The least time between creation and completion, and between completion and redemption."""
+"""The least time between creation and completion."""
 DELAY_PARTS = 5
 """The most time is this part of the time that the orders span."""
 REDEEM_PERCENT = 45
-"""How many of a hundred completed orders make their user redeem."""
+"""How many of a hundred users with rights redeem some."""
+REVERSE_PERCENT = 20
+"""How many of a hundred redemptions are reversed, in part or whole."""
+SPLIT_PERCENT = 10
+"""How many of a hundred completions come in two parts."""
+EARLY_PERCENT = 5
+"""How many of a hundred orders complete before their creation has arrived."""
 REPEAT_PERCENT = 3
-"""How many of a hundred events are delivered a second time."""
+"""How many of a hundred events are posted a second time."""
+ITEM_COUNT_MAX = 1_000_000
+"""How many of one item a redemption can have."""
 
+PRICES = {"coffee": 250, "umbrella": 1_200}
+"""Item → price in units; the contract knows both, the rights server computes with those in ``SERVER_ITEMS``."""
+SERVER_ITEMS = ("umbrella",)
+"""Items whose write-off the rights server computes (variant B); that of the others the contract does (variant A)."""
 
-class Kind(StrEnum):
-    """An event's type; the values are the contract's methods."""
-
-    CREATE = "create"
-    CANCEL = "cancel"
-    COMPLETE = "complete"
-    REDEEM = "redeem"
+Way = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class RightsEvent:
-    """One event. ``reference`` is an order, or a redemption's name; ``amount`` is in units, 0 for all there is."""
+class Deed:
+    """One event as it is posted, and how it must end: in ``state``, with the typed ``code`` where that is no success.
+
+    ``reference`` is an order or a redemption; ``amount`` is in units, 0 for all there is or where ``items`` say it.
+    """
 
     kind: Kind
-    user: str
     reference: str
-    event: str
-    amount: int
-    time_s: int
-    is_repeat: bool = False
+    number: str = "1"
+    user: str = ""
+    campaign: str = ""
+    amount: int = 0
+    items: tuple[tuple[str, int], ...] = ()
+    state: State = State.DONE
+    code: str = ""
 
-    def arguments(self, run: str) -> dict[str, Value]:
-        """Return the arguments of the contract's method; ``run`` keeps one performance's names from another's."""
-        name = f"{run}-{self.reference}"
-        match self.kind:
-            case Kind.CREATE:
-                order: dict[str, Value] = {"campaign": campaign_of(run), "order": name, "user": self.user}
-                return {**order, "amount": self.amount, "event": self.event}
-            case Kind.CANCEL:
-                return {"order": name, "amount": self.amount, "event": self.event}
-            case Kind.COMPLETE:
-                return {"order": name, "event": self.event}
-            case Kind.REDEEM:
-                return {"user": self.user, "amount": self.amount, "redemption": name, "event": self.event}
-            case _:
-                assert_never(self.kind)
+    @property
+    def key(self) -> str:
+        """What makes it this event at its server."""
+        return f"{self.kind}/{self.reference}/{self.number}"
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """The events in order of business time, and the quota that is exactly enough for them."""
+class Plan:
+    """What is posted, act by act; ``repeats`` are of the burst, and posted some events after their originals.
 
-    events: tuple[RightsEvent, ...]
-    quota: int
+    ``quotas`` is exactly enough for each campaign's orders; the rights server computes the shares of ``shared``.
+    """
 
-    def count(self, kind: Kind) -> int:
-        """Return how many events of a kind there are, repeats left out."""
-        return sum(1 for event in self.events if event.kind is kind and not event.is_repeat)
+    burst: tuple[Deed, ...]
+    repeats: frozenset[str]
+    spending: tuple[Deed, ...]
+    returns: tuple[Deed, ...]
+    quotas: Mapping[str, int]
+    shared: str
 
     @property
-    def repeat_count(self) -> int:
-        """How many events come a second time."""
-        return sum(1 for event in self.events if event.is_repeat)
+    def deeds(self) -> tuple[Deed, ...]:
+        """All events, each once."""
+        return self.burst + self.spending + self.returns
+
+    def count(self, kind: Kind) -> int:
+        """Return how many events of a kind there are."""
+        return sum(1 for deed in self.deeds if deed.kind is kind)
 
 
 @dataclass(slots=True)
@@ -116,45 +123,47 @@ class Figures:
         return self.created == kept and min(self.as_map().values()) >= 0
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The events of one transaction, in a numbered lane."""
+def make_plan(book: OrderBook, *, seed: int, run: str, salt: bytes) -> Plan:
+    """Return what is posted of an order book.
 
-    lane: int
-    events: tuple[RightsEvent, ...]
-
-
-def plan_events(book: OrderBook, *, seed: int, salt: bytes) -> Schedule:
-    """Return the schedule of an order book; ``salt`` keeps customers' numbers off the chain."""
-    planner = _Planner(book, seed=seed, salt=salt)
-    while planner.waiting:
-        planner.step()
-    events = _with_repeats(planner.events, seed)
-    return Schedule(tuple(events), sum(order.amount_pence for order in book.orders))
-
-
-def expected_figures(book: OrderBook, schedule: Schedule, *, salt: bytes) -> dict[str, Figures]:
-    """Return each user's balance after the whole schedule.
-
-    Which cancellations came before completion, and what was redeemed, is read off the schedule; all
-    amounts but redemptions come from the order book.
+    Args:
+        book: the orders.
+        seed: decides delays, redemptions, reversals, repeats.
+        run: keeps the names of one performance from another's.
+        salt: keeps customers' numbers off the chain.
     """
-    place = {
-        (event.kind, event.reference, event.event): number
-        for number, event in reversed(list(enumerate(schedule.events)))
-    }
-    completed = {reference: number for (kind, reference, _), number in place.items() if kind is Kind.COMPLETE}
+    planner = _Planner(book, seed=seed, run=run, salt=salt)
+    burst = planner.burst()
+    spending = planner.spending()
+    repeats = frozenset(deed.key for deed in burst if _percent(seed, "repeats", deed.key) < REPEAT_PERCENT)
+    return Plan(
+        burst=tuple(burst),
+        repeats=repeats,
+        spending=tuple(spending),
+        returns=tuple(planner.returns(spending)),
+        quotas=planner.quotas,
+        shared=campaign_of(run, "b"),
+    )
+
+
+def expected_figures(book: OrderBook, plan: Plan, *, run: str, salt: bytes) -> dict[str, Figures]:
+    """Return each user's balance after all acts."""
+    late = {(deed.reference, deed.number) for deed in plan.returns if deed.kind is not Kind.REVERSE}
     revoked: dict[str, int] = {}
     refunded: dict[str, int] = {}
     for cancellation in book.cancellations:
-        order = cancellation.order
-        at = place[Kind.CANCEL, order, cancellation.number]
-        side = revoked if at < completed.get(order, len(schedule.events)) else refunded
-        side[order] = side.get(order, 0) + cancellation.amount_pence
+        is_late = (f"{run}-{cancellation.order}", cancellation.number) in late
+        side = refunded if is_late else revoked
+        side[cancellation.order] = side.get(cancellation.order, 0) + cancellation.amount_pence
     redeemed: dict[str, int] = {}
-    for event in schedule.events:
-        if event.kind is Kind.REDEEM and not event.is_repeat:
-            redeemed[event.user] = redeemed.get(event.user, 0) + event.amount
+    user_of = {deed.reference: deed.user for deed in plan.spending}
+    value_of = {deed.reference: worth(deed) for deed in plan.spending}
+    for deed in plan.spending:
+        if deed.state is State.DONE:
+            redeemed[deed.user] = redeemed.get(deed.user, 0) + worth(deed)
+    for deed in plan.returns:
+        if deed.kind is Kind.REVERSE and deed.state is State.DONE:
+            redeemed[user_of[deed.reference]] -= deed.amount or value_of[deed.reference]
     orders: dict[str, list[Order]] = {}
     for item in book.orders:
         orders.setdefault(pseudonym(item.customer, salt), []).append(item)
@@ -169,28 +178,36 @@ def total_figures(users: Mapping[str, Figures]) -> Figures:
     return total
 
 
-def pack(events: Sequence[RightsEvent], *, lane_count: int, calls_max: int) -> list[Batch]:
-    """Return transactions of up to ``calls_max`` events, in the order in which they must be sent."""
-    batches: list[Batch] = []
-    open_events: list[list[RightsEvent]] = [[] for _ in range(lane_count)]
-    for event in events:
-        lane = lane_of(event.user, lane_count)
-        open_events[lane].append(event)
-        if len(open_events[lane]) == calls_max:
-            batches.append(Batch(lane, tuple(open_events[lane])))
-            open_events[lane] = []
-    batches.extend(Batch(lane, tuple(rest)) for lane, rest in enumerate(open_events) if rest)
-    return batches
+def with_repeats(deeds: Sequence[Deed], repeats: frozenset[str]) -> list[Deed]:
+    """Return the events with those to be repeated a second time, up to 40 events later."""
+    later: dict[int, list[Deed]] = {}
+    for number, deed in enumerate(deeds):
+        if deed.key in repeats:
+            at = min(len(deeds) - 1, number + _draw("distance", deed.reference) % 40)
+            later.setdefault(at, []).append(deed)
+    found: list[Deed] = []
+    for number, deed in enumerate(deeds):
+        found.append(deed)
+        found.extend(later.get(number, []))
+    return found
 
 
-def campaign_of(run: str) -> str:
-    """Return the name of a performance's campaign."""
-    return f"flash-{run}"
+def streams_of(deeds: Iterable[Deed], count: int) -> list[list[Deed]]:
+    """Part events among so many posters; all of one order or redemption stay with one, in their order."""
+    streams: list[list[Deed]] = [[] for _ in range(count)]
+    for deed in deeds:
+        streams[_draw("poster", deed.reference) % count].append(deed)
+    return streams
 
 
-def lane_of(user: str, lane_count: int) -> int:
-    """Return the lane of a user's events."""
-    return _draw("lane", user) % lane_count
+def worth(deed: Deed) -> int:
+    """Return the units that a redemption writes off."""
+    return deed.amount or sum(PRICES[item] * count for item, count in deed.items)
+
+
+def campaign_of(run: str, side: str) -> str:
+    """Return the name of one of a performance's campaigns."""
+    return f"flash-{run}-{side}"
 
 
 def pseudonym(customer: str, salt: bytes) -> str:
@@ -199,81 +216,112 @@ def pseudonym(customer: str, salt: bytes) -> str:
 
 
 class _Planner:
-    """Walks business time: what happens at one moment may put something at a later one."""
+    """Makes the acts one after the other; what users have been granted is carried along."""
 
-    def __init__(self, book: OrderBook, *, seed: int, salt: bytes) -> None:
-        self.events: list[RightsEvent] = []
+    def __init__(self, book: OrderBook, *, seed: int, run: str, salt: bytes) -> None:
+        self._book = book
         self._seed = seed
+        self._run = run
         self._user = {order.number: pseudonym(order.customer, salt) for order in book.orders}
-        self._reserved = {order.number: order.amount_pence for order in book.orders}
-        self._completed: set[str] = set()
-        self._spendable: dict[str, int] = {}
-        # (time, tie-breaker, kind, order, name of the event, amount)
-        self.waiting: list[tuple[int, int, Kind, str, str, int]] = []
-        self._numbers = 0
+        self._granted: dict[str, int] = {}
         times = [order.time_s for order in book.orders]
         self._delay_s_max = (max(times, default=0) - min(times, default=0)) // DELAY_PARTS
-        for order in book.orders:
-            self._put(order.time_s, Kind.CREATE, order.number, "create", order.amount_pence)
-            self._put(order.time_s + self._delay("complete", order.number), Kind.COMPLETE, order.number, "complete", 0)
+        self._late: list[Cancellation] = []
+        self._cancellations: dict[str, list[Cancellation]] = {}
         for item in book.cancellations:
-            self._put(item.time_s, Kind.CANCEL, item.order, item.number, item.amount_pence)
-        heapify(self.waiting)
+            self._cancellations.setdefault(item.order, []).append(item)
+        self.quotas = {campaign_of(run, side): 0 for side in "ab"}
+        for order in book.orders:
+            self.quotas[self._campaign(order.number)] += order.amount_pence
 
-    def step(self) -> None:
-        """Let the next thing happen."""
-        time_s, _, kind, order, name, amount = heappop(self.waiting)
-        user = self._user[order]
-        match kind:
-            case Kind.CREATE:
-                self._note(kind, user, order, name, amount, time_s)
-            case Kind.CANCEL:
-                if order in self._completed:
-                    self._spendable[user] -= amount
-                else:
-                    self._reserved[order] -= amount
-                self._note(kind, user, order, name, amount, time_s)
-            case Kind.COMPLETE:
-                if self._reserved[order]:
-                    self._complete(user, order, time_s)
-            case Kind.REDEEM:
-                spendable = max(0, self._spendable[user])
-                percent = min(100, 30 + _draw(self._seed, "part", order) % 101)
-                if part := spendable * percent // 100:
-                    self._spendable[user] -= part
-                    self._note(kind, user, f"R{order}", name, part, time_s)
+    def burst(self) -> list[Deed]:
+        """Return creations, completions and the cancellations before them, in business time."""
+        timed: list[tuple[int, int, Deed]] = []
+        for order in self._book.orders:
+            for at, deed in self._order(order):
+                timed.append((at, len(timed), deed))
+        return [deed for _, _, deed in sorted(timed, key=lambda item: item[:2])]
 
-    def _complete(self, user: str, order: str, time_s: int) -> None:
-        self._completed.add(order)
-        self._spendable[user] = self._spendable.get(user, 0) + self._reserved[order]
-        self._note(Kind.COMPLETE, user, order, "complete", 0, time_s)
-        if _draw(self._seed, "redeems", order) % 100 < REDEEM_PERCENT:
-            self._put(time_s + self._delay("redeem", order), Kind.REDEEM, order, "redeem", 0)
+    def _order(self, order: Order) -> list[tuple[int, Deed]]:
+        name = self._name(order.number)
+        user, campaign = self._user[order.number], self._campaign(order.number)
+        create = Deed(Kind.CREATE, name, user=user, campaign=campaign, amount=order.amount_pence)
+        done_at = order.time_s + DELAY_S_MIN + self._draw("complete", order.number) % max(1, self._delay_s_max)
+        found = [(order.time_s, create)]
+        left = order.amount_pence
+        for item in self._cancellations.get(order.number, []):
+            if item.time_s < done_at:
+                left -= item.amount_pence
+                found.append((item.time_s, Deed(Kind.CANCEL, name, item.number, amount=item.amount_pence)))
+            else:
+                self._late.append(item)
+        if not left:
+            return found
+        user_name = self._user[order.number]
+        self._granted[user_name] = self._granted.get(user_name, 0) + left
+        if left > 1 and self._percent("split", order.number) < SPLIT_PERCENT:
+            part = 1 + self._draw("part", order.number) % (left - 1)
+            found.append((done_at, Deed(Kind.COMPLETE, name, "part", amount=part)))
+        is_early = len(found) == 1 and self._percent("early", order.number) < EARLY_PERCENT
+        return [*found, (done_at, Deed(Kind.COMPLETE, name))] if not is_early else self._early(found, name)
 
-    def _put(self, time_s: int, kind: Kind, order: str, name: str, amount: int) -> None:
-        self._numbers += 1
-        heappush(self.waiting, (time_s, self._numbers, kind, order, name, amount))
+    def _early(self, found: list[tuple[int, Deed]], name: str) -> list[tuple[int, Deed]]:
+        """Post a completion just before its creation: it waits, parked, until that has come."""
+        at, create = found[0]
+        return [(at, Deed(Kind.COMPLETE, name)), (at, create)]
 
-    def _note(self, kind: Kind, user: str, reference: str, name: str, amount: int, time_s: int) -> None:
-        self.events.append(RightsEvent(kind, user, reference, name, amount, time_s))
+    def spending(self) -> list[Deed]:
+        """Return redemptions that users can afford whatever order they arrive in."""
+        deeds: list[Deed] = []
+        for user, granted in self._granted.items():
+            if self._percent("redeems", user) >= REDEEM_PERCENT:
+                continue
+            part = granted * min(100, 30 + self._draw("share", user) % 101) // 100
+            item = list(PRICES)[self._draw("item", user) % len(PRICES)]
+            count = min(ITEM_COUNT_MAX, part // 2 // PRICES[item])
+            if count:
+                part -= count * PRICES[item]
+                deeds.append(Deed(Kind.REDEEM, f"{self._run}-R{user}-i", user=user, items=((item, count),)))
+            if part:
+                deeds.append(Deed(Kind.REDEEM, f"{self._run}-R{user}", user=user, amount=part))
+        return deeds
 
-    def _delay(self, what: str, order: str) -> int:
-        return DELAY_S_MIN + _draw(self._seed, what, order) % max(1, self._delay_s_max - DELAY_S_MIN)
+    def returns(self, spending: Sequence[Deed]) -> list[Deed]:
+        """Return what takes back after granting: refunds and late cancellations, and reversed redemptions."""
+        deeds: list[Deed] = []
+        for item in self._late:
+            kind = Kind.REFUND if self._draw("way", item.number, item.order) % 2 else Kind.CANCEL
+            deeds.append(Deed(kind, self._name(item.order), item.number, amount=item.amount_pence))
+        for deed in spending:
+            if self._percent("reverse", deed.reference[len(self._run) :]) < REVERSE_PERCENT:
+                part = worth(deed) // 2 if self._draw("half", deed.reference[len(self._run) :]) % 2 else 0
+                deeds.append(Deed(Kind.REVERSE, deed.reference, amount=part))
+        return deeds
+
+    def _name(self, order: str) -> str:
+        return f"{self._run}-{order}"
+
+    def _campaign(self, order: str) -> str:
+        return campaign_of(self._run, "ab"[self._draw("campaign", order) % 2])
+
+    def _percent(self, *parts: object) -> int:
+        return _percent(self._seed, *parts)
+
+    def _draw(self, *parts: object) -> int:
+        return _draw(self._seed, *parts)
 
 
-def _with_repeats(events: Sequence[RightsEvent], seed: int) -> list[RightsEvent]:
-    """Deliver some events a second time, up to 40 events later."""
-    later: dict[int, list[RightsEvent]] = {}
-    for number, event in enumerate(events):
-        if _draw(seed, "repeats", event.kind, event.reference, event.event) % 100 < REPEAT_PERCENT:
-            at = min(len(events) - 1, number + _draw(seed, "distance", event.reference) % 40)
-            again = RightsEvent(event.kind, event.user, event.reference, event.event, event.amount, event.time_s, True)
-            later.setdefault(at, []).append(again)
-    found: list[RightsEvent] = []
-    for number, event in enumerate(events):
-        found.append(event)
-        found.extend(later.get(number, []))
-    return found
+def misfits(plan: Plan, *, run: str) -> list[Deed]:
+    """Return events that must not succeed, each with the end that it must find; posted with the burst or after it."""
+    order = next(deed for deed in plan.burst if deed.kind is Kind.CREATE)
+    poor = replace(order, kind=Kind.REDEEM, reference=f"{run}-R-poor", campaign="", amount=10**12)
+    refused = State.REFUSED
+    return [
+        replace(order, number="again", state=refused, code="order_state"),
+        replace(poor, state=refused, code="insufficient_rights"),
+        Deed(Kind.COMPLETE, f"{run}-nothing", state=State.DEAD, code="unknown_order"),
+        Deed(Kind.REVERSE, f"{run}-R-nothing", state=State.DEAD, code="unknown_redemption"),
+    ]
 
 
 def _user_figures(
@@ -292,6 +340,10 @@ def _user_figures(
         clawedBack=taken_late - debt,
         debt=debt,
     )
+
+
+def _percent(*parts: object) -> int:
+    return _draw(*parts) % 100
 
 
 def _draw(*parts: object) -> int:

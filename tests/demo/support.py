@@ -1,213 +1,185 @@
-"""Four replicas of the real executor without processes, behind the ports of the rights demo.
+"""The rights demo's plan played through the real contract in memory, and the facts that come of it.
 
-``flaw`` names an invariant; the replicas then really misbehave in a way that breaks it.
+Events are signed, packed and judged by the product's own code; their order is shuffled between orders and kept within
+each, as the message centre's lanes do.
 """
 
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from random import Random
 
-from consensus.ledger.codec import Value, decode
-from consensus.ledger.genesis import Genesis
+from consensus.ledger.codec import Value
 from consensus.ledger.keys import PrivateKey
-from consensus.ledger.receipt import OK
-from consensus.ledger.transaction import EACH, Call, Transaction, make_call, sign_transaction
-from contracts.runtime.lanes import load_lane
-from services.client.calls import value_json
-from services.client.errors import Unreachable
-from services.client.keystore import Signer
-from services.client.outcome import Final
-from services.demo.chain import BlockView, PrimaryView, ReceiptView, Seal
-from services.demo.network import OpenNetwork
-from tests.contracts.support import KEYS, VOTE_KEYS
-from tests.contracts.support import Chain as ExecutedChain
+from consensus.ledger.receipt import OK, Receipt
+from consensus.ledger.transaction import EACH, Call
+from services.demo.chain import BlockView, ReceiptView, Seal
+from services.demo.gather import figures_of
+from services.demo.invariants import NS, Accident, Crash, End, Facts, NodeFacts, Place, Proof, Sample
+from services.demo.rights import make_script
+from services.demo.rights_machine import PRICES, SERVER_ITEMS, Deed, expected_figures
+from services.demo.story import Script
+from services.messages.port import Verdict
+from services.messages.store import State
+from services.rights.events import Event, SignedEvent, sign_events
+from services.rights.packing import Presented, pack
+from services.rights.shares import ShareRule, ShareTable
+from services.rights.verdicts import judge as verdict_of
+from tests.contracts.support import KEYS, VOTE_KEYS, Chain
 
 NAMES = list(VOTE_KEYS)
+EVENT_KEY = PrivateKey.from_secret(77)
+RELAY = "alice"
+ATTEMPTS = 3
+PACK = 40
 
 
-class Replicas:
-    """A consortium and a chain at once: a block for every submission, executed by each replica that runs."""
+class Performance:
+    """Plays a script act by act; ``ends`` and ``receipts`` are what came of it."""
 
-    def __init__(self, flaw: str = "") -> None:
-        self.flaw = flaw
-        self.chains = {name: ExecutedChain() for name in NAMES}
-        self.receipts: dict[str, dict[bytes, list[ReceiptView]]] = {name: {} for name in NAMES}
-        self.heights: dict[bytes, int] = {}
-        self.blocks: list[BlockView] = []
-        self.log: list[list[Transaction]] = []
-        self.down: set[str] = set()
-        self.frozen: set[str] = set()
-        self.accidents: list[tuple[str, str]] = []
-        self._seen: set[bytes] = set()
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.chain = Chain()
+        self.server = self.chain.address("shop")
+        self.ends: dict[str, End] = {}
+        self.receipts: dict[bytes, tuple[ReceiptView, ...]] = {}
+        rule = {script.plan.shared: ShareRule(10_000, max(1, script.plan.quotas[script.plan.shared]))}
+        self._table = ShareTable(rule, {item: PRICES[item] for item in SERVER_ITEMS})
+        self._presented = Presented()
 
-    # -- the consortium ------------------------------------------------------------------------------------
+    def open(self) -> None:
+        for campaign, quota in self.script.plan.quotas.items():
+            self.chain.ok("shop", "rights", "open_campaign", campaign=campaign, quota=max(1, quota))
+        for item, price in PRICES.items():
+            self.chain.ok("shop", "rights", "set_price", item=item, price=price)
+        relays: list[Value] = [KEYS[RELAY].public.address]
+        keys: list[Value] = [EVENT_KEY.public.compressed]
+        self.chain.ok("shop", "rights", "appoint", event_keys=keys, rights_servers=relays)
 
-    @property
-    def genesis(self) -> Genesis:
-        return self.chains[NAMES[0]].genesis
+    def play(self) -> None:
+        self.open()
+        random = Random(self.script.seed)
+        for act in (self.script.burst, self.script.plan.spending, self.script.plan.returns):
+            self.act(shuffled(act, random))
 
-    @property
-    def urls(self) -> dict[str, str]:
-        return dict.fromkeys(NAMES, "http://nowhere")
+    def act(self, deeds: Sequence[Deed]) -> None:
+        waiting = list({deed.key: deed for deed in deeds}.values())
+        for attempt in range(1, ATTEMPTS + 1):
+            rest = iter(waiting)
+            waiting = []
+            while batch := list(islice(rest, PACK)):
+                waiting += self.relay(batch, is_last=attempt == ATTEMPTS)
 
-    @property
-    def place(self) -> str:
-        return "in memory"
+    def relay(self, deeds: Sequence[Deed], *, is_last: bool) -> list[Deed]:
+        """Submit events in one transaction and return those that are to come again."""
+        signed = sign_events(EVENT_KEY, self.chain.chain_id, self.server, [event_of(deed) for deed in deeds])
+        shares = [self._table.share_of(item.event) for item in signed]
+        made = pack(signed, shares, self._presented)
+        assert len(made.places) == len(deeds)
+        identity, receipts = self.submit(made.calls)
+        again = []
+        for deed, place in zip(deeds, made.places, strict=True):
+            code = receipts[place.call_index].code
+            verdict, exhausted = verdict_of(code)
+            if verdict is Verdict.PARK and not is_last:
+                again.append(deed)
+                continue
+            state = exhausted if verdict is Verdict.PARK else State(verdict.value)
+            self.ends[deed.key] = End(state, code, Place(self.chain.height, identity, place.call_index))
+        return again
 
-    def key(self, identity: str) -> PrivateKey:
-        return KEYS[identity]
+    def submit(self, calls: Sequence[Call]) -> tuple[bytes, Sequence[Receipt]]:
+        transaction = self.chain.transaction(RELAY, *calls, mode=EACH)
+        receipts = self.chain.block([transaction]).receipts
+        self.receipts[transaction.id] = tuple(
+            ReceiptView("ok" if receipt.status == OK else "failed", receipt.code, []) for receipt in receipts
+        )
+        return transaction.id, receipts
 
-    async def start(self, name: str) -> None:
-        self.accidents.append(("start", name))
-        self.down.discard(name)
-        self._catch_up(name)
-
-    async def kill(self, name: str) -> None:
-        self.accidents.append(("kill", name))
-        self.down.add(name)
-
-    def freeze(self, name: str) -> None:
-        self.accidents.append(("freeze", name))
-        self.frozen.add(name)
-
-    def resume(self, name: str) -> None:
-        self.accidents.append(("resume", name))
-        self.frozen.discard(name)
-        self._catch_up(name)
-
-    # -- the chain -----------------------------------------------------------------------------------------
-
-    def sign(self, signer: Signer, calls: Sequence[Call], *, lane: bytes, sequence: int) -> Transaction:
-        chain = self.chains[NAMES[0]]
-        factors = {"nothing_failed": (0, 1), "quota_held": (1, 10)}
-        if calls[0].method == "open_campaign" and self.flaw in factors:
-            arguments = decode(calls[0].arguments)
-            factor, more = factors[self.flaw]
-            assert isinstance(arguments, dict)
-            assert isinstance(arguments["quota"], int)
-            calls = [make_call("rights", "open_campaign", {**arguments, "quota": arguments["quota"] * factor + more})]
-        valid = chain.time_ms + 60_000
-        return sign_transaction(
-            signer.key, chain.chain_id, list(calls), sequence=sequence, valid_until_ms=valid, lane=lane, mode=EACH
+    def facts(self) -> Facts:
+        """Return what the story would have gathered, with accidents that went well."""
+        script, chain = self.script, self.chain
+        expected = expected_figures(script.book, script.plan, run=script.run, salt=script.salt)
+        balances = {user: figures_of(chain.query("rights", "balance", user=user)) for user in expected}
+        entries = [(user, entry) for user in expected for entry in self.history(user)]
+        user = Counter(user for user, _ in entries).most_common(1)[0][0]
+        campaigns = {name: integers(chain.query("rights", "campaign", campaign=name)) for name in script.plan.quotas}
+        root = sha256(repr(sorted(chain.state.entries().items())).encode()).digest()
+        node = NodeFacts(chain.height, Seal(chain.height, root), self.receipts)
+        blocks = [BlockView(height, NAMES[height % 4], 1, int(height == 7)) for height in range(1, 20)]
+        return Facts(
+            book=script.book,
+            plan=script.plan,
+            misfits=script.misfits,
+            expected=expected,
+            before=figures_of(Chain().query("rights", "totals")),
+            after=figures_of(chain.query("rights", "totals")),
+            balances=balances,
+            campaigns=campaigns,
+            ends=dict(self.ends),
+            entries=Counter(entry for _, entry in entries),
+            repeats_new=0,
+            answers={"above the quota": (self.probe(), "quota_exceeded")},
+            rate_per_s=10,
+            samples=tuple(Sample(0, at * NS, at * NS + 1_000, 10 * at) for at in range(5)),
+            nodes=dict.fromkeys(NAMES, node),
+            blocks=blocks,
+            killed=Accident(NAMES[3], 3, 5),
+            frozen=Accident(NAMES[1], 6, 8),
+            crashes=(Crash("rights-server", 40, 2),),
+            proof=Proof(user, len(self.history(user)), balances[user]),
         )
 
-    async def lane_next(self, signer: Signer, lane: bytes) -> int:
-        record = load_lane(self.chains[NAMES[0]].state, signer.address, lane)
-        return 0 if record is None else record.next
+    def probe(self) -> str:
+        """Post an order one unit above what is left of a quota and return what is said."""
+        name = next(iter(self.script.plan.quotas))
+        left = integers(self.chain.query("rights", "campaign", campaign=name))["left"]
+        arguments: dict[str, Value] = {"campaign": name, "order": "probe", "user": "probe", "amount": left + 1}
+        return self.chain.fails("shop", "rights", "create", **arguments, event="1")
 
-    async def submit(self, transactions: Sequence[Transaction]) -> list[str]:
-        height = len(self.log) + 1
-        view = 0
-        while (proposer := NAMES[(height + view) % len(NAMES)]) in self.down | self.frozen:
-            view += 1
-        if self.flaw == "killed_validator_returned" and proposer == NAMES[-1]:
-            proposer = NAMES[0]
-        if self.flaw == "frozen_primary_replaced":
-            view = 0
-        self.blocks.append(BlockView(height, proposer, len(transactions), view))
-        self.log.append(list(transactions))
-        self.heights |= {transaction.id: height for transaction in transactions}
-        if self.flaw == "rights_conserved" and height == 6:
-            key = self.chains[NAMES[0]].state.scan(b"rights/campaign/", b"", 1)[0][0]
-            gift: dict[str, Value] = {"campaign": key.decode().rpartition("/")[2], "user": "nobody"}
-            gift |= {"order": "gift", "event": "e", "amount": 1}
-            extra = self.sign(
-                Signer.of("shop", KEYS["shop"]), [make_call("rights", "create", gift)], lane=b"gift", sequence=0
-            )
-            self.log[-1].insert(0, extra)
-        for name in NAMES:
-            if name not in self.down | self.frozen:
-                self._catch_up(name)
-        return [""] * len(transactions)
-
-    async def wait_final(self, ids: Sequence[bytes], *, timeout_ms: int) -> list[Final]:
-        return await self.finals_at(NAMES[0], ids, timeout_ms=timeout_ms)
-
-    async def finals_at(self, node: str, ids: Sequence[bytes], *, timeout_ms: int) -> list[Final]:
-        if any(item not in self.receipts[node] for item in ids):
-            raise Unreachable("not final", code="outcome_unknown")
-        return [Final(item, self.heights[item], 0) for item in ids]
-
-    async def receipts_at(self, node: str, transaction_id: bytes) -> list[ReceiptView]:
-        return self.receipts[node].get(transaction_id, [])
-
-    async def query_at(self, node: str, contract: str, method: str, arguments: dict[str, Value]) -> Value:
-        return self.chains[node].query(contract, method, **arguments)
-
-    async def seal_at(self, node: str, key: str, *, height_min: int) -> Seal:
-        entries = sorted(self.chains[node].state.entries().items())
-        return Seal(self.chains[node].height, sha256(repr(entries).encode()).digest())
-
-    async def height_at(self, node: str) -> int:
-        return self.chains[node].height
-
-    async def primary_at(self, node: str) -> PrimaryView:
-        height = len(self.log) + 1
-        return PrimaryView(height, 0, NAMES[height % len(NAMES)])
-
-    async def blocks_at(self, node: str, *, first: int, last: int) -> list[BlockView]:
-        return self.blocks[first - 1 : last]
-
-    async def prove(self, transaction_id: bytes) -> int:
-        return len(self.receipts[NAMES[0]][transaction_id])
-
-    # -- execution -----------------------------------------------------------------------------------------
-
-    def _catch_up(self, name: str) -> None:
-        chain = self.chains[name]
-        while chain.height < len(self.log) and not self._is_held_back(name, chain.height + 1):
-            transactions = self.log[chain.height]
-            execution = chain.block(transactions)
-            receipts = iter(execution.receipts)
-            for transaction, count in zip(transactions, execution.counts, strict=True):
-                shown = [next(receipts) for _ in range(count)]
-                views = [
-                    ReceiptView(
-                        "ok" if receipt.status == OK else "failed",
-                        receipt.code,
-                        [json.dumps(value_json(decode(value))) for value in receipt.values],
-                    )
-                    for receipt in shown
-                ]
-                self.receipts[name][transaction.id] = self._tampered(name, chain.height, transaction, views)
-            if self.flaw == "state_roots_agree" and name == NAMES[2] and chain.height == 9:
-                chain.state.apply({b"rights/stray": b"\x01"})
-
-    def _is_held_back(self, name: str, height: int) -> bool:
-        """The last block never reaches one replica; it holds the order above the quota."""
-        calls = self.log[height - 1][-1].body.calls
-        is_probe = len(calls) == 1 and b"probe" in calls[0].arguments
-        return self.flaw == "heights_agree" and name == NAMES[1] and is_probe
-
-    def _tampered(
-        self, name: str, height: int, transaction: Transaction, views: list[ReceiptView]
-    ) -> list[ReceiptView]:
-        if self.flaw == "receipts_found" and name == NAMES[1] and height == 8:
-            return []
-        if self.flaw != "repeats_change_nothing" or name != NAMES[3]:
-            return views
-        found: list[ReceiptView] = []
-        for call, view in zip(transaction.body.calls, views, strict=True):
-            repeated = call.method.encode() + call.arguments in self._seen
-            self._seen.add(call.method.encode() + call.arguments)
-            found.append(ReceiptView(view.status, view.code, ["another"]) if repeated else view)
-        return found
+    def history(self, user: str) -> list[tuple[str, str, str]]:
+        found = self.chain.query("rights", "history", user=user)
+        assert isinstance(found, list)
+        kinds = {"create_by_rule": "create", "redeem_items": "redeem"}
+        shown = []
+        for entry in found:
+            assert isinstance(entry, dict)
+            kind = str(entry["type"])
+            shown.append((kinds.get(kind, kind), str(entry["reference"]), str(entry["event"])))
+        return shown
 
 
-def network_of(replicas: Replicas) -> OpenNetwork:
-    """Return how the demo opens this network."""
-
-    @asynccontextmanager
-    async def open_network() -> AsyncIterator[Replicas]:
-        yield replicas
-
-    return open_network
+def play(orders: Path | None = None, *, seed: int = 1, limit: int | None = None) -> Performance:
+    """Play a script through the contract."""
+    performance = Performance(make_script(orders, limit=limit, seed=seed))
+    performance.play()
+    return performance
 
 
-@asynccontextmanager
-async def open_replicas(
-    replicas: Replicas, genesis: Genesis, urls: Mapping[str, str], first: Sequence[str]
-) -> AsyncIterator[Replicas]:
-    """Connect to the replicas."""
-    yield replicas
+def event_of(deed: Deed) -> Event:
+    """Return the event that the business server makes of what is posted."""
+    items = [*deed.items]
+    return Event(deed.kind.value, deed.reference, deed.number, deed.user, deed.campaign, deed.amount, items, 1)
+
+
+def forged(event: Event, chain: Chain) -> SignedEvent:
+    """Return an event under a key that nobody appointed."""
+    return sign_events(PrivateKey.from_secret(78), chain.chain_id, chain.address("shop"), [event])[0]
+
+
+def shuffled(deeds: Sequence[Deed], random: Random) -> list[Deed]:
+    """Return events in another order; those of one order or redemption keep theirs."""
+    lanes: dict[str, Iterator[Deed]] = {}
+    for reference in dict.fromkeys(deed.reference for deed in deeds):
+        lanes[reference] = iter([deed for deed in deeds if deed.reference == reference])
+    drawn = [deed.reference for deed in deeds]
+    random.shuffle(drawn)
+    return [next(lanes[reference]) for reference in drawn]
+
+
+def integers(value: Value) -> dict[str, int]:
+    """Return the integers of a query's answer."""
+    assert isinstance(value, dict)
+    return {name: item for name, item in value.items() if isinstance(item, int)}
