@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.ledger.codec import RecordCodec
-from consensus.ledger.merkle import ListProof, leaf_is_under, list_root, prove_leaf
+from consensus.ledger.merkle import ListProof, leaf_is_under, list_root, prove_leaf, prove_leaves
 from tests.ledger.builders import flips, refusal
 
 codec: RecordCodec[ListProof] = RecordCodec(ListProof, bytes_max=4_096)
@@ -77,12 +77,17 @@ def test_roots_and_paths_are_those_of_the_standard(leaves: list[bytes], data: st
     assert leaf_is_under(root, leaves[index], proof)
 
 
+@given(st.lists(st.binary(max_size=8), max_size=40))
+def test_the_paths_of_all_leaves_are_those_of_each(leaves: list[bytes]) -> None:
+    assert prove_leaves(leaves) == [prove_leaf(leaves, index) for index in range(len(leaves))]
+
+
 @given(st.lists(st.binary(max_size=8), min_size=1, max_size=40, unique=True), st.data())
 def test_r65_a_proof_holds_at_its_own_place_only(leaves: list[bytes], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(leaves) - 1))
     root = list_root(leaves)
     proof = prove_leaf(leaves, index)
-    for other_index in range(len(leaves) + 2):
+    for other_index in range(-len(leaves) - 1, len(leaves) + 2):
         for other_count in {len(leaves), len(leaves) + 1, max(1, len(leaves) - 1), 2 * len(leaves)}:
             moved = ListProof(other_index, other_count, proof.path)
             same = (other_index, other_count) == (index, len(leaves))
