@@ -197,13 +197,11 @@ class _Owned:
             raise
 
     def append(self, messages: Sequence[NewMessage], now_ms: int) -> list[Published]:
-        keys = json.dumps([message.key for message in messages])
-        known: dict[str, tuple[int, bytes]] = {
-            key: (sequence, mark)
-            for key, sequence, mark in self._database.execute(
-                "SELECT key, sequence, mark FROM messages WHERE key IN (SELECT value FROM json_each(?))", (keys,)
-            )
-        }
+        known: dict[str, tuple[int, bytes]] = {}
+        for message in messages:
+            row = self._database.execute("SELECT sequence, mark FROM messages WHERE key = ?", (message.key,)).fetchone()
+            if row is not None:
+                known[message.key] = row
         answers, rows, bodies = [], [], []
         for message in messages:
             mark = message.mark or hashlib.sha256(message.body).digest()
@@ -277,11 +275,8 @@ class _Owned:
         )
 
     def find(self, keys: Sequence[str]) -> list[Record | None]:
-        rows = self._database.execute(
-            f"{_RECORD} WHERE m.key IN (SELECT value FROM json_each(?))", (json.dumps(list(keys)),)
-        )
-        found = {record.key: record for record in map(_record, rows)}
-        return [found.get(key) for key in keys]
+        rows = (self._database.execute(f"{_RECORD} WHERE m.key = ?", (key,)).fetchone() for key in keys)
+        return [row and _record(row) for row in rows]
 
     def ended(self, state: State, after: int, limit: int) -> list[Record]:
         number = _NUMBERS[state]

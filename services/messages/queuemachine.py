@@ -50,6 +50,34 @@ class Rules:
     lease_ms: int
     losses_max: int
 
+    def judge(self, settlement: Settlement, attempts: int, utc_ms: int) -> Change:
+        """Return what becomes of a message by a verdict on its attempt number ``attempts``."""
+        match settlement.verdict:
+            case Verdict.DONE:
+                state = State.DONE
+            case Verdict.REFUSED:
+                state = State.REFUSED
+            case Verdict.DEAD:
+                state = State.DEAD
+            case Verdict.RETRY | Verdict.PARK:
+                if attempts < self.attempts_max:
+                    return Change(
+                        settlement.sequence,
+                        State.WAITING,
+                        attempts,
+                        settlement.detail,
+                        due_ms=utc_ms + self._backoff_ms(attempts),
+                        is_parked=settlement.verdict is Verdict.PARK,
+                    )
+                state = settlement.exhausted
+            case _:
+                assert_never(settlement.verdict)
+        return Change(settlement.sequence, state, attempts, settlement.detail)
+
+    def _backoff_ms(self, attempts: int) -> int:
+        # The shift is bounded, or a huge attempts_max would make huge numbers.
+        return min(self.backoff_first_ms << min(attempts - 1, 32), self.backoff_max_ms)
+
 
 class _Message:
     """A waiting message; ``following`` is the next of its lane. ``attempts`` counts verdicts RETRY and PARK."""
@@ -212,7 +240,7 @@ class QueueMachine:
             if lease is None or lease.fence != settlement.fence or lease.is_settling:
                 continue
             lease.is_settling = taken[index] = True
-            change = self._judge(settlement, lease.attempt, utc_ms)
+            change = self._rules.judge(settlement, lease.attempt, utc_ms)
             if change.state is State.WAITING and not change.is_parked and self._rules.is_strict:
                 self._delayed_count += 1
                 self._take_back_after(change.sequence)
@@ -286,34 +314,6 @@ class QueueMachine:
                 moments.append(lease.deadline_ms)
                 break
         return min(moments, default=None)
-
-    def _judge(self, settlement: Settlement, attempts: int, utc_ms: int) -> Change:
-        match settlement.verdict:
-            case Verdict.DONE:
-                state = State.DONE
-            case Verdict.REFUSED:
-                state = State.REFUSED
-            case Verdict.DEAD:
-                state = State.DEAD
-            case Verdict.RETRY | Verdict.PARK:
-                if attempts < self._rules.attempts_max:
-                    return Change(
-                        settlement.sequence,
-                        State.WAITING,
-                        attempts,
-                        settlement.detail,
-                        due_ms=utc_ms + self._backoff_ms(attempts),
-                        is_parked=settlement.verdict is Verdict.PARK,
-                    )
-                state = settlement.exhausted
-            case _:
-                assert_never(settlement.verdict)
-        return Change(settlement.sequence, state, attempts, settlement.detail)
-
-    def _backoff_ms(self, attempts: int) -> int:
-        rules = self._rules
-        # The shift is bounded, or a huge attempts_max would make huge numbers.
-        return min(rules.backoff_first_ms << min(attempts - 1, 32), rules.backoff_max_ms)
 
     def _enter_lane(self, message: _Message) -> bool:
         """Put a message behind its lane; return whether it is the lane's head."""
