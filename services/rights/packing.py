@@ -122,7 +122,7 @@ def _apply_call(signed: SignedEvent, share: int) -> Call:
             "user": event.user,
             "campaign": event.campaign,
             "amount": event.amount,
-            "items": [[item, count] for item, count in event.items],
+            "items": dict(event.items),
             "time_ms": event.time_ms,
             "share": share,
         },

@@ -12,8 +12,6 @@ from services.rights.events import AMOUNT_MAX, Event, Kind
 
 BASIS = 10_000
 """Basis points in a whole."""
-PRICE_MAX = 10**11
-"""Small enough that the dearest redemption of 16 × 1,000,000 items stays below 2^63."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +38,18 @@ class ShareTable:
             if not (0 < rule.basis_points <= BASIS and 0 < rule.cap <= AMOUNT_MAX):
                 raise LocalError("bad_shares", f"{campaign}: 1 to {BASIS} basis points, a cap of 1 to {AMOUNT_MAX}")
         for item, price in self.prices.items():
-            if not 0 < price <= PRICE_MAX:
-                raise LocalError("bad_shares", f"{item}: a price of 1 to {PRICE_MAX}")
+            if not 0 < price <= AMOUNT_MAX:
+                raise LocalError("bad_shares", f"{item}: a price of 1 to {AMOUNT_MAX}")
 
     def share_of(self, event: Event) -> int:
         """Return what an event brings or costs, 0 where the contract is to say it.
 
         Of a creation that is the rule's part of the amount, rounded down; of a redemption the sum of its items,
-        where all of them have prices.
+        where all of them have prices and it is no more than an amount may be.
         """
         if event.kind == Kind.CREATE and (rule := self.rules.get(event.campaign)) is not None:
             return min(event.amount * rule.basis_points // BASIS, rule.cap)
         if event.kind == Kind.REDEEM and event.items and all(item in self.prices for item, _ in event.items):
-            return sum(count * self.prices[item] for item, count in event.items)
+            cost = sum(count * self.prices[item] for item, count in event.items)
+            return cost if cost <= AMOUNT_MAX else 0
         return 0

@@ -78,13 +78,15 @@ class Submitter:
             transaction = self._client.sign(
                 self._signer, calls, sequence=sequence, lane=lane.name, mode=EACH, validity_ms=self._validity_ms
             )
-            while self._now_ms() <= transaction.body.valid_until_ms:
+            is_valid = True
+            while is_valid:
                 try:
                     return await self._client.submit_and_wait(transaction, timeout_ms=self._step_ms)
                 except (Unreachable, Refused, PeerError) as error:
                     await self._on_trouble(error)
                     if error.code in _LANE_TAKEN:
                         return await self._holder(transaction)
+                is_valid = self._now_ms() <= transaction.body.valid_until_ms
 
     async def _next_number(self, lane: Lane) -> int:
         while True:

@@ -8,13 +8,13 @@ from services.messages.port import Verdict
 from services.messages.store import DETAIL_BYTES_MAX, State
 
 Judgement = tuple[Verdict, State]
-"""A verdict, and how a message ends that has had all its attempts under it."""
+"""A verdict, and how a message ends, dead or refused, that has had all its attempts under it."""
 
 REFUSED: Final[Judgement] = (Verdict.REFUSED, State.REFUSED)
 DEAD: Final[Judgement] = (Verdict.DEAD, State.DEAD)
 
 _JUDGEMENTS: Final[Mapping[str, Judgement]] = {
-    "": (Verdict.DONE, State.DONE),
+    "": (Verdict.DONE, State.DEAD),
     # It came before what it is about.
     "unknown_order": (Verdict.PARK, State.DEAD),
     "unknown_redemption": (Verdict.PARK, State.DEAD),
