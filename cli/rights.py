@@ -28,8 +28,7 @@ BUSINESS = "shop"
 """The account of the business server in the default consortium."""
 BUSINESS_ROLE = "business-server"
 AMOUNT_MAX = 2**63 - 1
-PORTS_ABOVE = 200
-"""The business server listens this far above a network's port base, the message centre one above."""
+PRICE_MAX = 10**15
 PAGE = 100
 ENTRIES_MAX = 10_000
 """How many history entries of a user are shown; a history file holds them all."""
@@ -116,10 +115,11 @@ def prepare(
 ) -> "Prepared":
     """Set a running network up for rights, the account ``name`` being the business server's; errors as ``set_up``."""
     from node.network.homes import port_base
+    from node.network.programs import PROGRAM_PORT_STEP
     from services.rights.setup import Plan, set_up
 
     network = place.network
-    base = port_base(network) + PORTS_ABOVE
+    base = port_base(network) + PROGRAM_PORT_STEP
     plan = Plan(
         services=network.folder / "services",
         keystore=network.keystore,
@@ -320,18 +320,35 @@ def price() -> None:
 
 @price.command("set")
 @click.argument("item")
-@click.argument("amount", metavar="N", type=Number(1, AMOUNT_MAX))
+@click.argument("amount", metavar="N", type=Number(0, PRICE_MAX))
 @signer_options
 @network_option
 @json_option
 def set_price(
     item: str, amount: int, name: str, keys: Path | None, passphrase_file: Path | None, place: Place, output: Output
 ) -> None:
-    """Set what one of an item costs from now on, in smallest units.
+    """Set what one of an item costs from now on, in smallest units; 0 takes it off.
 
     Example: hansa rights price set coffee 30 --as shop
     """
     _call("set_price", [f"item={item}", f"price={amount}"], name, keys, passphrase_file, place, output)
+
+
+@price.command("list")
+@_server
+@network_option
+@json_option
+def list_prices(server: str | None, place: Place, output: Output) -> None:
+    """List the prices of a business server's items; one node is asked and believed.
+
+    Example: hansa rights price list
+    """
+    address = f"server=0x{_server_address(place, server).hex()}"
+    found: list[Json] = []
+    while len(page := _query(place, "prices", [address, f"start={found[-1]['item'] if found else ''}"])) > bool(found):
+        found += page[bool(found) :]
+    rows = [(item["item"], item["price"], item["version"]) for item in found]
+    output.show({"prices": found}, lambda console: table(console, ["item", ">price", ">version"], rows))
 
 
 # -- users -----------------------------------------------------------------------------------------------

@@ -17,12 +17,16 @@ import trio
 from consensus.ledger.errors import LocalError
 from node.config import Endpoint
 from node.network.homes import LocalNetwork
-from node.network.local import READY_MS_MAX, READY_POLL_S, STOP_MS_MAX, check_port_free, environment, locked
+from node.network.local import READY_MS_MAX, READY_POLL_S, SETTLE_S, STOP_MS_MAX, check_port_free, environment, locked
 from node.network.process import Ending, LocalProcess, ProcessState
 
 SERVICE_FILE = "service.toml"
 READY_FILE = "ready"
 PID_BYTES_MAX = 32
+PROGRAM_PORT_STEP = 200
+"""Programs listen this far above a network's port base, on that port and those after it."""
+PROGRAM_PORTS = 2
+"""How many ports the programs of a network take."""
 
 SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
     "rights": {
@@ -122,6 +126,11 @@ async def start(
             for program in programs:
                 program.process.start(environment())
                 await _wait_ready(program, timeout_ms)
+            if new:
+                # What only the first work touches may be broken.
+                await trio.sleep(SETTLE_S)
+                for program in programs:
+                    await _wait_ready(program, timeout_ms)
             is_done = True
         finally:
             if not is_done:

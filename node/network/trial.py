@@ -25,6 +25,7 @@ from contracts.runtime.registry import Registry
 from node.network import local
 from node.network.genesis import activations_of, default_plan
 from node.network.homes import LOCAL_HOST, RPC_PORT_STEP, LocalNetwork, init_network, is_network, load_network
+from node.network.programs import PROGRAM_PORT_STEP, PROGRAM_PORTS
 
 PORTS = (20_000, 32_000)
 """Where port bases are looked for: below the ports that systems give to outgoing connections."""
@@ -162,7 +163,7 @@ async def _start(folder: Path, validators: int) -> LocalNetwork:
 
 
 def free_port_base(nodes: int) -> int:
-    """Return a base from which on the ports of ``nodes`` nodes are free at this moment.
+    """Return a base from which on the ports of ``nodes`` nodes, and of the programs beside them, are free right now.
 
     Raises:
         LocalError: ``port_in_use`` when none is found.
@@ -170,7 +171,9 @@ def free_port_base(nodes: int) -> int:
     random = Random()
     for _ in range(ATTEMPTS_MAX):
         base = random.randrange(*PORTS)
-        if all(_is_free(base + step + index) for step in (0, RPC_PORT_STEP) for index in range(nodes)):
+        ports = [base + step + index for step in (0, RPC_PORT_STEP) for index in range(nodes)]
+        ports += [base + PROGRAM_PORT_STEP + index for index in range(PROGRAM_PORTS)]
+        if all(_is_free(port) for port in ports):
             return base
     raise LocalError("port_in_use", f"no {2 * nodes} free ports found between {PORTS[0]} and {PORTS[1]}")
 
