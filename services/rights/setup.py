@@ -17,7 +17,7 @@ from consensus.ledger.codec import Value
 from consensus.ledger.errors import LocalError, PeerError
 from services.client.client import Client
 from services.client.errors import Refused
-from services.client.keystore import KeyStore, Signer
+from services.client.keystore import KeyStore, Signer, read_passphrase
 from services.rights.config import (
     SERVICE_FILE,
     BusinessFile,
@@ -39,6 +39,7 @@ TOKEN_FILE = "token"
 EVENT_KEY_SUFFIX = "-events"
 RIGHTS_SERVER = "rights-server"
 """The name of the rights server's account and key."""
+ADMIN_ROLE, SERVER_ROLE = "admin", "business-server"
 EVENT_KEYS_MAX, RIGHTS_SERVERS_MAX = 4, 16
 PORT_MAX = 65_535
 
@@ -84,6 +85,10 @@ class Prepared:
     done: tuple[str, ...]
 
 
+class _Account(msgspec.Struct, frozen=True):
+    roles: list[str]
+
+
 class _Appointed(msgspec.Struct, frozen=True, rename="camel"):
     event_keys: list[bytes]
     rights_servers: list[bytes]
@@ -106,7 +111,8 @@ async def set_up(client: Client, business: Signer, plan: Plan) -> Prepared:
     """
     if not 0 < max(plan.business_port, plan.center_port) <= PORT_MAX:
         raise LocalError("bad_port", f"ports {plan.business_port} and {plan.center_port} are not all below 65536")
-    passphrase = plan.passphrase_file.read_bytes().strip()
+    await _check_account(client, business)
+    passphrase = read_passphrase(plan.passphrase_file)
     done: list[str] = []
     event_signer = _key(plan.keystore, f"{business.name}{EVENT_KEY_SUFFIX}", passphrase, done)
     rights_server = _key(plan.keystore, RIGHTS_SERVER, passphrase, done)
@@ -115,6 +121,17 @@ async def set_up(client: Client, business: Signer, plan: Plan) -> Prepared:
     homes = _write_homes(plan, business, event_signer.name, done)
     center, served = read_service(homes[0], CenterFile), read_service(homes[1], BusinessFile)
     return Prepared(event_signer.name, rights_server, homes, f"http://{served.listen}", center.listen, tuple(done))
+
+
+async def _check_account(client: Client, business: Signer) -> None:
+    """Refuse before anything is made what the chain would refuse afterwards."""
+    answer = await client.query("membership", "account", {"account": bytes(business.address)})
+    try:
+        roles = msgspec.convert(answer, _Account).roles
+    except msgspec.ValidationError as error:
+        raise PeerError("bad_answer", f"membership.account: {error}") from None
+    if missing := [role for role in (ADMIN_ROLE, SERVER_ROLE) if role not in roles]:
+        raise Refused("not_allowed", f"{business.name} is no business server: it has not the role {missing[0]}")
 
 
 def _key(folder: Path, name: str, passphrase: bytes, done: list[str]) -> Signer:

@@ -81,7 +81,7 @@ class World:
 
     async def publish(self, *events: Event, key: PrivateKey = EVENT_KEY) -> list[SignedEvent]:
         """Sign events as one batch and publish them."""
-        signed = sign_events(key, CONSORTIUM.genesis.chain_id(), SHOP.address, events)
+        signed = sign(*events, key=key)
         await self.queue.publish([message(item) for item in signed])
         self.events += events
         return signed
@@ -131,6 +131,11 @@ class RunningServer:
         """End it at once, as far as that goes in one process: nothing more is settled or submitted."""
         self.scope.cancel()
         await self.ended.wait()
+
+
+def sign(*events: Event, key: PrivateKey = EVENT_KEY) -> list[SignedEvent]:
+    """Return events signed by the shop as one batch."""
+    return sign_events(key, CONSORTIUM.genesis.chain_id(), SHOP.address, events)
 
 
 def message(signed: SignedEvent) -> NewMessage:
