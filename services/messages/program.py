@@ -76,32 +76,45 @@ async def run(settings: CenterSettings) -> None:
     """Run the message centre until SIGTERM or SIGINT.
 
     Raises:
-        LocalError: it cannot start: ``bad_config``, ``bad_address``, ``port_in_use``, ``token_missing``,
-            ``store_locked``, ``redis_not_durable`` and the like.
-        StorageError: the store failed, or another centre has taken it over (``fenced``).
+        LocalError: see :func:`serve`.
+        StorageError: see :func:`serve`.
     """
     configure_logs(settings.log_level)
-    queue_settings = settings.queue_settings()
-    queue_settings.validate()
+    # What is loaded by now stays for ever: the collector need not walk it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     try:
         with single_errors():
             async with stop_signals() as stopping:
-                with listen(settings.listen, token=settings.token) as listening:
-                    async with _open_store(settings) as store, open_queue(store, queue_settings) as queue:
-                        # What is loaded by now stays for ever: the collector need not walk it again.
-                        gc.collect()
-                        gc.freeze()
-                        gc.set_threshold(50_000, 20, 100)
-                        center = Center(queue, token=settings.token, metrics=CenterMetrics())
-                        async with trio.open_nursery() as nursery:
-                            await nursery.start(_serve_health, center, settings.health_port, stopping)
-                            with ready_file(settings.run):
-                                log.info("ready", address=address_of(listening), store=_store_name(settings))
-                                await center.serve(listening, stopping)
+                await serve(settings, stopping)
     except (StorageError, InvariantError) as error:
         log.error("stopped", code=error.code, why=str(error))
         raise
     log.info("stopped")
+
+
+async def serve(settings: CenterSettings, stopping: trio.Event) -> None:
+    """Serve until ``stopping`` is set.
+
+    Raises:
+        LocalError: it cannot start: ``bad_config``, ``bad_address``, ``port_in_use``, ``token_missing``,
+            ``store_locked``, ``redis_not_durable`` and the like.
+        StorageError: the store failed, or another centre has taken it over (``fenced``).
+    """
+    queue_settings = settings.queue_settings()
+    queue_settings.validate()
+    with single_errors(), listen(settings.listen, token=settings.token) as listening:
+        async with (
+            _open_store(settings) as store,
+            open_queue(store, queue_settings) as queue,
+            trio.open_nursery() as nursery,
+        ):
+            center = Center(queue, token=settings.token, metrics=CenterMetrics())
+            await nursery.start(_serve_health, center, settings.health_port, stopping)
+            with ready_file(settings.run):
+                log.info("ready", address=address_of(listening), store=_store_name(settings))
+                await center.serve(listening, stopping)
 
 
 @asynccontextmanager
