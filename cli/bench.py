@@ -57,6 +57,28 @@ def scale(rows: str, seconds: int, keys: int, transactions: int, output: Output)
     leave(main(rows=_names(rows), sizes=sizes, as_json=output.as_json))
 
 
+@bench.command("flash-sale")
+@click.option("--rows", metavar="A,B", default="", help="Of intake, direct, backlog, quota, pace; else all.")
+@_seconds(6)
+@click.option("--backlog", metavar="N", type=Number(1_000, 10_000_000), default=100_000, show_default=True)
+@click.option("--wishes", metavar="N", type=Number(1, 1_000_000), default=20_000, show_default=True)
+@click.option("--full", is_flag=True, help="Drain the backlog through rights server and chain: some minutes more.")
+@json_option
+def flash_sale(rows: str, seconds: int, backlog: int, wishes: int, full: bool, output: Output) -> None:
+    """Measure what a flash sale's burst costs with and without the message centre, side by side. Some four minutes.
+
+    Orders a second taken in durably while the chain drains at its threshold, against the same server that waits for
+    each order's transaction; a backlog's memory, disk and drain; a quota under many wishes; the largest exact pace.
+
+    Example: hansa bench flash-sale --rows intake,direct
+    """
+    from bench.flash_sale import Sizes, main
+    from cli.rights_trial import rights_trial
+
+    sizes = Sizes(seconds=seconds, backlog=backlog, wishes=wishes, quota=max(1, wishes // 20), is_full=full)
+    leave(main(open_network=rights_trial, rows=_names(rows), sizes=sizes, as_json=output.as_json))
+
+
 @bench.command("charts")
 @click.option("--only", metavar="A,B", default="", help="Of batch, calls, latency, stages, keys, validators; else all.")
 @click.option("--out", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default="docs/charts")

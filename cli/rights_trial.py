@@ -1,5 +1,6 @@
 """A trial network with the rights system's programs on it: what the rights demo and its benchmark run on."""
 
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -90,6 +91,8 @@ class RightsTrial:
         await self.stop_programs()
         center_home, business_home, server_home = await self._set_up(wishes)
         center = replace_fields(center_home, CenterFile, queue=dict(wishes.queue))
+        if wishes.is_fresh:
+            shutil.rmtree(center_home / center.data, ignore_errors=True)
         direct = SHOP if wishes.is_direct or wishes.is_direct_strict else ""
         business = replace_fields(business_home, BusinessFile, direct=direct, direct_strict=wishes.is_direct_strict)
         shares = {campaign: ShareFile(basis_points, cap) for campaign, (basis_points, cap) in wishes.shares.items()}

@@ -25,6 +25,7 @@ class Wishes:
         is_direct: the business server submits each event by itself and answers when it is final.
         is_direct_strict: the same with one event in flight.
         queue: bounds of the message centre's queue that are not their defaults, by their names.
+        is_fresh: forget the messages that an embedded store has kept.
     """
 
     rate_per_s: float
@@ -35,6 +36,7 @@ class Wishes:
     is_direct: bool = False
     is_direct_strict: bool = False
     queue: Mapping[str, int] = field(default_factory=dict)
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ async def _play_on(script: Script, consortium: Consortium, chain: Chain, watch: 
     """Start the programs, play the story, gather the facts."""
     watch.say("starting business server, message centre and rights server")
     await _open_campaigns(script, consortium, chain)
-    quota = script.plan.quotas[script.plan.shared]
+    quota = script.plan.quotas.get(script.plan.shared, 0)
     doors = await consortium.open_rights(
         Wishes(
             rate_per_s=script.rate_per_s,
@@ -162,7 +162,7 @@ async def _open_campaigns(script: Script, consortium: Consortium, chain: Chain) 
     """Open the campaigns and set the prices, as the business server's account."""
     signer = business_signer(consortium)
     for campaign, quota in script.plan.quotas.items():
-        await chain.call(signer, "open_campaign", {"campaign": campaign, "quota": max(1, quota)})
+        await chain.call(signer, "open_campaign", {"campaign": campaign, "quota": quota})
     for item, price in PRICES.items():
         await chain.call(signer, "set_price", {"item": item, "price": price})
 

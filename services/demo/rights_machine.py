@@ -45,8 +45,6 @@ PRICES = {"coffee": 250, "umbrella": 1_200}
 SERVER_ITEMS = ("umbrella",)
 """Items whose write-off the rights server computes (variant B); that of the others the contract does (variant A)."""
 
-Way = tuple[str, str, int]
-
 
 @dataclass(frozen=True, slots=True)
 class Deed:
@@ -75,7 +73,8 @@ class Deed:
 class Plan:
     """What is posted, act by act; ``repeats`` are of the burst, and posted some events after their originals.
 
-    ``quotas`` is exactly enough for each campaign's orders; the rights server computes the shares of ``shared``.
+    ``quotas`` is exactly enough for each campaign's orders; the rights server computes the shares of ``shared``, if
+    any order is in that.
     """
 
     burst: tuple[Deed, ...]
@@ -135,10 +134,14 @@ def make_plan(book: OrderBook, *, seed: int, run: str, salt: bytes) -> Plan:
     planner = _Planner(book, seed=seed, run=run, salt=salt)
     burst = planner.burst()
     spending = planner.spending()
-    repeats = frozenset(deed.key for deed in burst if _percent(seed, "repeats", deed.key) < REPEAT_PERCENT)
+    repeats = frozenset(
+        deed.key
+        for deed in burst
+        if _percent(seed, "repeats", deed.kind, _bare(deed.reference), deed.number) < REPEAT_PERCENT
+    )
     return Plan(
         burst=tuple(burst),
-        repeats=repeats,
+        repeats=repeats or frozenset([burst[0].key]),
         spending=tuple(spending),
         returns=tuple(planner.returns(spending)),
         quotas=planner.quotas,
@@ -183,7 +186,7 @@ def with_repeats(deeds: Sequence[Deed], repeats: frozenset[str]) -> list[Deed]:
     later: dict[int, list[Deed]] = {}
     for number, deed in enumerate(deeds):
         if deed.key in repeats:
-            at = min(len(deeds) - 1, number + _draw("distance", deed.reference) % 40)
+            at = min(len(deeds) - 1, number + _draw("distance", _bare(deed.reference)) % 40)
             later.setdefault(at, []).append(deed)
     found: list[Deed] = []
     for number, deed in enumerate(deeds):
@@ -196,7 +199,7 @@ def streams_of(deeds: Iterable[Deed], count: int) -> list[list[Deed]]:
     """Part events among so many posters; all of one order or redemption stay with one, in their order."""
     streams: list[list[Deed]] = [[] for _ in range(count)]
     for deed in deeds:
-        streams[_draw("poster", deed.reference) % count].append(deed)
+        streams[_draw("poster", _bare(deed.reference)) % count].append(deed)
     return streams
 
 
@@ -223,6 +226,9 @@ class _Planner:
         self._seed = seed
         self._run = run
         self._user = {order.number: pseudonym(order.customer, salt) for order in book.orders}
+        self._first_order: dict[str, str] = {}
+        for number, user in self._user.items():
+            self._first_order.setdefault(user, number)
         self._granted: dict[str, int] = {}
         times = [order.time_s for order in book.orders]
         self._delay_s_max = (max(times, default=0) - min(times, default=0)) // DELAY_PARTS
@@ -230,9 +236,10 @@ class _Planner:
         self._cancellations: dict[str, list[Cancellation]] = {}
         for item in book.cancellations:
             self._cancellations.setdefault(item.order, []).append(item)
-        self.quotas = {campaign_of(run, side): 0 for side in "ab"}
+        self.quotas: dict[str, int] = {}
         for order in book.orders:
-            self.quotas[self._campaign(order.number)] += order.amount_pence
+            campaign = self._campaign(order.number)
+            self.quotas[campaign] = self.quotas.get(campaign, 0) + order.amount_pence
 
     def burst(self) -> list[Deed]:
         """Return creations, completions and the cancellations before them, in business time."""
@@ -257,8 +264,7 @@ class _Planner:
                 self._late.append(item)
         if not left:
             return found
-        user_name = self._user[order.number]
-        self._granted[user_name] = self._granted.get(user_name, 0) + left
+        self._granted[user] = self._granted.get(user, 0) + left
         if left > 1 and self._percent("split", order.number) < SPLIT_PERCENT:
             part = 1 + self._draw("part", order.number) % (left - 1)
             found.append((done_at, Deed(Kind.COMPLETE, name, "part", amount=part)))
@@ -274,16 +280,17 @@ class _Planner:
         """Return redemptions that users can afford whatever order they arrive in."""
         deeds: list[Deed] = []
         for user, granted in self._granted.items():
-            if self._percent("redeems", user) >= REDEEM_PERCENT:
+            first = self._first_order[user]
+            if self._percent("redeems", first) >= REDEEM_PERCENT:
                 continue
-            part = granted * min(100, 30 + self._draw("share", user) % 101) // 100
-            item = list(PRICES)[self._draw("item", user) % len(PRICES)]
+            part = granted * min(100, 30 + self._draw("share", first) % 101) // 100
+            item = list(PRICES)[self._draw("item", first) % len(PRICES)]
             count = min(ITEM_COUNT_MAX, part // 2 // PRICES[item])
             if count:
                 part -= count * PRICES[item]
-                deeds.append(Deed(Kind.REDEEM, f"{self._run}-R{user}-i", user=user, items=((item, count),)))
+                deeds.append(Deed(Kind.REDEEM, f"{self._run}-R{first}-i", user=user, items=((item, count),)))
             if part:
-                deeds.append(Deed(Kind.REDEEM, f"{self._run}-R{user}", user=user, amount=part))
+                deeds.append(Deed(Kind.REDEEM, f"{self._run}-R{first}", user=user, amount=part))
         return deeds
 
     def returns(self, spending: Sequence[Deed]) -> list[Deed]:
@@ -293,8 +300,8 @@ class _Planner:
             kind = Kind.REFUND if self._draw("way", item.number, item.order) % 2 else Kind.CANCEL
             deeds.append(Deed(kind, self._name(item.order), item.number, amount=item.amount_pence))
         for deed in spending:
-            if self._percent("reverse", deed.reference[len(self._run) :]) < REVERSE_PERCENT:
-                part = worth(deed) // 2 if self._draw("half", deed.reference[len(self._run) :]) % 2 else 0
+            if self._percent("reverse", _bare(deed.reference)) < REVERSE_PERCENT:
+                part = worth(deed) // 2 if self._draw("half", _bare(deed.reference)) % 2 else 0
                 deeds.append(Deed(Kind.REVERSE, deed.reference, amount=part))
         return deeds
 
@@ -340,6 +347,11 @@ def _user_figures(
         clawedBack=taken_late - debt,
         debt=debt,
     )
+
+
+def _bare(reference: str) -> str:
+    """Return a name without the performance's: what a seed decides is the same in all of them."""
+    return reference.partition("-")[2]
 
 
 def _percent(*parts: object) -> int:

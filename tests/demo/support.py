@@ -45,13 +45,14 @@ class Performance:
         self.server = self.chain.address("shop")
         self.ends: dict[str, End] = {}
         self.receipts: dict[bytes, tuple[ReceiptView, ...]] = {}
-        rule = {script.plan.shared: ShareRule(10_000, max(1, script.plan.quotas[script.plan.shared]))}
+        shared = script.plan.quotas.get(script.plan.shared, 0)
+        rule = {script.plan.shared: ShareRule(10_000, shared)} if shared else {}
         self._table = ShareTable(rule, {item: PRICES[item] for item in SERVER_ITEMS})
         self._presented = Presented()
 
     def open(self) -> None:
         for campaign, quota in self.script.plan.quotas.items():
-            self.chain.ok("shop", "rights", "open_campaign", campaign=campaign, quota=max(1, quota))
+            self.chain.ok("shop", "rights", "open_campaign", campaign=campaign, quota=quota)
         for item, price in PRICES.items():
             self.chain.ok("shop", "rights", "set_price", item=item, price=price)
         relays: list[Value] = [KEYS[RELAY].public.address]
