@@ -13,8 +13,10 @@ FRAMES ?= 200000
 CALLS ?= 50000
 SEED ?= 1
 VALIDATORS ?= 4
+ROUNDS ?= 5
+STORE ?= embedded
 
-.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos fuzz mutants bench lock clean
+.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos rights-faults fuzz mutants bench lock clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -56,6 +58,9 @@ kill-loop: $(READY) ## kill -9 under load: make kill-loop CYCLES=100 SEED=1 VALI
 
 chaos: $(READY) ## kill -9, partitions and bad wires together, as root: make chaos CYCLES=100 SEED=1
 	$(BIN)/python -m tests.network.chaos --cycles $(CYCLES) --seed $(SEED)
+
+rights-faults: $(READY) ## kill -9, 30 s without a chain, a Redis that dies: make rights-faults ROUNDS=5 SEED=1 STORE=redis
+	$(BIN)/python -m tests.network.rights_faults --rounds $(ROUNDS) --seed $(SEED) --store $(STORE)
 
 sim-long: $(READY) ## the same through the night: make sim-long MINUTES=480
 	$(BIN)/python -m tests.sim --minutes $(MINUTES) $(if $(filter command environment,$(origin FIRST_SEED)),--first-seed $(FIRST_SEED))

@@ -9,11 +9,13 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import trio
 
+from services.messages.streams import CALL_SECONDS_MAX
 from tests.messages.redis import RedisServer, new_redis
 from tests.network.rights_model import Model
 from tests.network.rights_system import BUSINESS, CENTER, SECOND, SERVER, System, running_system
@@ -22,6 +24,7 @@ from tests.network.support import pass_time, same_block
 STEADY_MS = 200
 """The chain has come to rest when it says the same twice with this much time between."""
 HEALING_S = 60
+RATE_PER_S = 400.0
 
 Accident = Callable[[], Awaitable[None]]
 
@@ -126,6 +129,18 @@ class Faults:
         await trio.to_thread.run_sync(self.redis.start)
         await self.system.more_ended(1)
 
+    async def outlast_center(self) -> None:
+        """Keep Redis away for longer than the centre waits: it ends with a reason, and goes on once both are back."""
+        assert self.redis is not None
+        await self.system.more_ended(self.model.random.randrange(1, 60))
+        await trio.to_thread.run_sync(self.redis.kill)
+        process = self.system.programs[CENTER].process
+        with trio.fail_after(4 * CALL_SECONDS_MAX):
+            await process.wait_stopped()
+        assert process.ending().code == "redis_failed", process.ending()
+        await trio.to_thread.run_sync(self.redis.start)
+        await self.system.start(CENTER)
+
     def all(self) -> list[Accident]:
         """Return one accident of each kind that there can be, in an order that the seed decides."""
         kinds: list[Accident] = [self.kill_center, self.kill_business, self.kill_server]
@@ -136,7 +151,7 @@ class Faults:
         return kinds
 
 
-async def _rounds(rounds: int, seed: int, store: str, freeze_ms: int, stories: int) -> int:
+async def _rounds(rounds: int, seed: int, store: str, is_strict: bool, freeze_ms: int, stories: int) -> int:
     """Play all accidents again and again on one system; return how many rounds went wrong."""
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="hansa-faults-") as folder:
@@ -145,12 +160,15 @@ async def _rounds(rounds: int, seed: int, store: str, freeze_ms: int, stories: i
             redis.start()
         try:
             url = "embedded" if redis is None else redis.url
-            async with running_system(Path(folder) / "net", store=url, rate_per_s=400) as system:
+            async with running_system(
+                Path(folder) / "net", store=url, rate_per_s=RATE_PER_S, is_strict=is_strict
+            ) as system:
                 model = Model(Random(seed), "")
                 for number in range(rounds):
                     model.begin(Random(seed + number), f"r{number}")
                     faults = Faults(system, model, redis, freeze_ms)
-                    found = await faults.play(faults.all(), stories)
+                    accidents = faults.all() + ([faults.outlast_center] if redis else [])
+                    found = await faults.play(accidents, stories)
                     wrong += bool(found)
                     print(f"seed {seed + number}: {'; '.join(faults.log)}")
                     print(f"  {faults.unheard} unheard, {faults.taken_over} taken over, {found or 'all as it must be'}")
@@ -166,12 +184,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=("embedded", "redis"), default="embedded")
+    parser.add_argument("--strict", action="store_true")
     parser.add_argument("--freeze-ms", type=int, default=30_000)
     parser.add_argument("--orders", type=int, default=2_000)
-    options = parser.parse_args()
-    raise SystemExit(
-        min(1, trio.run(_rounds, options.rounds, options.seed, options.store, options.freeze_ms, options.orders))
-    )
+    given = parser.parse_args()
+    play = partial(_rounds, given.rounds, given.seed, given.store, given.strict, given.freeze_ms, given.orders)
+    raise SystemExit(min(1, trio.run(play)))
 
 
 if __name__ == "__main__":

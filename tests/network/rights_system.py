@@ -37,7 +37,7 @@ REPEATED = 0.05
 """Of so many lists all events are posted twice."""
 LATER = {"store_full", "intake_full", "center_unreachable"}
 """Refusals after which the same is posted again."""
-QUEUE = {"lease_ms": 2_000, "attempts_max": 14}
+QUEUE = {"lease_ms": 1_000, "attempts_max": 14}
 DRAIN_S = 120
 FIND_KEYS_MAX = 1_000
 
@@ -219,7 +219,9 @@ def interleaved(stories: Sequence[Sequence[Post]], random: Random) -> Iterator[P
 
 
 @asynccontextmanager
-async def running_system(folder: Path, *, store: str = "embedded", rate_per_s: float) -> AsyncIterator[System]:
+async def running_system(
+    folder: Path, *, store: str = "embedded", rate_per_s: float, is_strict: bool = False
+) -> AsyncIterator[System]:
     """Give the whole system on four nodes, a campaign open; all processes end with the block."""
     async with trial_network(folder) as trial, client_of(trial.network) as client:
         network = trial.network
@@ -239,6 +241,7 @@ async def running_system(folder: Path, *, store: str = "embedded", rate_per_s: f
                 center_port=base + 1,
                 rate_per_s=rate_per_s,
                 store=store,
+                is_strict=is_strict,
             ),
         )
         center_home, _, server_home = prepared.homes
