@@ -34,6 +34,8 @@ CENTER, BUSINESS, SERVER = "rights-center", "rights-business", "rights-server"
 """The folders of the three programs."""
 RATE_PER_S = 500.0
 """How many events a second the rights server gets, unless somebody says otherwise."""
+LANES = 4
+"""How many transactions the rights server has under way where orders need not wait for each other."""
 TOKEN_BYTES = 32
 TOKEN_FILE = "token"
 EVENT_KEY_SUFFIX = "-events"
@@ -193,32 +195,35 @@ def _write_homes(plan: Plan, business: Signer, event_key: str, done: list[str]) 
     """Make the three folders; a file that is there keeps what its operator wrote, but for what the plan names."""
     homes = tuple(plan.services / name for name in (CENTER, BUSINESS, SERVER))
     center_home, business_home, server_home = homes
-    if not (token := center_home / TOKEN_FILE).exists():
-        center_home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace_file(token, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
     center = _existing(center_home, CenterFile) or CenterFile(
         listen=f"127.0.0.1:{plan.center_port}", token=TOKEN_FILE, rate_per_s=RATE_PER_S
     )
+    was_strict = center.strict
     wanted = {"rate_per_s": plan.rate_per_s, "store": plan.store, "strict": plan.is_strict}
     center = msgspec.structs.replace(center, **{name: value for name, value in wanted.items() if value is not None})
+    if center.token and not (token := center_home / center.token).exists():
+        token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(token, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
     shared: dict[str, object] = {
         "center": center.listen,
+        "center_token": os.path.relpath(center_home / center.token, business_home) if center.token else "",
         "genesis": os.path.relpath(plan.genesis_file, business_home),
         "nodes": list(plan.nodes),
         "keys": os.path.relpath(plan.keystore, business_home),
         "passphrase": os.path.relpath(plan.passphrase_file, business_home),
-        "center_token": os.path.relpath(token, business_home),
     }
     listen = f"127.0.0.1:{plan.business_port}"
     served = {"listen": listen, "server": f"0x{business.address.hex()}", "event_key": event_key}
-    # Several transactions under way could overtake each other.
-    lanes = {"lanes": 1} if center.strict else {}
-    relay = {"name": SERVER, "account": RIGHTS_SERVER, **lanes}
-    files: list[tuple[Path, ServiceFile]] = [(center_home, center)]
-    if _existing(business_home, BusinessFile) is None:
-        files.append((business_home, msgspec.convert(shared | served, BusinessFile)))
-    if _existing(server_home, ServerFile) is None:
-        files.append((server_home, msgspec.convert(shared | relay, ServerFile)))
+    relay = {"name": SERVER, "account": RIGHTS_SERVER}
+    server = _existing(server_home, ServerFile) or msgspec.convert(shared | relay, ServerFile)
+    if center.strict != was_strict:
+        # Several transactions under way could overtake each other.
+        server = msgspec.structs.replace(server, lanes=1 if center.strict else LANES)
+    files: list[tuple[Path, ServiceFile]] = [
+        (center_home, center),
+        (business_home, _existing(business_home, BusinessFile) or msgspec.convert(shared | served, BusinessFile)),
+        (server_home, server),
+    ]
     # What an operator wrote, and how, stays while it says what is wanted.
     for home, file in files:
         if file != _existing(home, type(file)):
