@@ -1,0 +1,127 @@
+"""What callers post, as events: pure."""
+
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consensus.ledger.errors import PeerError
+from services.messages.store import Record, State
+from services.rights.events import AMOUNT_MAX, Event, Kind, event_codec
+from services.rights.intake import followed, mark_of
+from services.rights.requests import decode_any, decode_change_untrusted, decode_list_untrusted, decode_one_untrusted
+
+TIME_MS = 1_700_000_000_000
+IDS = st.text("abcXYZ019._:-", min_size=1, max_size=64)
+AMOUNTS = st.integers(1, AMOUNT_MAX)
+ABOUT_ORDER = ("cancel", "complete", "refund")
+
+
+@st.composite
+def posted(draw: st.DrawFn) -> tuple[dict[str, Any], Event]:
+    """Return a post, and the event that it is, said anew."""
+    kind = draw(st.sampled_from([kind.value for kind in Kind]))
+    reference, number = draw(IDS), draw(IDS)
+    amount = draw(st.none() | AMOUNTS)
+    body: dict[str, Any] = {"kind": kind, "event": number}
+    user = campaign = ""
+    items: dict[str, int] = {}
+    match kind:
+        case "create":
+            amount, user, campaign = draw(AMOUNTS), draw(IDS), draw(IDS)
+            body |= {"order": reference, "user": user, "campaign": campaign}
+        case "redeem":
+            user = draw(IDS)
+            items = draw(st.dictionaries(IDS, st.integers(1, 1_000_000), min_size=not amount, max_size=16))
+            body |= {"redemption": reference, "user": user} | ({"items": items} if items else {})
+        case _:
+            body["order" if kind in ABOUT_ORDER else "redemption"] = reference
+    if amount is not None:
+        body["amount"] = amount
+    listed = sorted(items.items())
+    return body, Event(kind, reference, number, user, campaign, amount or 0, listed, TIME_MS)
+
+
+@given(posted())
+def test_a_post_is_the_event_that_it_says(post: tuple[dict[str, Any], Event]) -> None:
+    body, event = post
+    assert decode_one_untrusted(msgspec.json.encode(body), decode_any, TIME_MS) == event
+    assert event_codec.decode_untrusted(event_codec.encode(event)) == event
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=70),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(posted(), st.data())
+def test_a_spoilt_post_is_refused_or_still_an_event(post: tuple[dict[str, Any], Event], data: st.DataObject) -> None:
+    body, event = post
+    field = data.draw(st.sampled_from([*body, "new"]))
+    spoilt = {**body, field: data.draw(JSON)}
+    try:
+        decoded = decode_one_untrusted(msgspec.json.encode(spoilt), decode_any, TIME_MS)
+    except PeerError as error:
+        code = error.code
+    else:
+        code = ""
+    assert code in ("", "bad_field")
+    if code:
+        return
+    assert field != "new"
+    assert type(decoded.amount) is int
+    assert 0 <= decoded.amount <= AMOUNT_MAX
+    assert event_codec.decode_untrusted(event_codec.encode(decoded)) == decoded
+    assert decoded == event or spoilt != body
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_decoder(body: bytes) -> None:
+    for decode in (
+        lambda: decode_one_untrusted(body, decode_any, TIME_MS),
+        lambda: decode_list_untrusted(body, decode_any, TIME_MS),
+        lambda: decode_change_untrusted(Kind.CANCEL, "o-1", body, TIME_MS),
+    ):
+        with suppress(PeerError):
+            decode()
+
+
+@given(posted(), posted())
+def test_events_have_one_mark_iff_they_say_the_same(
+    first: tuple[dict[str, Any], Event], second: tuple[dict[str, Any], Event]
+) -> None:
+    (_, one), (_, other) = first, second
+    later = Event(one.kind, one.reference, one.number, one.user, one.campaign, one.amount, one.items, TIME_MS + 5)
+    assert mark_of(one) == mark_of(later)
+    said = [(event.user, event.campaign, event.amount, event.items) for event in (one, other)]
+    assert (mark_of(one) == mark_of(other)) == (said[0] == said[1])
+
+
+TRANSACTION = f"0x{'ab' * 32}"
+
+
+@pytest.mark.parametrize(
+    ("state", "detail", "height", "result", "code", "message"),
+    [
+        (State.WAITING, "", None, "", None, None),
+        (State.WAITING, f"unknown_order 7 {TRANSACTION} 3", 7, "", "unknown_order", "unknown_order"),
+        (State.DONE, f"7 {TRANSACTION} 3 created=5", 7, "created=5", None, None),
+        (State.DONE, "", None, "", None, None),
+        (State.REFUSED, f"quota_exceeded 7 {TRANSACTION} 3", 7, "", "quota_exceeded", "quota_exceeded"),
+        (State.DEAD, "malformed no event at all", None, "", "malformed", "no event at all"),
+        (State.DEAD, "consumer_lost", None, "", "consumer_lost", "consumer_lost"),
+    ],
+)
+def test_how_an_event_stands_follows_from_its_messages_record(
+    state: State, detail: str, height: int | None, result: str, code: str | None, message: str | None
+) -> None:
+    stands = followed(Record(1, "create/o-1/1", "order:o-1", b"", state, 2, detail, 10, 20))
+    assert (stands.event_id, stands.state, stands.attempts) == ("create/o-1/1", state.value, 2)
+    assert (stands.chain.height if stands.chain else None) == height
+    assert stands.result == result
+    assert ((stands.error.code, stands.error.message) if stands.error else (None, None)) == (code, message)
