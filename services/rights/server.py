@@ -4,6 +4,7 @@ It keeps nothing on disk: SIGTERM lets what is under way become final, and after
 again what was not settled.
 """
 
+import gc
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +20,7 @@ from services.messages.link import open_link
 from services.messages.logs import configure_logs, ready_file, stop_signals
 from services.messages.port import MessageCenter
 from services.rights.figures import Figures
+from services.rights.health import serve_health
 from services.rights.relay import Limits, Relay
 from services.rights.shares import ShareTable
 from services.rights.submission import Submitter
@@ -48,6 +50,7 @@ class ServerSettings:
         window: deliveries unsettled at a time.
         shares: variant B: what the server computes itself; empty leaves all to the contract.
         log_level: debug, info, warning or error.
+        health_port: where ``/healthz`` and ``/metrics`` are answered on 127.0.0.1; 0: nowhere.
     """
 
     name: str
@@ -63,24 +66,27 @@ class ServerSettings:
     window: int = 512
     shares: ShareTable = field(default_factory=ShareTable)
     log_level: str = "info"
+    health_port: int = 0
 
 
 async def run(settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        LocalError: ``bad_config``, ``no_nodes``, ``bad_address`` and the like, when it cannot start.
+        LocalError: ``no_nodes``, ``bad_address``, and as :func:`serve`.
+        Refused: as :func:`serve`.
     """
     configure_logs(settings.log_level)
+    # What is loaded by now stays for ever: the collector need not walk it again.
+    gc.collect()
+    gc.freeze()
     with single_errors():
         async with (
             stop_signals() as stopping,
             open_client(settings.genesis, settings.nodes) as client,
             open_link(settings.center, token=settings.center_token, name=settings.name) as center,
         ):
-            with ready_file(settings.run):
-                log.info("ready", name=settings.name, account=f"0x{settings.account.address.hex()}")
-                await serve(settings, center, client, stopping)
+            await serve(settings, center, client, stopping)
     log.info("stopped")
 
 
@@ -92,17 +98,33 @@ async def serve(
     *,
     stop_timeout_s: float = STOP_TIMEOUT_S,
 ) -> None:
-    """Relay from the centre to the chain until ``stopping`` is set or the centre is gone for good."""
+    """Relay from the centre to the chain until ``stopping`` is set or the centre is gone for good.
+
+    Raises:
+        LocalError: ``bad_window``, ``bad_lane``, ``bad_config``, ``port_in_use``: it cannot start.
+        Refused: the centre wants another token.
+    """
+    figures = Figures()
     lanes = client.lanes(settings.account, count=settings.lanes, prefix=lane_prefix(settings.name))
-    async with center.consume(settings.name, window=settings.window) as subscription:
-        relay = Relay(
-            subscription,
-            Submitter(client, settings.account, lanes),
-            limits=Limits(settings.pack_max, settings.linger_ms, settings.lanes),
-            table=settings.shares,
-            figures=Figures(),
-        )
-        await relay.run(stopping, stop_timeout_s=stop_timeout_s)
+    submitter = Submitter(client, settings.account, lanes)
+    with single_errors():
+        async with (
+            trio.open_nursery() as nursery,
+            center.consume(settings.name, window=settings.window) as subscription,
+        ):
+            relay = Relay(
+                subscription,
+                submitter,
+                limits=Limits(settings.pack_max, settings.linger_ms, settings.lanes),
+                table=settings.shares,
+                figures=figures,
+            )
+            if settings.health_port:
+                await nursery.start(serve_health, settings.health_port, submitter, figures)
+            with ready_file(settings.run):
+                log.info("ready", name=settings.name, account=f"0x{settings.account.address.hex()}")
+                await relay.run(stopping, stop_timeout_s=stop_timeout_s)
+            nursery.cancel_scope.cancel()
 
 
 def lane_prefix(name: str) -> bytes:

@@ -1,15 +1,18 @@
 """The rights server between a real queue and a real contract: every event ends once, in the way it should."""
 
+import socket
 from collections import Counter
 from pathlib import Path
 from random import Random
 
+import httpx
 import msgspec
 import pytest
 import trio
 
 from consensus.ledger.codec import decode
 from consensus.ledger.keys import PrivateKey
+from services.client.keystore import Signer
 from services.messages.queue import QueueSettings
 from services.messages.store import NewMessage, State
 from services.rights.events import Event, Kind
@@ -251,6 +254,43 @@ async def test_without_a_table_the_contract_computes(tmp_path: Path) -> None:
         await world.drained()
         balance = await world.query("balance", user="u1")
         assert (balance["created"], balance["redeemed"]) == (30, 30)
+
+
+async def test_its_page_says_whether_it_is_well_and_its_figures(tmp_path: Path) -> None:
+    port = free_port()
+    async with world_in(tmp_path) as world, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as page:
+        await world.prepare()
+        server = world.start(health_port=port)
+        await world.publish(create("o1"), create("o2"), create("o3", campaign="spring"))
+        await world.drained()
+        assert (await page.get("/healthz")).text == "ok\n"
+        figures = (await page.get("/metrics")).text
+        assert 'hansa_rights_events_total{verdict="done"} 2.0' in figures
+        assert 'hansa_rights_events_total{verdict="refused"} 1.0' in figures
+        await server.stop()
+        nobody = Signer.of("nobody", PrivateKey.from_secret(80))
+        world.start(health_port=port, account=nobody)
+        await world.publish(create("o4"))
+        with trio.fail_after(WAIT_S):
+            while (answer := await well(page)) != (503, "unknown_account\n"):
+                assert answer in ((0, ""), (200, "ok\n"))
+                await pause()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def well(page: httpx.AsyncClient) -> tuple[int, str]:
+    """Return what a server says of itself, or nothing while it is not there."""
+    try:
+        answer = await page.get("/healthz")
+    except httpx.TransportError:
+        return 0, ""
+    return answer.status_code, answer.text
 
 
 # -- packing ---------------------------------------------------------------------------------------------
