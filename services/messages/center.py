@@ -138,6 +138,11 @@ class Center:
         self._token = token.encode()
         self._peers: set[_Peer] = set()
 
+    @property
+    def connections_count(self) -> int:
+        """How many peers are connected."""
+        return len(self._peers)
+
     def admits(self, token: str) -> bool:
         """Tell whether this is the token, in a time that tells nothing about it."""
         return hmac.compare_digest(token.encode(), self._token)
@@ -186,12 +191,12 @@ class Center:
                 return
             peer = _Peer(self, line)
             self._peers.add(peer)
-            self.metrics.connections.inc()
+            self.metrics.connections.set(self.connections_count)
             try:
                 await peer.run()
             finally:
-                self.metrics.connections.dec()
                 self._peers.discard(peer)
+                self.metrics.connections.set(self.connections_count)
         finally:
             room.release()
 

@@ -185,6 +185,23 @@ async def test_only_who_shares_the_boot_is_told_a_time(tmp_path: Path) -> None:
             assert (await deliver(near)).until_ns > 0
 
 
+async def test_many_requests_share_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(center_module, "REQUEST_BYTES_MAX", 1)
+    monkeypatch.setattr(center_module, "REQUESTS_MAX", 2)
+    async with (
+        running_center(tmp_path) as running,
+        peer_at(running.address) as one,
+        peer_at(running.address) as two,
+    ):
+        for peer in (one, two):
+            await peer.hear()
+            peer.say(*[wire.publish_of(identity, messages(20, first=20 * identity)) for identity in range(1, 20)])
+        for peer in (one, two):
+            answers = [await peer.hear() for _ in range(1, 20)]
+            assert {answer.id for answer in answers if isinstance(answer, wire.Kept)} == set(range(1, 20))
+        assert (await running.queue.stats()).waiting == 19 * 20
+
+
 async def test_who_confirms_nothing_is_let_go_and_others_get_its_messages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,8 +255,12 @@ async def test_dead_letters_are_listed_and_replayed(tmp_path: Path) -> None:
         assert any(isinstance(frame, wire.Deliver) and frame.key == "m0" for frame in frames)
 
 
-async def test_who_reads_nothing_is_let_go_and_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_module, "UNSENT_BYTES_MAX", 1_000_000)
+@pytest.mark.parametrize(("unsent_bytes_max", "unread_ms_max"), [(1_000_000, 100_000), (1 << 30, 50)])
+async def test_who_reads_nothing_is_let_go_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unsent_bytes_max: int, unread_ms_max: int
+) -> None:
+    monkeypatch.setattr(line_module, "UNSENT_BYTES_MAX", unsent_bytes_max)
+    monkeypatch.setattr(line_module, "UNREAD_MS_MAX", unread_ms_max)
     async with running_center(tmp_path) as running:
         await running.queue.publish(messages(100, size=16 * 1024))
         async with peer_at(running.address) as deaf, peer_at(running.address) as good:
@@ -248,21 +269,39 @@ async def test_who_reads_nothing_is_let_go_and_holds_nobody_up(tmp_path: Path, m
             keys = [f"m{number}" for number in range(100)]
             for identity in range(1, 20):
                 deaf.say(wire.Find(identity, keys))
-            while running.center.metrics.connections._value.get() > 1:
-                good.say(wire.Ask(1))
-                assert isinstance(await good.hear(), wire.Standing)
+            with trio.fail_after(PATIENCE_S):
+                while running.center.connections_count > 1:
+                    good.say(wire.Ask(1))
+                    assert isinstance(await good.hear(), wire.Standing)
 
 
-async def test_the_centre_ends_in_order(tmp_path: Path) -> None:
+async def test_the_centre_ends_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(center_module, "STOP_TIMEOUT_S", 100)
     async with running_center(tmp_path) as running, peer_at(running.address, window=1) as peer:
         await peer.hear()
         await running.queue.publish(messages(1))
         await deliver(peer)
         running.stopping.set()
         assert await peer.hears_the_end()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             await running.ended.wait()
         assert (await running.queue.stats()).consumers == 0
+
+
+async def test_what_is_answered_at_the_end_arrives(tmp_path: Path) -> None:
+    async with running_center(tmp_path) as running, peer_at(running.address) as peer:
+        await peer.hear()
+        await running.queue.publish(messages(600, size=16 * 1024))
+        peer.say(wire.Find(1, [f"m{number}" for number in range(600)]))
+        answered = running.center.metrics.requests.labels("find", "ok")
+        with trio.fail_after(PATIENCE_S):
+            while not answered._value.get():
+                await trio.lowlevel.checkpoint()
+        running.stopping.set()
+        records = await peer.hear()
+        assert isinstance(records, wire.Records)
+        assert len(records.records) == 600
+        assert await peer.hears_the_end()
 
 
 async def test_a_store_that_fails_ends_the_centre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,8 +324,10 @@ async def test_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.Monke
     async with running_center(tmp_path) as running, peer_at(running.address) as waiting_too:
         await waiting_too.hear()
         async with peer_at(running.address) as late:
-            waiting_too.say(wire.Ask(1))
-            assert isinstance(await waiting_too.hear(), wire.Standing)
+            for identity in range(1, 20):
+                waiting_too.say(wire.Ask(identity))
+                assert isinstance(await waiting_too.hear(), wire.Standing)
+            assert running.center.connections_count == 1
             waiting_too.line.close()
             assert await late.hear() == SAME
 
