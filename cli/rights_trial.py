@@ -153,16 +153,17 @@ def replace_fields(home: Path, kind: type[F], **changes: object) -> F:
 
 @asynccontextmanager
 async def rights_trial(folder: Path | None = None, *, keep: bool = False) -> AsyncIterator[RightsTrial]:
-    """Give a running trial network for the time of the block; its programs end with it, unless it is kept.
+    """Give a running trial network for the time of the block; its programs end with it, unless it is kept or was.
 
     Arguments and errors as :func:`node.network.trial.trial_network`.
     """
     async with trial_network(folder, keep=keep) as trial:
         rights = RightsTrial(trial)
+        ran_before = any(item.pid is not None for item in programs.status(rights.all_programs))
         is_left = False
         try:
             yield rights
-            is_left = keep
+            is_left = keep or ran_before
         finally:
             if not is_left:
                 with trio.CancelScope(shield=True):

@@ -30,6 +30,8 @@ from services.messages.link import open_link
 RATE_PER_S_MIN = 4.0
 DRAIN_S = 20
 """In about so many seconds the burst drains where nobody asks for another rate."""
+ATTEMPTS_MAX = 7
+"""How often the message centre tries what the chain does not know yet: for some 6 s, so that misfits end in time."""
 BASIS = 10_000
 VALIDATORS_MIN = 4
 
@@ -123,6 +125,7 @@ async def _play_on(script: Script, consortium: Consortium, chain: Chain, watch: 
             store=script.store,
             shares={script.plan.shared: (BASIS, min(quota, ORDER_PENCE_MAX))} if quota else {},
             prices={item: PRICES[item] for item in SERVER_ITEMS},
+            queue={"attempts_max": ATTEMPTS_MAX},
         )
     )
     started = time.monotonic()
