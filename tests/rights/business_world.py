@@ -41,6 +41,7 @@ class World:
     http: httpx.AsyncClient
     port: int
     stopping: trio.Event
+    ended: trio.Event
 
     @property
     def queue(self) -> Queue:
@@ -122,14 +123,15 @@ async def world_in(folder: Path, *, queue: QueueSettings | None = None, **change
         center = RunningCenter(folder / "queue", nursery, queue or QueueSettings())
         await center.start()
         settings = settings_of(folder, **{"nodes": (node.url,), "center": center.address, **changes})
-        stopping = trio.Event()
+        stopping, ended = trio.Event(), trio.Event()
 
         async def serve(task_status: trio.TaskStatus[int]) -> None:
             await business.serve(settings, stopping, task_status=task_status)
+            ended.set()
 
         port = await nursery.start(serve)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
-            yield World(node, client, center, settings, http, port, stopping)
+            yield World(node, client, center, settings, http, port, stopping, ended)
         stopping.set()
         await center.stop()
         nursery.cancel_scope.cancel()

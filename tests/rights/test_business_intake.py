@@ -40,7 +40,7 @@ class HeldCenter:
         await publish.may_go.wait()
         if publish.error is not None:
             raise publish.error
-        return [Published(number, is_new=True) for number, _ in enumerate(messages)]
+        return [Published(number, is_new="old" not in message.key) for number, message in enumerate(messages)]
 
 
 @dataclass
@@ -59,7 +59,8 @@ class Held:
         except HansaError as error:
             self.answers.append(error.code)
         else:
-            self.answers.append([answer.event_id for answer in answers if isinstance(answer, Taken)])
+            taken = [answer for answer in answers if isinstance(answer, Taken)]
+            self.answers.append([f"{answer.event_id}{'' if answer.is_new else ' again'}" for answer in taken])
 
     async def post(self, *names: str) -> None:
         """Post orders beside the test, and return when that waits."""
@@ -128,6 +129,20 @@ async def test_what_comes_while_publishes_are_under_way_goes_together_into_the_n
             "['create/d/1']",
             "['create/e/1', 'create/f/1']",
         ]
+
+
+async def test_each_gets_its_own_answer_out_of_a_publish_of_many() -> None:
+    async with held() as world:
+        await world.post("a")
+        await world.post("b")
+        await world.post("c", "old-1")
+        await world.post("old-2")
+        await world.post("d")
+        for _ in range(3):
+            await world.let_go(await world.next())
+        assert ["create/c/1", "create/old-1/1 again"] in world.answers
+        assert ["create/old-2/1 again"] in world.answers
+        assert ["create/d/1"] in world.answers
 
 
 async def test_a_publish_and_a_signature_have_their_bounds() -> None:

@@ -76,6 +76,24 @@ async def test_a_peer_that_does_not_go_on_does_not_hold_up_the_end(
                 pass
 
 
+async def test_a_peer_that_does_not_read_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "STOP_MS_MAX", 50)
+    monkeypatch.setattr(web, "UNREAD_MS_MAX", 600_000)
+    async with world_in(tmp_path) as world, await trio.open_tcp_stream("127.0.0.1", world.port) as deaf:
+        size = len((await world.http.get("/openapi.json")).content)
+        assert size > 5_000
+        for _ in range(20_000_000 // size):  # more than the kernel keeps for it
+            with trio.move_on_after(1) as scope:
+                await deaf.send_all(b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            if scope.cancelled_caught:
+                break
+        world.stopping.set()
+        with trio.fail_after(20):
+            await world.ended.wait()
+
+
 async def test_there_is_room_for_so_many_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "CONNECTIONS_MAX", 2)
     async with world_in(tmp_path) as world:
