@@ -22,9 +22,9 @@ from typing import Protocol
 import trio
 from rich.console import Console
 
+from bench.center_rate import RATES_PER_S, RateFigure, largest_kept, measure_rate
 from bench.flash_sale_client import Answers, drive, order_of, order_requests
 from bench.harness import check_names, cores, interrupted_by_signals, say
-from bench.pace import drain_all, keeps_pace
 from bench.report import Figures, number, print_table, rows_of
 from consensus.ledger.errors import InvariantError
 from node.network.programs import Program
@@ -32,8 +32,7 @@ from services.client.client import Client, open_client
 from services.client.keystore import Signer
 from services.demo.network import BUSINESS, CENTER, SERVER, Consortium, Doors, Wishes
 from services.messages.link import Link, open_link
-from services.messages.port import Stats
-from services.messages.store import NewMessage
+from services.messages.port import Settlement, Stats, Verdict
 
 PARTS = ("intake", "direct", "backlog", "quota", "pace")
 SECONDS = 6.0
@@ -48,8 +47,9 @@ BACKLOG_EVENTS = 100_000
 BACKLOG_LIST = 500
 QUOTA = 1_000
 WISHES = 20_000
-PACES_PER_S = (500, 1_000, 2_000, 3_000, 4_000, 6_000)
-PACE_SECONDS = 2
+PACE_SECONDS = 2.0
+SETTLE_EACH = 200
+WINDOW = 1_024
 POLL_S = 0.1
 DRAIN_TIMEOUT_S = 900
 FIELDS_AFTER_NAME = 11
@@ -75,7 +75,7 @@ class Sizes:
     backlog: int = BACKLOG_EVENTS
     wishes: int = WISHES
     quota: int = QUOTA
-    paces_per_s: tuple[int, ...] = PACES_PER_S
+    paces_per_s: tuple[float, ...] = RATES_PER_S
     is_full: bool = False
     """Whether the backlog drains through rights server and chain; else a consumer settles everything at once."""
 
@@ -246,21 +246,13 @@ class FlashSale:
             ]
 
     async def measure_pace(self) -> list[Figures]:
-        """Find the largest threshold that deliveries keep exactly and reach."""
-        measured = []
-        for rate in self._sizes.paces_per_s:
-            say(f"pace of {rate:,}/s: {PACE_SECONDS} s")
-            async with self._opened(Wishes(rate_per_s=rate, is_fresh=True)) as run:
-                await self._network.stop_program(SERVER)
-                count = rate * PACE_SECONDS
-                for start in range(0, count, 1_000):
-                    page = range(start, min(count, start + 1_000))
-                    await run.center.publish([NewMessage(f"pace-{at}", f"lane-{at}", bytes(600)) for at in page])
-                received_ns = await drain_all(run.center, count)
-                is_kept, reached = keeps_pace(received_ns, rate)
-                figures: Figures = {"row": f"pace {rate}", "rate_per_s": rate, "is_kept": is_kept}
-                measured.append({**figures, "reached": round(reached, 4)})
-        return measured
+        """Find the largest threshold that deliveries keep exactly and reach; with a message centre alone."""
+        say(f"pace: {len(self._sizes.paces_per_s)} thresholds, {PACE_SECONDS} s each")
+        figures = await measure_rate(self._sizes.paces_per_s, PACE_SECONDS)
+        return [
+            *(_pace_row(figure) for figure in figures),
+            {"row": "largest pace", "rate_per_s": largest_kept(figures)},
+        ]
 
     async def _intake(self, run: "Run", name: str, orders: int, connections: int, status: int = 202) -> Figures:
         """Post for the time of a row; return rates, latencies, and what the programs used."""
@@ -365,11 +357,20 @@ def goals_of(rows: Sequence[Figures]) -> list[Figures]:
         and number(backlog["drained_last_tenth_per_s"]) / max(1e-9, number(backlog["drained_first_tenth_per_s"])),
         "granted": quota and abs(number(quota["granted"]) - number(quota["quota"])),
     }
-    goals = [GOALS[name].judge(value) for name, value in figures.items() if isinstance(value, int | float)]
-    kept = [number(row["rate_per_s"]) for row in rows if row.get("is_kept") and number(row["reached"]) >= 0.98]
-    if any("is_kept" in row for row in rows):
-        goals.append({"name": "largest threshold kept exactly", "figure": max(kept, default=0), "unit": "/s"})
-    return goals
+    return [GOALS[name].judge(value) for name, value in figures.items() if isinstance(value, int | float)]
+
+
+async def drain_all(center: Link, count: int) -> list[int]:
+    """Receive so many deliveries, up to 200,000, settle each, and return when they came: CLOCK_MONOTONIC, ns."""
+    async with center.consume("bench", window=WINDOW) as subscription, trio.open_nursery() as nursery:
+        done: list[Settlement] = []
+        for at in range(count):
+            delivery = await anext(subscription)
+            done.append(Settlement(delivery.sequence, delivery.fence, Verdict.DONE))
+            if len(done) == SETTLE_EACH or at == count - 1:
+                nursery.start_soon(subscription.settle, done)
+                done = []
+    return list(subscription.received_ns)[:count]
 
 
 def tenths_per_s(times_ns: Sequence[int]) -> tuple[float, float]:
@@ -398,6 +399,16 @@ def processor_s(program: Program) -> float:
     return (int(fields[FIELDS_AFTER_NAME]) + int(fields[FIELDS_AFTER_NAME + 1])) / 100
 
 
+def _pace_row(figure: RateFigure) -> Figures:
+    return {
+        "row": f"pace {figure.rate_per_s:g}/s",
+        "threshold_per_s": figure.rate_per_s,
+        "is_kept": figure.is_kept,
+        "reached_per_s": round(figure.reached_per_s, 1),
+        "worst_excess": round(float(figure.excess), 4),
+    }
+
+
 def _pid(program: Program) -> int:
     pid = program.process.pid()
     if pid is None:
@@ -410,7 +421,8 @@ def _draw(report: Figures) -> None:
     rows = rows_of(report, "rows")
     console.print(f"{report['cores']} cores: client, three programs and {report['validators']} validators")
     intake = [row for row in rows if "connections" in row]
-    others = [row for row in rows if "connections" not in row]
+    paces = [row for row in rows if "is_kept" in row]
+    others = [row for row in rows if row not in intake and row not in paces]
     if intake:
         columns = {"row": "row", "connections": "connections", "orders_per_s": "orders/s", "p50_ms": "p50 ms"}
         columns |= {"p99_ms": "p99 ms", "waiting": "waiting", "drained_per_s": "drained/s"}
@@ -419,6 +431,10 @@ def _draw(report: Figures) -> None:
         lines = [{"figure": name.replace("_", " "), "value": value} for name, value in row.items() if name != "row"]
         console.print(f"[bold]{row['row']}[/]")
         print_table(console, lines, {"figure": "figure", "value": "value"})
+    if paces:
+        shown = [{**row, "kept": "yes" if row["is_kept"] else "no"} for row in paces]
+        columns = {"row": "row", "kept": "kept", "reached_per_s": "reached/s", "worst_excess": "worst window above"}
+        print_table(console, shown, columns)
     goals = report["goals"]
     if isinstance(goals, list) and goals:
         print_table(console, goals, {"name": "goal", "figure": "figure", "unit": "", "goal": "wanted", "met": "met"})
