@@ -11,7 +11,7 @@ that it knows with its first result.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import structlog
@@ -62,6 +62,15 @@ class _Held:
     since_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What is to be said of a message, under whatever fence is its newest then."""
+
+    sequence: int
+    judgement: Judgement
+    detail: str
+
+
 class Relay:
     """One subscription's way to the chain; :meth:`run` it once."""
 
@@ -76,7 +85,7 @@ class Relay:
         self._presented = Presented()
         self._fences: dict[int, int] = {}
         self._waiting: deque[_Held] = deque()
-        self._judged: list[Settlement] = []
+        self._judged: list[_Judged] = []
         self._has_waiting = trio.Event()
         self._has_judged = trio.Event()
         self._has_room = trio.Event()
@@ -190,9 +199,8 @@ class Relay:
     # -- settling --------------------------------------------------------------------------------------
 
     def _end(self, sequence: int, judgement: Judgement, detail: str, since_s: float) -> None:
-        verdict, exhausted = judgement
-        self._figures.judged(verdict, trio.current_time() - since_s)
-        self._judged.append(Settlement(sequence, self._fences[sequence], verdict, short(detail), exhausted))
+        self._figures.judged(judgement[0], trio.current_time() - since_s)
+        self._judged.append(_Judged(sequence, judgement, short(detail)))
         self._has_judged.set()
 
     async def _settle_forever(self) -> None:
@@ -205,9 +213,12 @@ class Relay:
             self._figures.held.set(len(self._fences))
             self._has_room.set()
 
-    async def _settle(self, judged: Sequence[Settlement]) -> None:
+    async def _settle(self, judged: Sequence[_Judged]) -> None:
         """Tell the centre what was judged. What it does not hear it delivers again."""
-        batch = [replace(item, fence=self._fences[item.sequence]) for item in judged]
+        batch = [
+            Settlement(item.sequence, self._fences[item.sequence], item.judgement[0], item.detail, item.judgement[1])
+            for item in judged
+        ]
         try:
             accepted = await self._subscription.settle(batch)
         except Unreachable as error:
@@ -219,9 +230,9 @@ class Relay:
             if self._is_cut_off:
                 log.info("centre answers again")
             self._is_cut_off = False
-        for item, is_accepted in zip(batch, accepted, strict=True):
-            if is_accepted or self._fences[item.sequence] == item.fence:
-                del self._fences[item.sequence]
+        for item, said, is_accepted in zip(judged, batch, accepted, strict=True):
+            if is_accepted or self._fences[said.sequence] == said.fence:
+                del self._fences[said.sequence]
             else:  # it was delivered again meanwhile
                 self._judged.append(item)
                 self._has_judged.set()

@@ -2,8 +2,11 @@
 
 import socket
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import httpx
 import msgspec
@@ -12,22 +15,27 @@ import trio
 
 from consensus.ledger.codec import decode
 from consensus.ledger.keys import PrivateKey
+from consensus.ledger.transaction import LANE_NAME_BYTES_MAX
 from services.client.keystore import Signer
+from services.messages.port import MessageCenter, Settlement, Subscription
 from services.messages.queue import QueueSettings
 from services.messages.store import NewMessage, State
 from services.rights.events import Event, Kind
+from services.rights.server import lane_prefix
 from services.rights.shares import ShareRule, ShareTable
 from tests.client.support import signer
 from tests.rights.server_world import (
     RELAY,
     SHOP,
     WAIT_S,
+    RunningServer,
     World,
     about,
     create,
     message,
     pause,
     redeem,
+    settings_of,
     sign,
     world_in,
 )
@@ -400,3 +408,49 @@ async def test_a_lease_that_runs_out_meanwhile_is_settled_under_the_new_one(tmp_
         assert (await world.drained()).done == 5
         assert len(set(world.node.submitted)) == submitted
         assert (await world.query("totals"))["created"] == 50
+
+
+class SlowCenter:
+    """The world's centre, which hears of the first verdicts only once their messages went out again."""
+
+    def __init__(self, world: World) -> None:
+        self.refused_count = 0
+        self._world = world
+
+    @asynccontextmanager
+    async def consume(self, name: str, *, window: int) -> AsyncIterator["SlowCenter"]:
+        async with self._world.queue.consume(name, window=window) as self._subscription:
+            yield self
+
+    def __aiter__(self) -> Subscription:
+        return self._subscription.__aiter__()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        with trio.fail_after(WAIT_S):
+            while not self.refused_count and await self._delivered() < 2 * len(settlements):
+                await pause()
+        accepted = await self._subscription.settle(settlements)
+        self.refused_count += accepted.count(False)
+        return accepted
+
+    async def _delivered(self) -> int:
+        return (await self._world.queue.stats()).delivered_count
+
+
+async def test_what_is_delivered_again_while_it_is_settled_is_settled_again(tmp_path: Path) -> None:
+    async with world_in(tmp_path, QueueSettings(rate_per_s=100_000, lease_ms=100)) as world:
+        await world.prepare()
+        before = len(set(world.node.submitted))
+        center = SlowCenter(world)
+        server = RunningServer(world, settings_of(tmp_path), cast(MessageCenter, center))
+        world.nursery.start_soon(server.run)
+        await world.publish(create("o1"), create("o2"))
+        assert (await world.drained()).done == 2
+        assert center.refused_count >= 2
+        assert len(set(world.node.submitted)) == before + 1
+        await server.stop()
+
+
+def test_lanes_are_named_after_the_server() -> None:
+    assert lane_prefix("server-1") == lane_prefix("server-1") != lane_prefix("server-2")
+    assert len(lane_prefix("server-1") + b"255") <= LANE_NAME_BYTES_MAX
