@@ -73,7 +73,7 @@ def listen(address: str, *, token: str) -> socket.socket:
     except OSError as error:
         listening.close()
         code = "port_in_use" if error.errno == errno.EADDRINUSE else "bad_address"
-        raise LocalError(code, f"cannot listen on {address}: {error.strerror}") from None
+        raise LocalError(code, f"cannot listen on {address}: {error.strerror or error}") from None
     return listening
 
 

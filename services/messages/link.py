@@ -318,21 +318,22 @@ class LinkSubscription:
     async def run(self) -> None:
         """Keep a connection; after one that broke, the next is tried with a growing pause."""
         pause_s = RETRY_FIRST_S
+        is_known_away = False
         while self._error is None:
             try:
                 async with _open_session(self._address, self._hello, self.take) as (session, ended):
-                    pause_s = RETRY_FIRST_S
+                    log.info("consuming", address=self._address, name=self._hello.name)
+                    pause_s, is_known_away = RETRY_FIRST_S, False
                     self._session = session
                     await ended.wait()
-                log.warning("centre gone", address=self._address)
-            except Refused as error:
-                if error.code in _FOR_EVER:
+            except HansaError as error:
+                if isinstance(error, Refused) and error.code in _FOR_EVER:
                     self._error = error
                     self._arrived.set()
                     return
-                log.warning("centre refuses", address=self._address, code=error.code, why=error.message)
-            except HansaError as error:
-                log.info("centre away", address=self._address, code=error.code, why=error.message)
+                if not is_known_away:
+                    log.warning("centre away", address=self._address, code=error.code, why=error.message)
+                is_known_away = True
             finally:
                 self._session = None
                 self._waiting.clear()  # their leases are gone

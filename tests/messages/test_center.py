@@ -357,6 +357,7 @@ async def test_a_socket_of_its_owner_alone(tmp_path: Path) -> None:
         (":26801", "", "bad_address"),
         ("unix:", "", "bad_address"),
         ("unix:/nowhere/center.sock", "", "bad_address"),
+        (f"unix:/{'n' * 200}", "", "bad_address"),
         ("192.0.2.1:26801", "t", "bad_address"),
     ],
 )
