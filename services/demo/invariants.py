@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from services.demo.chain import BlockView, ReceiptView, Seal
 from services.demo.orders import OrderBook
 from services.demo.rights_machine import Deed, Figures, Plan, total_figures
 from services.messages.store import State
+from services.rights.events import Kind
 
 NS = 1_000_000_000
 
@@ -142,6 +144,7 @@ def judge(facts: Facts) -> dict[str, bool]:
     return {
         "every_event_ended_once": _ended_once(facts),
         "nothing_lost_or_doubled": _nothing_lost_or_doubled(facts),
+        "each_order_in_turn": _in_turn(facts),
         "repeats_change_nothing": facts.repeats_new == 0 and bool(facts.plan.repeats),
         "rights_conserved": _conserved(facts),
         "quota_held": _quota_held(facts),
@@ -214,6 +217,22 @@ def _ended_once(facts: Facts) -> bool:
         if end.state is State.DONE:
             places.append(end.place)
     return None not in places and len(set(places)) == len(places)
+
+
+def _in_turn(facts: Facts) -> bool:
+    """Tell whether the chain has each order's events, and each redemption's, in the order in which they were posted.
+
+    One that came before the creation of its order had to wait for that.
+    """
+    posted: dict[str, list[Deed]] = {}
+    for deed in facts.plan.deeds:
+        posted.setdefault(deed.reference, []).append(deed)
+    for deeds in posted.values():
+        ends = [facts.ends.get(deed.key) for deed in sorted(deeds, key=lambda deed: deed.kind is not Kind.CREATE)]
+        places = [(end.place.height, end.place.call_index) for end in ends if end and end.place]
+        if any(place >= following for place, following in pairwise(places)):
+            return False
+    return True
 
 
 def _nothing_lost_or_doubled(facts: Facts) -> bool:

@@ -32,6 +32,7 @@ from services.demo.invariants import (
 from services.demo.rights import main
 from services.demo.rights_machine import Figures
 from services.messages.store import State
+from services.rights.events import Kind
 from tests.demo.support import NAMES, play
 
 
@@ -68,6 +69,17 @@ def other_end() -> End:
     return end
 
 
+def with_swapped_places() -> dict[str, End | None]:
+    """Return the ends with the places of one order's first two events exchanged."""
+    create = next(deed for deed in facts().plan.burst if deed.kind is Kind.CREATE)
+    one, other = [deed.key for deed in facts().plan.deeds if deed.reference == create.reference][:2]
+    ends = facts().ends
+    first, second = ends[one], ends[other]
+    assert first is not None
+    assert second is not None
+    return {**ends, one: replace(first, place=second.place), other: replace(second, place=first.place)}
+
+
 def more(figures: Figures, **changes: int) -> Figures:
     return Figures(**{name: value + changes.get(name, 0) for name, value in figures.as_map().items()})
 
@@ -90,6 +102,7 @@ BREAKS: list[tuple[str, Break]] = [
     ("nothing_lost_or_doubled", lambda: replace(facts(), entries=without(1))),
     ("nothing_lost_or_doubled", lambda: replace(facts(), entries=without(-1))),
     ("nothing_lost_or_doubled", lambda: replace(facts(), entries={**facts().entries, ("create", "gift", "1"): 1})),
+    ("each_order_in_turn", lambda: replace(facts(), ends=with_swapped_places())),
     ("repeats_change_nothing", lambda: replace(facts(), repeats_new=1)),
     ("rights_conserved", lambda: replace(facts(), after=more(facts().after, created=1, available=1))),
     ("rights_conserved", lambda: replace(facts(), before=more(facts().before, created=1, available=1))),
