@@ -455,6 +455,12 @@ class Rights(Contract):
         return record
 
     @query
+    def price(self, context: Context, item: Id, server: AccountAddress) -> dict[str, Value]:
+        """Return what one of a server's items costs, {item, version, price}. Fails with ``unknown_item``."""
+        version, price = _price(context, server, item)
+        return {"item": item, "version": version, "price": price}
+
+    @query
     def prices(self, context: Context, server: AccountAddress, start: str = "", limit: PageSize = 100) -> list[Value]:
         """Return up to ``limit`` of a server's items from ``start`` on, in order: {item, version, price}.
 

@@ -346,6 +346,8 @@ def test_prices(rights: Door) -> None:
     assert [line["item"] for line in rights.query("prices", server=SHOP, start="d")] == ["tea"]
     assert len(rights.query("prices", server=SHOP, limit=1)) == 1
     assert rights.query("prices", server=address("shop-2")) == []
+    assert rights.query("price", item="tea", server=SHOP) == {"item": "tea", "version": 1, "price": 7}
+    rights.refuses("unknown_item", "price", item="tea", server=address("shop-2"))
     rights.fails("not_allowed", "alice", "set_price", item="cup", price=1)
     for price in (-1, AMOUNT_MAX + 1):
         rights.fails("bad_arguments", "shop", "set_price", item="cup", price=price)
