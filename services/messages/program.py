@@ -102,12 +102,10 @@ async def serve(settings: CenterSettings, stopping: trio.Event) -> None:
             ``store_locked``, ``redis_not_durable`` and the like.
         StorageError: the store failed, or another centre has taken it over (``fenced``).
     """
-    queue_settings = settings.queue_settings()
-    queue_settings.validate()
     with single_errors(), listen(settings.listen, token=settings.token) as listening:
         async with (
             _open_store(settings) as store,
-            open_queue(store, queue_settings) as queue,
+            open_queue(store, settings.queue_settings()) as queue,
             trio.open_nursery() as nursery,
         ):
             center = Center(queue, token=settings.token, metrics=CenterMetrics())

@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
@@ -125,6 +126,33 @@ async def test_what_is_no_frame_ends_one_connection_only(tmp_path: Path) -> None
         assert await bad.hears_the_end()
         good.say(wire.Ask(1))
         assert isinstance(await good.hear(), wire.Standing)
+
+
+async def test_damaged_streams_hurt_nobody(tmp_path: Path) -> None:
+    """Whole conversations with some bits turned, each cut off somewhere; the centre serves on."""
+    random = Random(5)
+    talk: list[wire.Frame] = [
+        wire.publish_of(1, messages(20)),
+        wire.Find(2, ["m0"]),
+        wire.Settle(3, [Settlement(1, 1 << 32, Verdict.DONE)]),
+        wire.Received(1 << 32, 1),
+        wire.Ended(4, State.DONE, 0, 10),
+        wire.Replay(5, [1]),
+        wire.Ask(6),
+    ]
+    async with running_center(tmp_path) as running:
+        for _ in range(60):
+            stream = bytearray(b"".join(wire.encode(frame) for frame in random.sample(talk, len(talk))))
+            for _ in range(random.randrange(1, 4)):
+                stream[random.randrange(len(stream))] ^= 1 << random.randrange(8)
+            async with peer_at(running.address, window=random.randrange(3)) as peer:
+                await peer.hear()
+                peer.line.send(bytes(stream[: random.randrange(len(stream))]))
+                await trio.lowlevel.checkpoint()
+        async with peer_at(running.address) as good:
+            await good.hear()
+            good.say(wire.publish_of(1, messages(1, first=1_000)))
+            assert isinstance(await good.hear(), wire.Kept)
 
 
 async def test_a_delivery_waits_until_the_one_before_it_is_confirmed(tmp_path: Path) -> None:
