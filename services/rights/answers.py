@@ -83,6 +83,14 @@ class Taker(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """Return if events can be taken at present.
+
+        Raises:
+            Unreachable: what takes them in the end cannot be reached.
+        """
+        ...
+
 
 def taken(event: Event, *, is_new: bool, chain: Chain | None = None) -> Taken:
     """Return the answer for an event that is kept."""

@@ -27,6 +27,10 @@ class QueryChain(Protocol):
         """Ask a contract's query on one node, which is believed."""
         ...
 
+    def leave_node(self) -> None:
+        """Prefer the next node from now on."""
+        ...
+
 
 class Campaigns:
     """Tells whether orders of a campaign can be taken; :meth:`run` must run beside it.
@@ -40,6 +44,8 @@ class Campaigns:
         self._known: dict[str, tuple[HansaError | None, float]] = {}
         """By name: why its orders are refused, or None; and until when that counts."""
         self._asked: dict[str, trio.Event] = {}
+        self._trouble = ""
+        """Why the chain could not be asked last time, if so."""
         self._questions = trio.open_memory_channel[str](CAMPAIGNS_MAX)
 
     async def run(self) -> None:
@@ -75,14 +81,22 @@ class Campaigns:
 
     async def _ask(self, campaign: str) -> None:
         refusal: HansaError | None = None
-        try:
-            with trio.move_on_after(ASK_MS_MAX / 1000):
+        trouble = "no answer in time"
+        with trio.move_on_after(ASK_MS_MAX / 1000) as scope:
+            try:
                 refusal = self._judge(campaign, await self._chain.query("rights", "campaign", {"campaign": campaign}))
-        except Refused as error:
-            if error.code == "unknown_campaign":
-                refusal = Refused(error.code, f"there is no campaign {campaign}")
-        except HansaError as error:
-            log.warning("the chain cannot be asked", campaign=campaign, code=error.code, why=error.message)
+                trouble = ""
+            except HansaError as error:
+                trouble = error.message
+                if isinstance(error, Refused) and error.code == "unknown_campaign":
+                    refusal, trouble = Refused(error.code, f"there is no campaign {campaign}"), ""
+        if scope.cancelled_caught:
+            self._chain.leave_node()
+        if trouble and not self._trouble:
+            log.warning("the chain cannot be asked about campaigns: orders are taken all the same", why=trouble)
+        elif self._trouble and not trouble:
+            log.info("the chain can be asked about campaigns again")
+        self._trouble = trouble
         if len(self._known) >= CAMPAIGNS_MAX:
             self._known.clear()
         self._known[campaign] = refusal, trio.current_time() + FRESH_MS / 1000

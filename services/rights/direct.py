@@ -48,6 +48,10 @@ class Direct:
                     pass
         return None
 
+    async def check(self) -> None:
+        """Return if a node answers."""
+        await self._client.query(CONTRACT, "campaigns", {"limit": 1})
+
     async def _submit(self, event: Event) -> Answer:
         try:
             outcome = await self._client.call_many(self._signer, [call_of(event)], lanes=self._lanes)

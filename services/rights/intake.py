@@ -84,6 +84,10 @@ class Intake:
         found = await self._center.find([f"{kind}/{reference}/{number}"])
         return None if found[0] is None else followed(found[0])
 
+    async def check(self) -> None:
+        """Return if the message centre answers."""
+        await self._center.stats()
+
     async def _publish_forever(self) -> None:
         while True:
             while not self._posts:

@@ -34,7 +34,7 @@ _POSTS: Final = {
 }
 _GETS: Final = {
     "/events/{kind}/{reference}/{number}": "How an event stands, and where in the chain it is",
-    "/healthz": "Whether the server answers",
+    "/healthz": "Whether events can be taken at present: 200, or 503 while the message centre cannot be reached",
     "/metrics": "Figures for Prometheus",
     "/openapi.json": "This document",
 }

@@ -178,6 +178,7 @@ class Pages:
         return _json(msgspec.json.encode(found))
 
     async def _health(self, _: Request) -> Response:
+        await self._taker.check()
         return _json(b'{"ready":true}')
 
     async def _figures(self, _: Request) -> Response:

@@ -289,6 +289,7 @@ async def test_a_centre_that_is_away_and_comes_back(tmp_path: Path) -> None:
         answer = await world.http.post("/orders", json={**ORDER, "order": "o-2"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "center_unreachable")
         assert (await world.get("/events/create/o-1/1", 503))["error"]["code"] == "center_unreachable"
+        assert (await world.get("/healthz", 503))["error"]["code"] == "center_unreachable"
         await world.center.start()
         with trio.fail_after(20):
             while (await world.http.post("/orders", json={**ORDER, "order": "o-2"})).status_code != 202:

@@ -25,6 +25,7 @@ class Chain:
         self.answer = answer
         self.delay_s = 0.0
         self.asked: list[Value] = []
+        self.left = 0
 
     async def query(self, contract: str, method: str, arguments: dict[str, Value] | None = None) -> Value:
         assert (contract, method) == ("rights", "campaign")
@@ -34,6 +35,9 @@ class Chain:
         if isinstance(self.answer, HansaError):
             raise self.answer
         return self.answer
+
+    def leave_node(self) -> None:
+        self.left += 1
 
 
 @asynccontextmanager
@@ -124,6 +128,7 @@ async def test_a_chain_that_is_silent_holds_an_order_up_once_and_briefly(
         begin = trio.current_time()
         assert await code(campaigns) == ""
         assert trio.current_time() == begin
+        assert chain.left == 1  # the next question goes to another node
 
 
 async def test_names_that_are_remembered_are_bounded(
