@@ -55,7 +55,8 @@ class Faults:
                     happening, accidents = (accidents, ()) if accidents else ((), ())
                     for accident in happening:
                         await self._play(accident)
-                await system.drained()
+                if not await system.drained():
+                    break
             watching.cancel_scope.cancel()
         faults = await system.faults(self.model)
         await same_block(system.network, timeout_s=HEALING_S)
@@ -80,6 +81,10 @@ class Faults:
 
     async def _kill(self, name: str) -> None:
         await self.system.more_ended(self.model.random.randrange(1, 60))
+        # Stopped first, so that what others ask of it is under way when it dies.
+        self.system.freeze(name)
+        self.system.waiting = 0
+        await pass_time(self.model.random.randrange(50, 300))
         await self.system.kill(name)
         await self.system.start(name)
 

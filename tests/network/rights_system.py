@@ -38,7 +38,7 @@ REPEATED = 0.05
 LATER = {"store_full", "intake_full", "center_unreachable"}
 """Refusals after which the same is posted again."""
 QUEUE = {"lease_ms": 1_000, "attempts_max": 14}
-DRAIN_S = 120
+DRAIN_S = 60
 FIND_KEYS_MAX = 1_000
 
 
@@ -85,11 +85,13 @@ class System:
             while self.posted.total() < wanted:
                 await pass_time(POLL_MS)
 
-    async def drained(self) -> None:
-        """Wait until nothing waits."""
-        with trio.fail_after(DRAIN_S):
+    async def drained(self) -> bool:
+        """Wait until nothing waits, and tell if that came."""
+        with trio.move_on_after(DRAIN_S):
             while (await self.stats()).waiting:
                 await pass_time(POLL_MS)
+            return True
+        return False
 
     async def applied(self, users: Iterable[str]) -> int:
         """Return how many events have taken effect on the chain: all entries of these users' histories."""
