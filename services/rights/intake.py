@@ -58,6 +58,7 @@ class Intake:
         self._posts: deque[_Post] = deque()
         self._waiting_count = 0
         self._workers = trio.lowlevel.ParkingLot()
+        metrics.waiting.set_function(lambda: self._waiting_count)
 
     async def run(self) -> None:
         """Publish what comes, until cancelled."""

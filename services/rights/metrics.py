@@ -24,6 +24,7 @@ class BusinessMetrics:
             "hansa_business_publish_events", "Events in one publish", buckets=_COUNTS, registry=self._registry
         )
         self.connections = Gauge("hansa_business_connections", "TCP connections open", registry=self._registry)
+        self.waiting = Gauge("hansa_business_waiting", "Events that wait to be published", registry=self._registry)
         self._children: dict[tuple[str, str], Callable[[], None]] = {}
 
     def count(self, kind: str, outcome: str) -> None:

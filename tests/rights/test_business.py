@@ -15,6 +15,8 @@ from services.rights.events import Kind, decode_signed_untrusted
 from tests.client.support import CONSORTIUM, signer
 from tests.rights.business_world import EVENT_KEY, ORDER, SHOP, World, exchange, world_in
 
+JSON = {"content-type": "application/json"}
+
 
 async def only_record(world: World, key: str) -> Any:
     (record,) = await world.queue.find([key])
@@ -59,7 +61,7 @@ async def test_every_kind_of_event_goes_into_the_lane_of_what_it_is_about(tmp_pa
 
 async def test_an_empty_body_stands_for_all_that_is_left(tmp_path: Path) -> None:
     async with world_in(tmp_path) as world:
-        answer = await world.http.post("/orders/o-1/complete", headers={"content-type": "application/json"})
+        answer = await world.http.post("/orders/o-1/complete", headers=JSON)
         assert answer.status_code == 202
         assert decode_signed_untrusted((await only_record(world, "complete/o-1/1")).body).event.amount == 0
 
@@ -189,7 +191,7 @@ async def test_what_is_no_order_is_refused_with_the_field_that_is_wrong(tmp_path
     async with world_in(tmp_path) as world:
         for body, status, code, said in BAD_BODIES:
             content = body if isinstance(body, bytes) else msgspec.json.encode(body)
-            answer = await world.http.post("/orders", content=content, headers={"content-type": "application/json"})
+            answer = await world.http.post("/orders", content=content, headers=JSON)
             error = answer.json()["error"]
             assert (answer.status_code, error["code"]) == (status, code), content[:80]
             assert said in error["message"]
@@ -216,6 +218,23 @@ async def test_bodies_are_bounded_with_and_without_a_length(tmp_path: Path) -> N
         for length in (b"%d" % (pages.BODY_BYTES_MAX + 1), b"9" * 300, b"9" * 6_000):
             answer = await exchange(world.port, head + b"content-length: %b\r\n\r\n" % length)
             assert answer.startswith((b"HTTP/1.1 413", b"HTTP/1.1 400"))
+
+
+async def test_bodies_that_are_being_received_are_bounded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = msgspec.json.encode(ORDER)
+    monkeypatch.setattr(pages, "BODIES_BYTES_MAX", len(order) * 2 - 1)
+    async with world_in(tmp_path) as world, await trio.open_tcp_stream("127.0.0.1", world.port) as slow:
+        await slow.send_all(raw("/orders", order, "expect: 100-continue")[: -len(order)])
+        assert (await slow.receive_some()).startswith(b"HTTP/1.1 100")
+        with trio.fail_after(20):
+            while (answer := await world.http.post("/orders", content=order, headers=JSON)).status_code == 202:
+                pass
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "intake_full")
+        await slow.send_all(order)
+        assert (await slow.receive_some()).startswith(b"HTTP/1.1 202")
+        await world.post("/orders", ORDER)
 
 
 async def test_other_refusals_have_their_status_and_the_same_form(tmp_path: Path) -> None:
@@ -374,9 +393,23 @@ async def test_slow_bodies_and_idle_connections_are_ended(tmp_path: Path, monkey
         assert kept.startswith(b"HTTP/1.1 202")
 
 
+UPGRADE = b"""GET / HTTP/1.1\r
+host: localhost\r
+connection: upgrade\r
+upgrade: websocket\r
+sec-websocket-version: 13\r
+sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA=="""
+
+
 async def test_rubbish_on_the_wire_ends_its_connection_alone(tmp_path: Path) -> None:
     async with world_in(tmp_path) as world:
-        for rubbish in (b"\x00" * 100, b"POST /orders HTTP/9.9\r\n\r\n", b"x" * 40_000, b"GET / HTTP/1.1\r\n\r\n"):
+        for rubbish in (
+            b"\x00" * 100,
+            b"POST /orders HTTP/9.9\r\n\r\n",
+            b"x" * 40_000,
+            b"GET / HTTP/1.1\r\n\r\n",
+            UPGRADE,
+        ):
             answer = await exchange(world.port, rubbish + b"\r\n\r\n")
             assert not answer.startswith(b"HTTP/1.1 2")
         assert (await world.post("/orders", ORDER))["isNew"]
