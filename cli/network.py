@@ -96,6 +96,7 @@ def up(
 
     from node.network.homes import is_network, load_network
     from node.network.local import node_process, start
+    from node.network.local import status as read_status
     from node.network.programs import find_programs, status
 
     place = _chosen(folder, option)
@@ -106,6 +107,8 @@ def up(
     statuses = trio.run(start, made)
     for system in dict.fromkeys(systems):
         _start_system(made, system, output)
+    if systems:
+        statuses = trio.run(read_status, made)
     data = _card(made, statuses, status(find_programs(made)))
     output.show(data, lambda console: _draw(console, data))
     if not data["ok"]:

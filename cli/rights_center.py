@@ -70,7 +70,6 @@ class Operator:
         import trio
 
         from services.messages.link import open_link
-        from services.messages.logs import configure_logs
         from services.rights.config import SERVICE_FILE, CenterFile, read_service, read_token
 
         home = network_folder(self.place.given) / "services" / CENTER_HOME
@@ -84,7 +83,6 @@ class Operator:
         if self._token_file is not None:
             token = read_token(Path(), "--token-file", str(self._token_file))
         address = center
-        configure_logs("error")  # what the link notes on its way is no result
 
         async def run() -> T:
             async with open_link(address, token=token, name=OPERATOR) as link:

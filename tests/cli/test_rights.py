@@ -2,10 +2,12 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -253,6 +255,28 @@ def test_watching_outlives_the_centre_and_ends_by_ctrl_c(running: Folder) -> Non
         watching.wait()
     assert (watching.returncode, errors) == (0, "")
     assert all(json.loads(line) for line in output.splitlines())
+
+
+@pytest.mark.network
+def test_a_terminal_is_drawn_anew_until_ctrl_c(running: Folder) -> None:
+    """As a person does it: in a terminal of its own, with the key that sends the signal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "cli.main", "rights", "status", "--watch", "--network", running.path],
+            os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "COLUMNS": "80"},
+        )
+    with os.fdopen(terminal, "r+b", buffering=0) as screen:
+        drawn = b""
+        while drawn.count(b"Message centre") < 2:
+            drawn += screen.read(4_096)
+        screen.write(b"\x03")
+        with suppress(OSError):  # the terminal goes with who was in it
+            while screen.read(4_096):
+                pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert b"1000 a second at the most" in drawn
 
 
 def test_a_centre_that_does_not_run_is_said_so(network: Folder) -> None:

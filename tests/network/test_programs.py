@@ -17,6 +17,7 @@ from contracts.runtime.registry import Registry
 from node.network import programs
 from node.network.genesis import activations_of, default_plan
 from node.network.homes import LocalNetwork, init_network
+from node.network.local import environment
 from node.network.process import ProcessState
 from node.network.programs import PROGRAM_PORT_STEP, Program
 from node.network.trial import free_port_base
@@ -83,7 +84,8 @@ async def test_programs_start_in_order_and_stay_until_they_are_stopped(network: 
     beginnings = [began(pid) for pid in pids]
     assert beginnings == sorted(beginnings)
     assert [item.pid for item in await programs.start(network, found)] == pids
-    assert await programs.stop(network, found) == {SERVER: True, BUSINESS: True, CENTER: True}
+    ended = await programs.stop(network, found)
+    assert [*ended.items()] == [(SERVER, True), (BUSINESS, True), (CENTER, True)]
     assert not any((program.folder / "run" / "ready").exists() for program in found)
     assert [item.ending for item in programs.status(found)] == [None] * 3  # they were told to
     second = await programs.start(network, found)
@@ -106,6 +108,8 @@ async def test_what_a_killed_program_left_is_harmless(network: LocalNetwork) -> 
     assert (center.folder / "run" / "ready").exists()
     # The file names a process that lives, and is not this program's.
     (center.folder / "run" / "ready").write_text(f"{os.getpid()}\n")
+    center.process.start(environment())
+    assert [item.is_ready for item in programs.status(found)] == [False, True, True]
     await programs.start(network, found)
     again = programs.status(found)
     assert [item.is_ready for item in again] == [True] * 3
