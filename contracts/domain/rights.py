@@ -188,13 +188,13 @@ class Rights(Contract):
         cancel, complete, refund, redeem or reverse_redemption), ``reference`` (order or redemption), ``number``,
         and what follows up to ``time_ms``; ``amount`` is an order's amount, the most that items may cost, or else how
         much of it, 0 for all that is left. ``share`` is what the rights server computed for a creation or a
-        redemption; 0 where the contract is to. Fails with ``not_appointed``, ``not_allowed`` for a suspended
-        server, ``unknown_root``, ``bad_proof``, ``bad_event``, and as the method that ``kind`` names.
+        redemption; 0 where the contract is to. Fails with ``not_appointed``, ``account_suspended`` about the server,
+        ``unknown_root``, ``bad_proof``, ``bad_event``, and as the method that ``kind`` names.
         """
         event_keys, rights_servers = _appointed(context, server)
         context.require(context.caller in rights_servers, "not_appointed", "the server did not appoint the caller")
         account = context.account(server)
-        context.require(account is not None and account.status == ACTIVE, "not_allowed", "the server is suspended")
+        context.require(account is not None and account.status == ACTIVE, "account_suspended")
         signer = context.state.get(f"root/{server.hex()}/{root.hex()}")
         context.require(signer in event_keys, "unknown_root", "no key in force is known to have signed it")
         listed: list[Any] = [[item, items[item]] for item in sorted(items)]

@@ -245,7 +245,7 @@ def test_a_suspended_server_has_nothing_relayed(rights: Door) -> None:
     account = load_account(rights.chain.state, SHOP)
     assert account is not None
     rights.chain.state.apply({account_key(SHOP): encode({**account.value(), "status": SUSPENDED})})
-    rights.fails("not_allowed", RELAY, "apply", **apply_arguments(signed))
+    rights.fails("account_suspended", RELAY, "apply", **apply_arguments(signed))
 
 
 def test_events_that_lack_what_their_kind_needs(rights: Door) -> None:
