@@ -174,7 +174,7 @@ async def test_what_was_under_way_when_the_centre_went_is_unknown() -> None:
     async with stand_in() as (address, lines), open_link(address, name="t") as link, trio.open_nursery() as nursery:
 
         async def publish() -> None:
-            with pytest.raises(Unreachable) as lost:
+            with pytest.raises(Unreachable, match="has ended the connection") as lost:
                 await link.publish(messages(1))
             assert lost.value.code == "center_unreachable"
 
