@@ -25,8 +25,8 @@ from services.rights.relay import Limits, Relay
 from services.rights.shares import ShareTable
 from services.rights.submission import Submitter
 
-STOP_TIMEOUT_S = 10.0
-"""How long what is under way may take to become final after SIGTERM."""
+STOP_TIMEOUT_S = 7.0
+"""How long what is under way may take to become final after SIGTERM; whoever ends programs waits ten seconds."""
 
 log = structlog.get_logger("rights-server")
 

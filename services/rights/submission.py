@@ -70,6 +70,7 @@ class Submitter:
                     self._on_progress()
                     return outcome
                 lane.forget()
+                await self._client.pause()
 
     async def _submit_in(self, lane: Lane, calls: Sequence[Call]) -> Outcome | None:
         """Return the outcome of the calls under the lane's next number, None when others have taken it."""
@@ -83,9 +84,9 @@ class Submitter:
                 try:
                     return await self._client.submit_and_wait(transaction, timeout_ms=self._step_ms)
                 except (Unreachable, Refused, PeerError) as error:
-                    await self._on_trouble(error)
                     if error.code in _LANE_TAKEN:
                         return await self._holder(transaction)
+                    await self._on_trouble(error)
                 is_valid = self._now_ms() <= transaction.body.valid_until_ms
 
     async def _next_number(self, lane: Lane) -> int:
