@@ -15,6 +15,8 @@ from services.messages.store import Change, Counts, State, Store
 from tests.conftest import require
 from tests.messages.stores import NOW_MS, EmbeddedSite, message
 
+PAGE_BYTES = 4_096
+
 
 async def code_of_opening(folder: Path) -> str:
     store = EmbeddedStore(folder)
@@ -79,8 +81,10 @@ async def test_a_damaged_page_is_found_at_the_start(tmp_path: Path) -> None:
     async with EmbeddedSite(tmp_path).opened() as store:
         await store.append([message(number, bytes(1_000)) for number in range(1, 101)], NOW_MS)
     content = bytearray((tmp_path / DATABASE).read_bytes())
-    middle = len(content) // 2 // 4096 * 4096
-    content[middle : middle + 64] = b"\xff" * 64
+    # A leaf of the index of keys, which nothing at the start would read: its first byte says what it is.
+    places = range(PAGE_BYTES, len(content), PAGE_BYTES)
+    place = next(place for place in places if content[place] == 0x0A and b"create/" in content[place:][:PAGE_BYTES])
+    content[place + 3 : place + 8] = b"\xff" * 5
     (tmp_path / DATABASE).write_bytes(content)
     assert await code_of_opening(tmp_path) == "corrupted"
 
