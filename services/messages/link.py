@@ -322,7 +322,8 @@ class LinkSubscription:
         while self._error is None:
             try:
                 async with _open_session(self._address, self._hello, self.take) as (session, ended):
-                    log.info("consuming", address=self._address, name=self._hello.name)
+                    if is_known_away:
+                        log.info("centre back", address=self._address)
                     pause_s, is_known_away = RETRY_FIRST_S, False
                     self._session = session
                     await ended.wait()

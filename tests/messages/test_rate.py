@@ -53,6 +53,7 @@ def test_a_rate_that_is_not_reached_is_not_called_kept() -> None:
         RateFigure(900, 899, 100, Fraction(1, 9)),
     ]
     assert largest_kept(figures) == 50
+    assert largest_kept(figures, 0.9) == 500
 
 
 @pytest.mark.slow
