@@ -22,7 +22,15 @@ from consensus.ledger.errors import PeerError
 from consensus.ledger.receipt import OK
 from services.client.errors import Unreachable
 from services.client.outcome import Outcome
-from services.messages.port import PUBLISH_MESSAGES_MAX, WINDOW_MAX, Delivery, Settlement, Subscription, Verdict
+from services.messages.port import (
+    PUBLISH_MESSAGES_MAX,
+    WINDOW_MAX,
+    Delivery,
+    MessageCenter,
+    Settlement,
+    Subscription,
+    Verdict,
+)
 from services.messages.store import State
 from services.rights.events import SignedEvent, decode_signed_untrusted
 from services.rights.figures import Figures
@@ -32,6 +40,7 @@ from services.rights.submission import Submitter
 from services.rights.verdicts import Judgement, detail_of, judge, short
 
 SETTLE_TIMEOUT_S = 2.0
+CENTER_PAUSE_S = 0.5
 HELD_MAX = 2 * WINDOW_MAX
 """How many deliveries are held unsettled; leases that run out bring more than the window."""
 
@@ -45,7 +54,7 @@ class Limits:
     Args:
         pack_max: events in a transaction.
         linger_ms: how long the first of them waits for others while a lane is free.
-        lanes: transactions under way at a time; 1 keeps one order over all events.
+        lanes: transactions under way at a time, unless the centre keeps one order over all events: then 1.
     """
 
     pack_max: int = 100
@@ -75,8 +84,16 @@ class Relay:
     """One subscription's way to the chain; :meth:`run` it once."""
 
     def __init__(
-        self, subscription: Subscription, submitter: Submitter, *, limits: Limits, table: ShareTable, figures: Figures
+        self,
+        center: MessageCenter,
+        subscription: Subscription,
+        submitter: Submitter,
+        *,
+        limits: Limits,
+        table: ShareTable,
+        figures: Figures,
     ) -> None:
+        self._center = center
         self._subscription = subscription
         self._submitter = submitter
         self._limits = limits
@@ -140,11 +157,21 @@ class Relay:
     # -- transactions ----------------------------------------------------------------------------------
 
     async def _dispatch_forever(self, carrying: trio.Nursery) -> None:
-        lanes = trio.Semaphore(self._limits.lanes)
+        lanes = trio.Semaphore(await self._lanes_count())
         while True:
             await lanes.acquire()
             await self._gather()
             carrying.start_soon(self._carry, lanes, *self._next_pack())
+
+    async def _lanes_count(self) -> int:
+        """Return how many transactions may be under way: one where the centre keeps one order over all events."""
+        while True:
+            await self._wait_for(1)
+            try:
+                return 1 if (await self._center.stats()).is_strict else self._limits.lanes
+            except Unreachable as error:
+                log.warning("centre in trouble", code=error.code, why=error.message)
+                await trio.sleep(CENTER_PAUSE_S)
 
     async def _gather(self) -> None:
         """Return when there is a full pack, or the first event of one has lingered."""

@@ -46,7 +46,7 @@ class ServerSettings:
         center_token: what the centre wants to see.
         pack_max: events in one transaction.
         linger_ms: how long an event waits for others while a transaction could go.
-        lanes: transactions under way at a time; 1 where the centre keeps one order over all events.
+        lanes: transactions under way at a time, unless the centre keeps one order over all events: then 1.
         window: deliveries unsettled at a time.
         shares: variant B: what the server computes itself; empty leaves all to the contract.
         log_level: debug, info, warning or error.
@@ -113,6 +113,7 @@ async def serve(
             center.consume(settings.name, window=settings.window) as subscription,
         ):
             relay = Relay(
+                center,
                 subscription,
                 submitter,
                 limits=Limits(settings.pack_max, settings.linger_ms, settings.lanes),
