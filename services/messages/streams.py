@@ -64,6 +64,7 @@ async def redis_store(url: str, name: str) -> AsyncIterator["RedisStore"]:
     try:
         client = Redis.from_url(
             url,
+            decode_components=True,
             connect_timeout=CONNECT_SECONDS_MAX,
             stream_timeout=ANSWER_SECONDS_MAX,
             retry_policy=NoRetryPolicy(),

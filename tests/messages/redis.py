@@ -72,6 +72,10 @@ class RedisServer:
             self._process.wait()
         self._process = None
 
+    def disk_bytes(self) -> int:
+        """Return how much its files take."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
     def freeze(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
 

@@ -1,9 +1,9 @@
 """What is particular to the store in Redis: what it demands of the server, and what happens when that is away."""
 
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +19,7 @@ from tests.messages.redis import RedisServer, new_redis, redis_server
 __all__ = ["redis_server"]
 
 NOW_MS = 1_700_000_000_000
+BACKLOG = 25_000
 
 
 def message(number: int, body: bytes = b"body") -> NewMessage:
@@ -105,7 +106,7 @@ async def test_a_server_killed_in_the_middle_loses_nothing_that_was_answered_and
     server = new_redis(tmp_path)
     server.start()
     try:
-        rng = random.Random(1)
+        rng = Random(1)
         kept: dict[str, int] = {}
         async with opened(server.url, "killed") as store, trio.open_nursery() as nursery:
             kill_now, started = trio.Event(), trio.Event()
@@ -188,13 +189,13 @@ async def test_a_server_that_may_lose_what_it_answered_is_refused(
 
 async def test_a_server_that_does_not_tell_is_refused(redis_server: RedisServer) -> None:
     async with Redis.from_url(redis_server.url) as operator:
-        await operator.acl_setuser("limited", b"on", b">secret", b"~*", b"+@all", b"-config")
+        await operator.acl_setuser("limited", b"on", b">p@ss/word", b"~*", b"+@all", b"-config")
     place = urlsplit(redis_server.url).netloc
-    async with redis_store(f"redis://limited:secret@{place}/0", "limited") as store:
+    async with redis_store(f"redis://limited:p%40ss%2Fword@{place}/0", "limited") as store:
         with pytest.raises(LocalError, match="CONFIG GET") as caught:
             await store.open()
     assert caught.value.code == "redis_not_durable"
-    assert "secret" not in caught.value.message
+    assert "word" not in caught.value.message
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:port/0", "http://127.0.0.1:1/", "127.0.0.1"])
@@ -203,6 +204,23 @@ async def test_an_address_that_is_none_is_refused(url: str) -> None:
         async with redis_store(url, "nowhere"):
             pass
     assert caught.value.code == "bad_url"
+
+
+@pytest.mark.slow
+async def test_a_backlog_costs_at_most_two_kilobytes_of_memory_a_message_and_four_of_disk(tmp_path: Path) -> None:
+    server = new_redis(tmp_path)
+    server.start()
+    try:
+        random = Random(1)
+        async with opened(server.url, "much") as store, Redis.from_url(server.url) as operator:
+            for first in range(0, BACKLOG, 1_000):
+                await store.append([message(first + one, random.randbytes(600)) for one in range(1_000)], NOW_MS)
+            assert (await store.counts()).waiting == BACKLOG
+            used = int(str((await operator.info("memory"))["used_memory_peak"]))
+            assert used < 2_000 * BACKLOG
+            assert server.disk_bytes() < 4_000 * BACKLOG
+    finally:
+        server.kill()
 
 
 async def test_a_queue_that_was_emptied_under_its_owner_is_not_written_to(redis_server: RedisServer) -> None:
