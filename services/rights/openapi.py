@@ -66,7 +66,7 @@ def document() -> bytes:
             responses["404"] = _failure("`unknown_event`", by_type)
             responses["503"] = _failure("`center_unreachable`", by_type)
         paths[path] = {"get": {"summary": summary, "parameters": _parameters(path), "responses": responses}}
-    return msgspec.json.encode(
+    encoded = msgspec.json.encode(
         {
             "openapi": "3.1.0",
             "info": {"title": "Hansa business server", "version": "1", "description": _ABOUT},
@@ -78,6 +78,8 @@ def document() -> bytes:
             "security": [{"token": []}, {}],
         }
     )
+    # The end of a text, as Python writes it in patterns and as JSON Schema does.
+    return encoded.replace(rb"\\Z", b"$")
 
 
 @cache
@@ -139,7 +141,7 @@ def _failure(description: str, by_type: dict[Any, Any]) -> dict[str, Any]:
 
 def _text(text: str) -> str:
     """Return a text with what stands between backquotes as code."""
-    parts = escape(text).split("`")
+    parts = escape(text).replace("``", "`").split("`")
     return "".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
 
 

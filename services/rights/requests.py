@@ -16,6 +16,7 @@ LIST_EVENTS_MAX = 1_000
 """How many events one request posts."""
 
 Part = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MAX, description="smallest units; absent: all that is left")]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MAX, description="smallest units; of items the most they may cost")]
 Sum = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MAX, description="smallest units")]
 Number = Annotated[
     str,
@@ -49,14 +50,14 @@ class Order(Body, frozen=True, kw_only=True):
 class Change(Body, frozen=True, kw_only=True):
     """Something happened to the order or redemption in the path."""
 
-    amount: Part = 0
+    amount: Part | msgspec.UnsetType = msgspec.UNSET
 
 
 class OrderChange(Body, frozen=True, kw_only=True):
     """Something happened to an order, in whole or in part."""
 
     order: Id
-    amount: Part = 0
+    amount: Part | msgspec.UnsetType = msgspec.UNSET
 
     def to_event(self, time_ms: int) -> Event:
         """Return the event, taken at ``time_ms`` UTC."""
@@ -68,17 +69,18 @@ class Redemption(Body, frozen=True, kw_only=True):
 
     redemption: Id
     user: Id
-    amount: Part = 0
-    items: Items | None = None
+    amount: Limit | msgspec.UnsetType = msgspec.UNSET
+    items: Items | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
-        if not self.amount and not self.items:
+        if self.amount is msgspec.UNSET and self.items is msgspec.UNSET:
             raise ValueError("a redemption needs `amount` or `items`")
 
     def to_event(self, time_ms: int) -> Event:
         """Return the event, taken at ``time_ms`` UTC."""
-        items = sorted((self.items or {}).items())
-        return Event(Kind.REDEEM.value, self.redemption, self.event, self.user, "", self.amount, items, time_ms)
+        items = [] if self.items is msgspec.UNSET else sorted(self.items.items())
+        amount = 0 if self.amount is msgspec.UNSET else self.amount
+        return Event(Kind.REDEEM.value, self.redemption, self.event, self.user, "", amount, items, time_ms)
 
 
 class CreateEvent(Order, frozen=True, kw_only=True, tag_field="kind", tag="create"):
@@ -105,7 +107,7 @@ class ReverseEvent(Body, frozen=True, kw_only=True, tag_field="kind", tag="rever
     """A redemption was reversed, in whole or in part."""
 
     redemption: Id
-    amount: Part = 0
+    amount: Part | msgspec.UnsetType = msgspec.UNSET
 
     def to_event(self, time_ms: int) -> Event:
         """Return the event, taken at ``time_ms`` UTC."""
@@ -125,9 +127,9 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_id = msgspec.json.Decoder(Id).decode
 
 
-def change_event(kind: str, reference: str, number: str, amount: int, time_ms: int) -> Event:
-    """Return the event of what happened to an order or a redemption; amount 0 stands for all that is left."""
-    return Event(str(kind), reference, number, "", "", amount, [], time_ms)
+def change_event(kind: str, reference: str, number: str, amount: int | msgspec.UnsetType, time_ms: int) -> Event:
+    """Return the event of what happened to an order or a redemption; without an amount it is about all that is left."""
+    return Event(str(kind), reference, number, "", "", 0 if amount is msgspec.UNSET else amount, [], time_ms)
 
 
 def is_list(body: bytes) -> bool:

@@ -200,7 +200,9 @@ async def test_what_is_no_order_is_refused_with_the_field_that_is_wrong(tmp_path
             ("/redemptions", {"redemption": "r", "user": "u", "items": {}}),
             ("/redemptions", {"redemption": "r", "user": "u", "items": {"coffee": 0}}),
             ("/redemptions", {"redemption": "r", "user": "u", "items": {f"i{number}": 1 for number in range(17)}}),
+            ("/redemptions", {"redemption": "r", "user": "u", "amount": 5, "items": None}),
             ("/orders/o-1/cancel", {"amount": 0}),
+            ("/orders/o-1/cancel", {"amount": None}),
             ("/orders/o%201/cancel", {}),
             ("/redemptions/r/reverse", {"user": "u"}),
         ):
@@ -328,6 +330,8 @@ async def test_the_page_and_the_document_say_what_there_is(tmp_path: Path) -> No
         assert all(path in page for path in document["paths"])
         assert "<script" not in page
         assert "http://" not in page.replace("http://127.0.0.1", "")
+        order = document["components"]["schemas"]["Order"]
+        assert order["properties"]["user"]["pattern"] == "^[A-Za-z0-9._:-]{1,64}$"
         references = set(find_references(document))
         assert references <= set(document["components"]["schemas"])
 
