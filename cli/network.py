@@ -195,7 +195,7 @@ def down(folder: Path | None, option: Path | None, output: Output) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def reset(folder: Path | None, option: Path | None, yes: bool, output: Output) -> None:
-    """Wipe what the nodes of a stopped network have stored; keys and genesis stay.
+    """Wipe what the nodes and programs of a stopped network have stored; keys and genesis stay.
 
     Example: hansa network reset net --yes
     """
@@ -203,8 +203,12 @@ def reset(folder: Path | None, option: Path | None, yes: bool, output: Output) -
 
     from node.network.homes import load_network
     from node.network.local import reset as wipe
+    from node.network.programs import find_programs
 
     made = load_network(_chosen(folder, option))
+    for program in find_programs(made):
+        if (pid := program.process.pid()) is not None:
+            raise LocalError("still_running", f"{program.name} runs, process {pid}; end the network first")
     if not yes:
         if output.as_json or not sys.stdin.isatty():
             raise LocalError("not_confirmed", "nobody can be asked here: say --yes to wipe the chain")

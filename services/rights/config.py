@@ -2,7 +2,7 @@
 
 Relative paths are taken from the folder that holds the file. Unknown fields are refused, so that a misspelt name does
 not silently leave a default in force. What a program gets has its paths resolved, its keys opened and its tokens read:
-secrets stand in files of their own, never in ``service.toml``.
+secrets stand in files of their own; what is written here has mode 0600 all the same.
 """
 
 import json
@@ -35,7 +35,7 @@ LOOPBACK = ("127.", "localhost", "::1")
 Level = Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")]
 Place = Annotated[str, msgspec.Meta(pattern=r"^(unix:.{1,100}|(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]{1,253}):[0-9]{1,5})\Z")]
 """HOST:PORT, or unix:PATH."""
-StoreName = Annotated[str, msgspec.Meta(pattern=r"^(embedded|rediss?://\S{1,500})\Z")]
+StoreName = Annotated[str, msgspec.Meta(pattern=r"^(embedded|(rediss?://|unix:)\S{1,500})\Z")]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=RATE_MAX_PER_S)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -109,6 +109,8 @@ class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     window: Annotated[int, msgspec.Meta(ge=1, le=1_024)] = 512
     run: str = "run"
     log_level: Level = "info"
+    health_port: Port = 0
+    """As in the message centre's file."""
     shares: dict[str, ShareFile] = {}
     prices: dict[str, int] = {}
 
@@ -257,6 +259,7 @@ def server_settings(home: Path, file: ServerFile) -> "ServerSettings":
         window=file.window,
         shares=ShareTable(rules, file.prices),
         log_level=file.log_level,
+        health_port=file.health_port,
     )
 
 

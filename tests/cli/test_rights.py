@@ -219,6 +219,9 @@ def test_what_became_of_messages_is_listed_and_replayed(running: Folder) -> None
     assert answer(hansa("rights", "dead-letters", "replay", "--all", *at, "--json"))["replayed"] == 1
     assert answer(hansa("rights", "dead-letters", "replay", "--all", *at, "--json"))["replayed"] == 0
     assert answer(hansa("rights", "status", *at, "--json"))["waiting"] == 2
+    # What a running centre holds is not wiped under it.
+    assert fault(hansa("network", "reset", running.path, "--yes"), 1) == "still_running"
+    assert answer(hansa("rights", "status", *at, "--json"))["waiting"] == 2
 
 
 @pytest.mark.network
