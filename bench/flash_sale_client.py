@@ -71,7 +71,6 @@ class HttpConnection:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._rest = b""
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Send a request and return status and body of its answer.
@@ -88,7 +87,7 @@ class HttpConnection:
             raise Unreachable(f"the business server gave no answer: {error!r}") from None
 
     async def _receive(self) -> tuple[int, bytes]:
-        data = self._rest
+        data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
             data += await self._more(len(data))
         head = data[:end].lower()
@@ -99,13 +98,11 @@ class HttpConnection:
         size = end + 4 + int(text)
         if size > ANSWER_BYTES_MAX:
             raise PeerError("bad_answer", f"an answer of {size} bytes")
-        parts, have = [data], len(data)
+        parts, have = [data[end + 4 :]], len(data)
         while have < size:
             parts.append(await self._more(have))
             have += len(parts[-1])
-        data = b"".join(parts) if len(parts) > 1 else data
-        self._rest = data[size:]
-        return int(head[9:12]), data[end + 4 : size]
+        return int(head[9:12]), b"".join(parts)
 
     async def _more(self, have: int) -> bytes:
         data = await self._stream.receive_some(_CHUNK)
