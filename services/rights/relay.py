@@ -214,8 +214,9 @@ class Relay:
             self._presented.add(root)
         code, judgement = receipt.code, judge(receipt.code)
         if code == "unknown_root":
-            if presents:  # why it is unknown says more than that it is
-                code, judgement = presents[0].code, judge(presents[0].code)
+            failed = [present.code for present in presents if present.status != OK]
+            if failed:  # why it is unknown says more than that it is
+                code, judgement = failed[0], judge(failed[0])
             else:
                 self._presented.forget(root)
                 judgement = (Verdict.RETRY, State.DEAD)

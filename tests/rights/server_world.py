@@ -113,13 +113,14 @@ class RunningServer:
         self._settings = settings
         self._center = center or world.queue
         self.stopping = trio.Event()
+        self.stop_timeout_s = float(WAIT_S)
         self.ended = trio.Event()
         self.scope = trio.CancelScope()
 
     async def run(self) -> None:
         with self.scope:
             async with client_of(self._world.node) as client:
-                await serve(self._settings, self._center, client, self.stopping)
+                await serve(self._settings, self._center, client, self.stopping, stop_timeout_s=self.stop_timeout_s)
         self.ended.set()
 
     async def stop(self) -> None:

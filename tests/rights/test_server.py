@@ -382,6 +382,22 @@ async def test_told_to_stop_it_finishes_what_is_under_way_and_leaves_the_rest(tm
         assert (await world.drained()).done == 10
 
 
+async def test_a_silent_chain_is_not_waited_for_at_the_end(tmp_path: Path) -> None:
+    async with world_in(tmp_path) as world:
+        await world.prepare()
+        world.node.is_deciding = False
+        server = world.start(pack_max=4, lanes=1)
+        server.stop_timeout_s = 0.1
+        await publish_to_silence(world, 10)
+        await server.stop()
+        stats = await world.queue.stats()
+        assert (stats.done, stats.waiting, stats.leased) == (0, 10, 0)
+        world.start(name="next")
+        decide(world)
+        assert (await world.drained()).done == 10
+        assert (await world.query("totals"))["created"] == 100
+
+
 async def test_what_a_killed_server_had_submitted_is_done_once(tmp_path: Path) -> None:
     async with world_in(tmp_path) as world:
         await world.prepare()
