@@ -83,7 +83,7 @@ def setup(
 ) -> None:
     """Prepare a running network for rights: keys, account, what is appointed on the chain, folders of the programs.
 
-    What is there stays; an option that is given changes the message centre's service.toml.
+    What is there stays; an option that is given changes service.toml, which counts from the program's next start on.
 
     Example: hansa rights setup --network net --rate 500
     """
@@ -95,13 +95,24 @@ def setup(
         "rightsServer": "0x" + prepared.rights_server.address.hex(),
         "homes": [str(home) for home in prepared.homes],
         "done": list(prepared.done),
+        "restart": _outdated(Place(folder, (), None), prepared),
     }
+    command = "hansa network up --with rights"
+    following = f"hansa network down, then {command}" if data["restart"] else command
 
-    def draw(console: Any) -> None:
+    def draw(console: "Console") -> None:
         views.fields(console, "Rights are set up", data)
-        console.print("Next: hansa network up --with rights", markup=False, soft_wrap=True)
+        console.print(f"Next: {following}", markup=False, soft_wrap=True)
 
     output.show(data, draw)
+
+
+def _outdated(place: Place, prepared: "Prepared") -> list[str]:
+    """Return the programs that run with another ``service.toml`` than there is now."""
+    from node.network.programs import SERVICE_FILE, find_programs
+
+    changed = [program for program in find_programs(place.network) if f"{program.name}/{SERVICE_FILE}" in prepared.done]
+    return [program.name for program in changed if program.process.pid() is not None]
 
 
 def prepare(

@@ -1,8 +1,6 @@
 """The whole rights system from one command: up, an order over HTTP until it is on the chain, down, and up again."""
 
 import json
-import os
-import signal
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -11,8 +9,10 @@ from time import monotonic
 from typing import Any
 
 import pytest
+import trio
 
-from node.network.programs import PROGRAM_PORT_STEP
+from node.network.homes import load_network
+from node.network.programs import PROGRAM_PORT_STEP, find_program, kill
 from node.network.trial import free_port_base
 from tests.cli.support import answer, fault, hansa
 
@@ -103,7 +103,7 @@ def test_an_order_goes_from_http_to_the_chain_and_back(folder: str, tmp_path: Pa
     assert hansa("rights", "campaign", "close", "summer", "--as", "shop", *at).exit_code == 1
 
     # Killed programs are said so, start again, and know what was.
-    os.kill(programs(card)["rights-center"]["pid"], signal.SIGKILL)
+    trio.run(kill, find_program(load_network(Path(folder)), "rights-center"))
     killed = json.loads(hansa("network", "status", folder, "--json").stdout)
     assert not killed["ok"]
     assert any("rights-center does not run: killed" in line for line in killed["attention"])
@@ -151,6 +151,7 @@ def change_by_setup(folder: Path) -> None:
     assert path.read_text().startswith("# by hand\n")
     changed = answer(hansa("rights", "setup", *at, "--rate", "20", "--strict", "--json"))
     assert changed["done"] == ["rights-center/service.toml", "rights-server/service.toml"]
+    assert changed["restart"] == ["rights-center", "rights-server"]
     assert "lanes = 1\n" in (folder / "services" / "rights-server" / "service.toml").read_text()
     assert "rate_per_s = 20.0" in path.read_text()
     assert "strict = true" in path.read_text()
