@@ -4,8 +4,9 @@ Bodies are JSON, decoded straight into these types: an amount is an integer, nev
 the pattern that state keys on the chain allow, and a field that nobody knows is refused rather than passed over.
 """
 
+import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -14,6 +15,8 @@ from services.rights.events import AMOUNT_MAX, ITEMS_MAX, Count, Event, Id, Kind
 
 LIST_EVENTS_MAX = 1_000
 """How many events one request posts."""
+
+T = TypeVar("T")
 
 Part = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MAX, description="smallest units; absent: all that is left")]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MAX, description="smallest units; of items the most they may cost")]
@@ -124,7 +127,7 @@ decode_any: Decode = msgspec.json.Decoder(AnyEvent).decode
 
 _decode_change = msgspec.json.Decoder(Change).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_id = msgspec.json.Decoder(Id).decode
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 def change_event(kind: str, reference: str, number: str, amount: int | msgspec.UnsetType, time_ms: int) -> Event:
@@ -143,12 +146,7 @@ def decode_one_untrusted(body: bytes | msgspec.Raw, decode: Decode, time_ms: int
     Raises:
         PeerError: ``malformed`` for what is no JSON, ``bad_field`` with the field's path.
     """
-    try:
-        return decode(body).to_event(time_ms)
-    except msgspec.ValidationError as error:
-        raise PeerError("bad_field", str(error)) from None
-    except msgspec.DecodeError as error:
-        raise PeerError("malformed", str(error)) from None
+    return _decoded(decode, body).to_event(time_ms)
 
 
 def decode_list_untrusted(body: bytes, decode: Decode, time_ms: int) -> list[Event | PeerError]:
@@ -157,10 +155,7 @@ def decode_list_untrusted(body: bytes, decode: Decode, time_ms: int) -> list[Eve
     Raises:
         PeerError: ``malformed`` for what is no JSON list, ``bad_field`` for an empty one, ``too_large`` else.
     """
-    try:
-        raws = _decode_list(body)
-    except msgspec.DecodeError as error:
-        raise PeerError("malformed", str(error)) from None
+    raws = _decoded(_decode_list, body)
     if not raws:
         raise PeerError("bad_field", "the list is empty")
     if len(raws) > LIST_EVENTS_MAX:
@@ -180,17 +175,19 @@ def decode_change_untrusted(kind: Kind, reference: str, body: bytes, time_ms: in
     Raises:
         PeerError: as :func:`decode_one_untrusted`.
     """
+    if not _ID.fullmatch(reference):
+        raise PeerError("bad_field", "the name in the path is no name of an order or a redemption")
+    change = _decoded(_decode_change, body or b"{}")
+    return change_event(kind, reference, change.event, change.amount, time_ms)
+
+
+def _decoded(decode: Callable[[bytes | msgspec.Raw], T], body: bytes | msgspec.Raw) -> T:
     try:
-        _decode_id(msgspec.json.encode(reference))
-    except msgspec.ValidationError as error:
-        raise PeerError("bad_field", f"{error} - in the path") from None
-    try:
-        change = _decode_change(body or b"{}")
+        return decode(body)
     except msgspec.ValidationError as error:
         raise PeerError("bad_field", str(error)) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError("malformed", str(error)) from None
-    return change_event(kind, reference, change.event, change.amount, time_ms)
 
 
 def _tag_of(posted: OrderChange) -> str:

@@ -12,7 +12,15 @@ from consensus.ledger.errors import PeerError
 from services.messages.store import Record, State
 from services.rights.events import AMOUNT_MAX, Event, Kind, event_codec
 from services.rights.intake import followed, mark_of
-from services.rights.requests import decode_any, decode_change_untrusted, decode_list_untrusted, decode_one_untrusted
+from services.rights.requests import (
+    decode_any,
+    decode_change_untrusted,
+    decode_list_untrusted,
+    decode_one_untrusted,
+    decode_order,
+    decode_redemption,
+)
+from tests.fuzz.bombs import JSON_BOMBS
 
 TIME_MS = 1_700_000_000_000
 IDS = st.text("abcXYZ019._:-", min_size=1, max_size=64)
@@ -80,15 +88,28 @@ def test_a_spoilt_post_is_refused_or_still_an_event(post: tuple[dict[str, Any], 
     assert decoded == event or spoilt != body
 
 
-@given(st.binary(max_size=200))
-def test_no_bytes_break_the_decoder(body: bytes) -> None:
+def decode_all_ways(body: bytes) -> None:
     for decode in (
         lambda: decode_one_untrusted(body, decode_any, TIME_MS),
+        lambda: decode_one_untrusted(body, decode_order, TIME_MS),
+        lambda: decode_one_untrusted(body, decode_redemption, TIME_MS),
         lambda: decode_list_untrusted(body, decode_any, TIME_MS),
         lambda: decode_change_untrusted(Kind.CANCEL, "o-1", body, TIME_MS),
     ):
         with suppress(PeerError):
             decode()
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_decoder(body: bytes) -> None:
+    decode_all_ways(body)
+
+
+@pytest.mark.parametrize("name", JSON_BOMBS)
+def test_no_bomb_breaks_the_decoder(name: str) -> None:
+    bomb = JSON_BOMBS[name]
+    for body in (bomb, b"[" + bomb + b"]", b'{"order":' + bomb + b"}", b'[{"kind":' + bomb + b"}]"):
+        decode_all_ways(body)
 
 
 @given(posted(), posted())
