@@ -108,10 +108,14 @@ async def fetch_history(client: Reader, user: str, server: bytes) -> HistoryFile
     """Return a user's whole history at a business server (20 bytes), as of the chain's newest block; it is checked.
 
     Raises:
-        LocalError: ``history_too_long`` above 200,000 entries.
+        LocalError: ``bad_id`` for what no user is called; ``history_too_long`` above 200,000 entries.
         Refused, Unreachable: as for any request.
         PeerError: what the nodes answer does not hold, as in :func:`verify_history`.
     """
+    try:
+        msgspec.convert(user, Id)
+    except msgspec.ValidationError:
+        raise LocalError("bad_id", f"no user is called {user!r}") from None
     key = _state_key(user, server)
     answer = await client.request("state_get", _state_request(key, 0), StateAnswer)
     held, verified = _read_proof_untrusted(answer.proof, key, client.genesis)

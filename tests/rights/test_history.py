@@ -246,6 +246,9 @@ async def test_a_node_that_answers_less_than_is_proven_is_given_up(
         with pytest.raises(PeerError) as given_up:
             await fetch_history(client, "u1", SHOP)
         assert given_up.value.code == "history_broken"
+        with pytest.raises(LocalError) as misnamed:
+            await fetch_history(client, "u1/x", SHOP)
+        assert misnamed.value.code == "bad_id"
         monkeypatch.setattr(history, "ENTRIES_MAX", 5)
         with pytest.raises(LocalError) as too_long:
             await fetch_history(client, "u1", SHOP)
