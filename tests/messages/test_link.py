@@ -213,17 +213,16 @@ async def test_settling_when_the_centre_went_counts_for_nothing() -> None:
 
 async def test_a_centre_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "REQUEST_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.05)
     async with stand_in() as (address, _), open_link(address, name="t") as link:
         with pytest.raises(Unreachable, match="in time"):
             await link.stats()
+    monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.05)
     async with stand_in(answers=False) as (address, _), open_link(address, name="t") as link:
         with pytest.raises(Unreachable, match="greet"):
             await link.stats()
 
 
-async def test_who_talks_something_else_is_no_centre(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "REQUEST_TIMEOUT_S", 0.05)
+async def test_who_talks_something_else_is_no_centre() -> None:
     async with (
         stand_in(answers=False) as (address, lines),
         open_link(address, name="t") as link,
