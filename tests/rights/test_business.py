@@ -348,6 +348,16 @@ def find_references(value: object) -> Any:
                 yield from find_references(inner)
 
 
+async def test_a_bug_ends_one_request_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pages, "document", broken)
+    async with world_in(tmp_path) as world:
+        assert (await world.get("/openapi.json", 500))["error"]["code"] == "internal"
+        await world.post("/orders", ORDER)
+
+
 async def test_figures_count_events_by_kind_and_outcome(tmp_path: Path) -> None:
     async with world_in(tmp_path) as world:
         await world.post("/orders", [ORDER, ORDER, {**ORDER, "amount": 1}, {}])
