@@ -282,5 +282,29 @@ def test_a_terminal_is_drawn_anew_until_ctrl_c(running: Folder) -> None:
     assert b"1000 a second at the most" in drawn
 
 
+@pytest.mark.network
+def test_a_served_centre_takes_options_first_and_ends_by_ctrl_c(network: Folder) -> None:
+    home = network.center.folder
+    serve = [sys.executable, "-m", "cli.main", "rights", "center", "serve", "--home", str(home)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [*serve, "--rate", "7.5", "--strict"], stderr=subprocess.PIPE, text=True, env=environment
+    ) as serving:
+        try:
+            assert serving.stderr is not None
+            assert json.loads(serving.stderr.readline())["event"] == "ready"
+            assert (home / "run" / "ready").read_text().strip() == str(serving.pid)
+            stats = answer(hansa("rights", "status", "--network", network.path, "--json"))
+            assert (stats["ratePerSecond"], stats["strict"]) == (7.5, True)
+            second = subprocess.run(serve, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
+            assert (second.returncode, second.stderr.split(":")[0]) == (1, "error port_in_use")
+            serving.send_signal(signal.SIGINT)
+            rest = [json.loads(line)["event"] for line in serving.stderr]
+        finally:
+            serving.kill()
+    assert (serving.returncode, rest[-1]) == (0, "stopped")
+    assert not (home / "run" / "ready").exists()
+
+
 def test_a_centre_that_does_not_run_is_said_so(network: Folder) -> None:
     assert fault(hansa("rights", "status", "--network", network.path), 1) == "center_unreachable"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from consensus.ledger.keys import PrivateKey
 from node.network.homes import load_network
 from node.network.programs import PROGRAM_PORT_STEP, find_program, kill
 from node.network.trial import free_port_base
@@ -157,3 +158,17 @@ def change_by_setup(folder: Path) -> None:
     assert "strict = true" in path.read_text()
     assert fault(hansa("rights", "setup", *at, "--as", "bank-a"), 1) == "not_allowed"
     assert not (folder / "identities" / "bank-a-events.pem").exists()
+    # Whose keys the chain has stay; where there is no room beside them, nothing is changed.
+    keys = ["0x" + PrivateKey.generate().public.compressed.hex() for _ in range(4)]
+    for count, outcome in ((3, 0), (4, 2)):
+        appoint = f"event_keys:={json.dumps(keys[:count])}", "rights_servers:=[]"
+        answer(hansa("tx", "call", "rights", "appoint", *appoint, "--as", "shop", *at, "--json"))
+        result = hansa("rights", "setup", *at, "--json")
+        assert result.exit_code == outcome, result.output
+        query = (
+            "rights",
+            "appointed",
+            f"server={json.loads(hansa('key', 'show', 'shop', *at, '--json').stdout)['address']}",
+        )
+        assert answer(hansa("query", *query, *at, "--json"))["value"]["eventKeys"][:count] == keys[:count]
+    assert json.loads(result.stdout)["error"]["code"] == "too_many_keys"
