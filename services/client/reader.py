@@ -69,6 +69,9 @@ class Reader:
         self.node_count = len(links)
         self._links = list(links)
         self._preferred = 0
+        self._leaves_lock = trio.Lock()
+        self._leaves_root = b""
+        self._leaves: list[bytes] = []
 
     async def request(
         self, method: str, params: Parameters, kind: type[T], *, timeout_ms: int = REQUEST_TIMEOUT_MS
@@ -165,16 +168,24 @@ class Reader:
         first, verified = await self._prove_receipt(transaction.id, 0)
         if not isinstance(verified.claim, ReceiptClaim):
             raise PeerError("bad_proof", "the proof speaks of something else than a receipt")
-        start, header = verified.claim.path.index, verified.header
-        block = await self.request("chain_getBlock", {"height": verified.height, "raw": True}, RawBlockAnswer)
-        leaves = list_leaves_untrusted(bytes_of(block.receipts_raw))
-        if list_root(leaves) != header.receipts_root:
-            raise PeerError("bad_proof", f"these are not the receipts of block {verified.height}")
+        start, leaves = verified.claim.path.index, await self._prove_leaves(verified)
         receipts = [receipt_codec.decode_untrusted(leaf) for leaf in leaves[start + 1 : start + count]]
         places = [(receipt.transaction_id, receipt.call_index) for receipt in receipts]
         if places != [(transaction.id, call_index) for call_index in range(1, count)]:
             raise PeerError("bad_proof", "the proof speaks of another transaction's receipts")
         return Outcome(transaction, (first, *receipts), verified)
+
+    async def _prove_leaves(self, block: Verified) -> list[bytes]:
+        """Return the bytes of all receipts of a proven block; transactions that share one ask for it once."""
+        async with self._leaves_lock:
+            if self._leaves_root != block.header.receipts_root:
+                params: Parameters = {"height": block.height, "raw": True}
+                answer = await self.request("chain_getBlock", params, RawBlockAnswer)
+                leaves = list_leaves_untrusted(bytes_of(answer.receipts_raw))
+                if list_root(leaves) != block.header.receipts_root:
+                    raise PeerError("bad_proof", f"these are not the receipts of block {block.height}")
+                self._leaves_root, self._leaves = block.header.receipts_root, leaves
+            return self._leaves
 
     async def _prove_receipt(self, transaction_id: bytes, call_index: int) -> tuple[Receipt, Verified]:
         params: Parameters = {"id": hex_of(transaction_id), "callIndex": call_index}

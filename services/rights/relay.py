@@ -209,14 +209,14 @@ class Relay:
 
     def _judge(self, held: _Held, place: Place, outcome: Outcome) -> None:
         receipt, root = outcome.receipts[place.call_index], (held.signed.server, held.signed.root)
-        presents = [outcome.receipts[index] for index in place.present_indexes]
-        if any(present.status == OK for present in presents):
+        is_new = place.present_indexes and root not in self._presented
+        if is_new and any(outcome.receipts[index].status == OK for index in place.present_indexes):
             self._presented.add(root)
         code, judgement = receipt.code, judge(receipt.code)
         if code == "unknown_root":
-            failed = [present.code for present in presents if present.status != OK]
-            if failed:  # why it is unknown says more than that it is
-                code, judgement = failed[0], judge(failed[0])
+            why = next((item for index in place.present_indexes if (item := outcome.receipts[index].code)), "")
+            if why:  # it says more than that the root is unknown
+                code, judgement = why, judge(why)
             else:
                 self._presented.forget(root)
                 judgement = (Verdict.RETRY, State.DEAD)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from consensus.ledger.receipt import OK, Receipt
 from consensus.ledger.transaction import EACH, Call, Transaction, decode_transaction_untrusted, make_call
 from node.rpc.backend import Committed
 from services.client.client import Client
+from services.client.connection import Parameters
 from services.client.outcome import Outcome
 from services.rights.submission import VALIDITY_MS, Submitter
 from tests.client.support import NOW_MS, SoloNode, address, client_of, running, signer
@@ -23,6 +25,7 @@ from tests.rights.server_world import pause
 
 PAYER = signer("user-b")
 PREFIX = b"lane"
+T = TypeVar("T")
 
 
 def payments(*amounts: int) -> list[Call]:
@@ -190,6 +193,38 @@ async def test_receipts_of_many_calls_are_proven(tmp_path: Path) -> None:
         assert [receipt.code for receipt in outcome.receipts] == ["", "", "insufficient_funds", "", "", "", ""]
         assert [receipt.call_index for receipt in outcome.receipts] == list(range(7))
         assert outcome == await client.outcome(outcome.transaction.id)
+
+
+async def test_transactions_of_one_block_ask_for_its_receipts_once(tmp_path: Path) -> None:
+    node = SoloNode(tmp_path / "a")
+    asked: list[int] = []
+    async with running(node), client_of(node) as client:
+        await give_points(client)
+        lanes = client.lanes(PAYER, count=3, prefix=PREFIX)
+        request = client.request
+
+        async def counted(method: str, params: Parameters, kind: type[T], *, timeout_ms: int = 5_000) -> T:
+            asked.extend([1] if method == "chain_getBlock" else [])
+            return await request(method, params, kind, timeout_ms=timeout_ms)
+
+        client.request = counted  # type: ignore[method-assign]
+        outcomes: list[Outcome] = []
+
+        async def submit(*amounts: int) -> None:
+            calls = payments(*amounts)
+            outcomes.append(await client.call_many(PAYER, calls, mode=EACH, lanes=lanes))
+
+        node.is_deciding = False
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(submit, *range(1, 6 + number))
+            while len(set(node.submitted)) < 4:
+                await pause()
+            node.is_deciding = True
+            node.wake()
+        assert {outcome.height for outcome in outcomes} == {outcomes[0].height}
+        assert sorted(len(outcome.receipts) for outcome in outcomes) == [5, 6, 7]
+        assert len(asked) == 1
 
 
 FORGERIES: dict[str, Callable[[Receipts], Receipts]] = {
