@@ -20,8 +20,8 @@ import msgspec
 import trio
 from coredis import Redis
 from coredis.commands import Script
+from coredis.exceptions import AuthorizationError, RedisError, UnknownCommandError
 from coredis.exceptions import ConnectionError as ConnectionFailed
-from coredis.exceptions import RedisError
 from coredis.retry import NoRetryPolicy
 
 from consensus.ledger.errors import LocalError, StorageError
@@ -162,7 +162,7 @@ class RedisStore:
         try:
             found = await self._persist(lambda: self._client.config_get(list(_SETTINGS)))
         except StorageError as error:
-            if isinstance(error.__cause__, ConnectionFailed | TimeoutError):
+            if not isinstance(error.__cause__, AuthorizationError | UnknownCommandError):
                 raise
             raise LocalError(
                 "redis_not_durable",

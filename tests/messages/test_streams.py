@@ -198,6 +198,16 @@ async def test_a_server_that_does_not_tell_is_refused(redis_server: RedisServer)
     assert "word" not in caught.value.message
 
 
+async def test_a_wrong_password_is_said_to_be_one(redis_server: RedisServer) -> None:
+    async with Redis.from_url(redis_server.url) as operator:
+        await operator.acl_setuser("known", b"on", b">right", b"~*", b"+@all")
+    place = urlsplit(redis_server.url).netloc
+    async with redis_store(f"redis://known:wrong@{place}/0", "known") as store:
+        with pytest.raises(StorageError, match="password") as caught:
+            await store.open()
+    assert caught.value.code == "redis_failed"
+
+
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:port/0", "http://127.0.0.1:1/", "127.0.0.1"])
 async def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(LocalError) as caught:
