@@ -15,8 +15,9 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -30,6 +31,10 @@ _BUSY_S = 5.0
 """How long a reader of the file, an operator's shell say, may hold up a write."""
 _FORGET_ROWS_MAX = 1_000
 """How much is forgotten in one transaction, so that publishers wait for milliseconds only."""
+
+_CHUNKS = (256, 64, 16, 4, 1)
+"""Rows in one statement: few sizes, so that all these statements stay prepared."""
+_STATEMENTS_MAX = 64
 
 _NUMBERS = {State.WAITING: 0, State.DONE: 1, State.REFUSED: 2, State.DEAD: 3}
 _STATES = tuple(_NUMBERS)
@@ -197,12 +202,11 @@ class _Owned:
             raise
 
     def append(self, messages: Sequence[NewMessage], now_ms: int) -> list[Published]:
-        known: dict[str, tuple[int, bytes]] = {}
-        for message in messages:
-            row = self._database.execute("SELECT sequence, mark FROM messages WHERE key = ?", (message.key,)).fetchone()
-            if row is not None:
-                known[message.key] = row
-        answers, rows, bodies = [], [], []
+        rows = self._many(
+            "SELECT key, sequence, mark FROM messages WHERE key IN (VALUES", [(one.key,) for one in messages], ")"
+        )
+        known: dict[str, tuple[int, bytes]] = {key: (sequence, mark) for key, sequence, mark in rows}
+        answers, added, bodies = [], [], []
         for message in messages:
             mark = message.mark or hashlib.sha256(message.body).digest()
             found = known.get(message.key)
@@ -213,12 +217,12 @@ class _Owned:
             self._next_sequence += 1
             known[message.key] = sequence, mark
             answers.append(Published(sequence, is_new=True))
-            rows.append((sequence, message.key, mark, message.lane, now_ms))
+            added.append((sequence, message.key, mark, message.lane, 0, 0, 0, 0, "", now_ms, 0))
             bodies.append((sequence, message.body))
             self._waiting_bytes += len(message.body)
-        self._database.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, 0, 0, 0, 0, '', ?, 0)", rows)
-        self._database.executemany("INSERT INTO bodies VALUES (?, ?)", bodies)
-        self._counts[0] += len(rows)
+        self._many("INSERT INTO messages VALUES", added)
+        self._many("INSERT INTO bodies VALUES", bodies)
+        self._counts[0] += len(added)
         return answers
 
     def entries(self, after: int, limit: int) -> list[Entry]:
@@ -233,50 +237,48 @@ class _Owned:
         ]
 
     def bodies(self, sequences: Sequence[int]) -> dict[int, tuple[str, bytes]]:
-        rows = self._database.execute(
-            "SELECT sequence, key, body FROM messages JOIN bodies USING (sequence) "
+        # In one row, for the same reason as in _many; that costs less than the rows would.
+        (found,) = self._database.execute(
+            "SELECT json_group_array(json_array(sequence, key, hex(body))) FROM messages JOIN bodies USING (sequence) "
             "WHERE state = 0 AND sequence IN (SELECT value FROM json_each(?))",
             (json.dumps(list(sequences)),),
-        )
-        return {sequence: (key, body) for sequence, key, body in rows}
+        ).fetchone()
+        return {sequence: (key, bytes.fromhex(body)) for sequence, key, body in json.loads(found)}
 
     def change(self, changes: Sequence[Change], now_ms: int) -> None:
         waiting = self._among([change.sequence for change in changes], State.WAITING)
-        rows, dropped = [], []
+        rows: dict[int, tuple[object, ...]] = {}
+        ended, dropped = [], []
         for change in changes:
-            if change.sequence not in waiting:
+            sequence, number = change.sequence, _NUMBERS[change.state]
+            if sequence not in waiting:
                 continue
             ended_ms = 0
             if change.state is not State.WAITING:
-                waiting.remove(change.sequence)
+                waiting.remove(sequence)
+                ended.append(sequence)
                 ended_ms = now_ms
                 self._counts[0] -= 1
-                self._counts[_NUMBERS[change.state]] += 1
-                dropped.append((change.sequence, change.state is State.DEAD))
-            rows.append(
-                (
-                    _NUMBERS[change.state],
-                    change.attempts,
-                    change.due_ms,
-                    change.is_parked,
-                    change.detail,
-                    ended_ms,
-                    change.sequence,
-                )
-            )
-        self._database.executemany(
-            "UPDATE messages SET state = ?, attempts = ?, due_ms = ?, is_parked = ?, detail = ?, ended_ms = ? "
-            "WHERE sequence = ?",
-            rows,
+                self._counts[number] += 1
+                if change.state is not State.DEAD:
+                    dropped.append(sequence)
+            waits = change.attempts, change.due_ms, change.is_parked
+            rows[sequence] = (sequence, number, *waits, change.detail, ended_ms)
+        self._many(
+            "UPDATE messages SET state = column2, attempts = column3, due_ms = column4, is_parked = column5, "
+            "detail = column6, ended_ms = column7 FROM (VALUES",
+            list(rows.values()),
+            ") WHERE sequence = column1",
         )
-        self._waiting_bytes -= self._bytes_of([sequence for sequence, _ in dropped])
-        self._database.executemany(
-            "DELETE FROM bodies WHERE sequence = ?", [(sequence,) for sequence, is_dead in dropped if not is_dead]
+        self._waiting_bytes -= self._bytes_of(ended)
+        self._database.execute(
+            "DELETE FROM bodies WHERE sequence IN (SELECT value FROM json_each(?))", (json.dumps(dropped),)
         )
 
     def find(self, keys: Sequence[str]) -> list[Record | None]:
-        rows = (self._database.execute(f"{_RECORD} WHERE m.key = ?", (key,)).fetchone() for key in keys)
-        return [row and _record(row) for row in rows]
+        rows = self._many(f"{_RECORD} WHERE m.key IN (VALUES", [(key,) for key in keys], ")")
+        found = {record.key: record for record in map(_record, rows)}
+        return [found.get(key) for key in keys]
 
     def ended(self, state: State, after: int, limit: int) -> list[Record]:
         number = _NUMBERS[state]
@@ -290,9 +292,10 @@ class _Owned:
 
     def revive(self, sequences: Sequence[int]) -> list[Entry]:
         dead = sorted(self._among(sequences, State.DEAD))
-        self._database.executemany(
-            "UPDATE messages SET state = 0, attempts = 0, due_ms = 0, is_parked = 0, ended_ms = 0 WHERE sequence = ?",
-            [(sequence,) for sequence in dead],
+        self._database.execute(
+            "UPDATE messages SET state = 0, attempts = 0, due_ms = 0, is_parked = 0, ended_ms = 0 "
+            "WHERE sequence IN (SELECT value FROM json_each(?))",
+            (json.dumps(dead),),
         )
         self._counts[_NUMBERS[State.DEAD]] -= len(dead)
         self._counts[0] += len(dead)
@@ -317,9 +320,11 @@ class _Owned:
         for position, (sequence, state, ended_ms) in enumerate(rows):
             if ended_ms >= ended_before_ms and position >= ended - keep_max:
                 break
-            dropped.append((sequence,))
+            dropped.append(sequence)
             self._counts[state] -= 1
-        self._database.executemany("DELETE FROM messages WHERE sequence = ?", dropped)
+        self._database.execute(
+            "DELETE FROM messages WHERE sequence IN (SELECT value FROM json_each(?))", (json.dumps(dropped),)
+        )
         # The highest sequence may be among them, and none is given twice.
         self._database.execute("UPDATE meta SET last_sequence = ?", (self._next_sequence - 1,))
         return len(dropped)
@@ -330,12 +335,29 @@ class _Owned:
             self._database.close()
         os.close(self._lock)
 
+    def _many(self, before: str, rows: Sequence[tuple[object, ...]], after: str = "") -> list[tuple[Any, ...]]:
+        """Run a statement around a list of rows, a few hundred at a time, and return what it selects.
+
+        A statement a row would hand the interpreter's lock over and back with each.
+        """
+        selected = []
+        start = 0
+        for size in _CHUNKS:
+            while len(rows) - start >= size:
+                chunk = rows[start : start + size]
+                start += size
+                row = f"({', '.join('?' * len(chunk[0]))})"
+                statement = f"{before} {', '.join([row] * size)} {after}"
+                selected += self._database.execute(statement, list(chain.from_iterable(chunk))).fetchall()
+        return selected
+
     def _among(self, sequences: Sequence[int], state: State) -> set[int]:
-        rows = self._database.execute(
-            "SELECT sequence FROM messages WHERE state = ? AND sequence IN (SELECT value FROM json_each(?))",
+        (found,) = self._database.execute(
+            "SELECT json_group_array(sequence) FROM messages "
+            "WHERE state = ? AND sequence IN (SELECT value FROM json_each(?))",
             (_NUMBERS[state], json.dumps(list(sequences))),
-        )
-        return {sequence for (sequence,) in rows}
+        ).fetchone()
+        return set(json.loads(found))
 
     def _bytes_of(self, sequences: Sequence[int]) -> int:
         (count,) = self._one(
@@ -374,7 +396,11 @@ def _lock(folder: Path) -> int:
 def _open_database(folder: Path) -> sqlite3.Connection:
     """Open the file, and make its tables if it is new."""
     database = sqlite3.connect(
-        folder / DATABASE, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64
+        folder / DATABASE,
+        timeout=_BUSY_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_STATEMENTS_MAX,
     )
     try:
         for pragma in _PRAGMAS:
@@ -387,7 +413,8 @@ def _open_database(folder: Path) -> sqlite3.Connection:
             database.executescript(
                 f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
             )
-            _sync_folder(folder)
+            for changed in (folder, folder.parent):
+                _sync_folder(changed)
         elif (application, version) != (_APPLICATION_ID, FORMAT):
             raise StorageError("wrong_format", f"{folder / DATABASE} has format {version}, this program reads {FORMAT}")
         elif (found := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
