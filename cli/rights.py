@@ -143,7 +143,7 @@ def prepare(
         store=store,
         is_strict=strict,
     )
-    signer = place.signer(name, None, None)
+    signer = place.signer(name, None, network.passphrase_file)  # the programs open their keys with it too
     prepared = place.ask(lambda client: set_up(client, signer, plan))
     for line in prepared.done:
         output.progress(f"made: {line}")

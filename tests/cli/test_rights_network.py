@@ -60,7 +60,7 @@ def test_an_order_goes_from_http_to_the_chain_and_back(folder: str, tmp_path: Pa
     assert [program["state"] for program in programs(card).values()] == ["ready"] * 3
     again = answer(hansa("network", "up", folder, "--with", "rights", "--json"))
     assert [item["pid"] for item in again["programs"]] == [item["pid"] for item in card["programs"]]
-    assert answer(hansa("rights", "setup", *at, "--json"))["done"] == []
+    assert answer(hansa("rights", "setup", *at, "--json", HANSA_PASSPHRASE="another"))["done"] == []
     create = ("rights", "campaign", "create", "summer", "--quota", "1000", "--order-max", "50")
     answer(hansa(*create, "--share-basis-points", "500", "--as", "shop", *at, "--json"))
     answer(hansa("rights", "price", "set", "coffee", "15", "--as", "shop", *at, "--json"))
