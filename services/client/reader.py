@@ -295,7 +295,7 @@ def list_leaves_untrusted(data: bytes) -> list[bytes]:
     """
     try:
         return [bytes(leaf) for leaf in _receipts_decoder.decode(data)[0]]
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise PeerError("malformed", f"not the receipts of a block: {error}") from None
 
 

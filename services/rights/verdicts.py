@@ -31,6 +31,7 @@ _JUDGEMENTS: Final[Mapping[str, Judgement]] = {
     # The programs around the order are at fault and not the order: it ends as a dead letter, which can be replayed
     # once they are in order.
     "not_appointed": (Verdict.RETRY, State.DEAD),
+    "account_suspended": (Verdict.RETRY, State.DEAD),
     "unknown_contract": (Verdict.RETRY, State.DEAD),
     "unknown_method": (Verdict.RETRY, State.DEAD),
     "contract_error": DEAD,
