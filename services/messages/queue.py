@@ -166,6 +166,8 @@ class Consumer:
                 self._dispatcher.want_no_more(self, handed)
                 raise
         delivery, self._handed = self._handed, None
+        if not self._is_attached:
+            raise _closed()  # it was taken back before it could leave
         return delivery
 
     def received(self, delivery: Delivery, at_ns: int | None = None) -> None:

@@ -21,7 +21,9 @@ from services.messages.queuemachine import CONSUMER_LOST
 from services.messages.store import BODY_BYTES_MAX, NewMessage, State
 from tests.messages.pace import fastest_window
 from tests.messages.simulated import NS_PER_MS, InlineStore, SimulatedClock
-from tests.messages.stores import message
+from tests.messages.stores import StoreSite, message, redis_server, site
+
+__all__ = ["redis_server", "site"]
 
 FAST = QueueSettings(rate_per_s=1_000_000)
 SLOW = QueueSettings(rate_per_s=10)
@@ -65,6 +67,26 @@ async def take_next_lane(queue: Queue, subscription: Subscription) -> list[Deliv
     assert (stats.leased, stats.waiting) == (1, 2)
     await subscription.settle([Settlement(1, (2 << 32) + 1, Verdict.DONE)])
     return await take(subscription, 1)
+
+
+async def test_a_queue_runs_on_every_store(site: StoreSite) -> None:
+    verdicts = [Verdict.DONE, Verdict.REFUSED, Verdict.DEAD, Verdict.RETRY, Verdict.PARK]
+    limits = replace(FAST, backoff_first_ms=1, attempts_max=3)
+    numbers = range(30)
+    async with site.made() as store, open_queue(store, limits) as queue, queue.consume("one", window=20) as consumer:
+        await queue.publish([message(number) for number in numbers])
+        for delivery in await take(consumer, 10):
+            await consumer.settle([done(delivery, verdicts[delivery.sequence % 5])])
+    async with site.made() as store, open_queue(store, limits) as queue, queue.consume("two", window=20) as consumer:
+        while (await queue.stats()).waiting:
+            for delivery in await take(consumer, 1):
+                assert await consumer.settle([done(delivery)]) == [True]
+        stats = await queue.stats()
+        assert stats.done + stats.refused + stats.dead == len(numbers)
+        assert stats.dead == await queue.replay([record.sequence for record in await queue.ended(State.DEAD, 0, 100)])
+        for delivery in await take(consumer, stats.dead):
+            await consumer.settle([done(delivery)])
+        assert (await queue.stats()).dead == 0
 
 
 async def test_callers_share_writes(tmp_path: Path) -> None:
@@ -304,6 +326,27 @@ async def test_what_is_handed_to_who_gives_up_in_that_moment_goes_out_anew(tmp_p
         with trio.fail_after(5):
             again = await second.next_delivery()
         assert (again.sequence, again.attempt, again.fence) == (2, 1, delivery.fence + 2)
+
+
+async def test_what_is_handed_to_who_is_detached_in_that_moment_never_leaves(tmp_path: Path) -> None:
+    async with queue_in(tmp_path) as (queue, _, _):
+        await queue.publish([message(0), message(3)])
+        first, second = queue.attach("first", window=1), queue.attach("second", window=1)
+        delivery = await first.next_delivery()
+        async with trio.open_nursery() as nursery:
+            ended = trio.Event()
+
+            async def wait_in_vain() -> None:
+                with pytest.raises(Unreachable):
+                    await second.next_delivery()
+                ended.set()
+
+            nursery.start_soon(wait_in_vain)
+            await trio.testing.wait_all_tasks_blocked()
+            first.received(delivery)
+            second.detach()
+            await ended.wait()
+        assert (await queue.stats()).leased == 1
 
 
 async def test_who_gives_up_waiting_is_not_served(tmp_path: Path) -> None:
