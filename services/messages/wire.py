@@ -254,7 +254,7 @@ class Reader(Generic[FrameT]):
         try:
             with memoryview(self._buffer) as view, view[begin : self._start] as payload:
                 return self._decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise PeerError("malformed", f"no frame of the message centre: {error}") from None
 
     def take_rest(self) -> bytes:
