@@ -1,6 +1,6 @@
 """All mutants, in the order in which the table shows them."""
 
-from tests.mutants import table_consensus, table_ledger, table_membership, table_node
+from tests.mutants import table_consensus, table_ledger, table_membership, table_messages, table_node
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -8,4 +8,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_consensus.MUTANTS,
     *table_node.MUTANTS,
     *table_membership.MUTANTS,
+    *table_messages.MUTANTS,
 )
