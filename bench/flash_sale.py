@@ -38,6 +38,10 @@ PARTS = ("intake", "direct", "backlog", "quota", "pace")
 SECONDS = 6.0
 THRESHOLD_PER_S = 200.0
 """The message centre's rate while intake is measured."""
+ORDERS_PER_S, ORDERS_MAX = 20_000, 200_000
+"""How many orders are made for a second of a row, and at the most: fewer than the message centre takes."""
+LINGER_MS = 100
+"""How long the rights server waits for more meanwhile: 20 events a transaction at that rate."""
 RATE_MAX_PER_S = 1_000_000.0
 """As good as no threshold."""
 CONNECTIONS = 32
@@ -139,6 +143,7 @@ def main(
 async def _measure(open_network: OpenRightsNetwork, rows: list[str], sizes: Sizes) -> Figures:
     say("starting the network")
     report: Figures = {"ok": True, "cores": cores(), "validators": 4, "seconds_per_row": sizes.seconds}
+    report |= {"threshold_per_s": THRESHOLD_PER_S, "linger_ms": LINGER_MS}
     measured: list[Figures] = []
     async with open_network() as network:
         bench = FlashSale(network, sizes)
@@ -172,7 +177,7 @@ class FlashSale:
             ("one a request, strict order", True, 1, CONNECTIONS),
         ):
             say(f"intake, {name}: {self._sizes.seconds} s")
-            async with self._opened(Wishes(rate_per_s=THRESHOLD_PER_S, is_strict=is_strict, is_fresh=True)) as run:
+            async with self._opened(self._threshold(is_strict=is_strict)) as run:
                 measured.append(await self._intake(run, name, orders, connections))
         return measured
 
@@ -254,11 +259,14 @@ class FlashSale:
             {"row": "largest pace", "rate_per_s": largest_kept(figures)},
         ]
 
+    def _threshold(self, *, is_strict: bool) -> Wishes:
+        return Wishes(rate_per_s=THRESHOLD_PER_S, is_strict=is_strict, linger_ms=LINGER_MS, is_fresh=True)
+
     async def _intake(self, run: "Run", name: str, orders: int, connections: int, status: int = 202) -> Figures:
         """Post for the time of a row; return rates, latencies, and what the programs used."""
         programs = [self._network.program(program) for program in (BUSINESS, CENTER)]
         before, used = await run.center.stats(), [processor_s(program) for program in programs]
-        requests = run.requests(int(self._sizes.seconds * 20_000), per_request=orders)
+        requests = run.requests(min(ORDERS_MAX, int(self._sizes.seconds * ORDERS_PER_S)), per_request=orders)
         answers = (await run.drive(requests, connections=connections, seconds=self._sizes.seconds)).check(status)
         after, count = await run.center.stats(), len(answers.latencies_ms) * orders
         business_s, center_s = (processor_s(program) - before for program, before in zip(programs, used, strict=True))
@@ -419,7 +427,10 @@ def _pid(program: Program) -> int:
 def _draw(report: Figures) -> None:
     console = Console(highlight=False)
     rows = rows_of(report, "rows")
-    console.print(f"{report['cores']} cores: client, three programs and {report['validators']} validators")
+    console.print(
+        f"{report['cores']} cores: client, three programs and {report['validators']} validators; threshold of the intake's "
+        f"rows {report['threshold_per_s']:g}/s, linger {report['linger_ms']} ms"
+    )
     intake = [row for row in rows if "connections" in row]
     paces = [row for row in rows if "is_kept" in row]
     others = [row for row in rows if row not in intake and row not in paces]

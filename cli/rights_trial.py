@@ -96,7 +96,8 @@ class RightsTrial:
         direct = SHOP if wishes.is_direct or wishes.is_direct_strict else ""
         business = replace_fields(business_home, BusinessFile, direct=direct, direct_strict=wishes.is_direct_strict)
         shares = {campaign: ShareFile(basis_points, cap) for campaign, (basis_points, cap) in wishes.shares.items()}
-        replace_fields(server_home, ServerFile, shares=shares, prices=dict(wishes.prices))
+        changes = {"shares": shares, "prices": dict(wishes.prices), "linger_ms": wishes.linger_ms}
+        replace_fields(server_home, ServerFile, **changes)
         await programs.start(self.network, self.all_programs)
         return Doors(f"http://{business.listen}", center.listen, read_token(center_home, "token", center.token))
 

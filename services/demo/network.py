@@ -25,6 +25,7 @@ class Wishes:
         is_direct: the business server submits each event by itself and answers when it is final.
         is_direct_strict: the same with one event in flight.
         queue: bounds of the message centre's queue that are not their defaults, by their names.
+        linger_ms: how long the rights server waits for more events of a transaction.
         is_fresh: forget the messages that an embedded store has kept.
     """
 
@@ -36,6 +37,7 @@ class Wishes:
     is_direct: bool = False
     is_direct_strict: bool = False
     queue: Mapping[str, int] = field(default_factory=dict)
+    linger_ms: int = 20
     is_fresh: bool = False
 
 
