@@ -428,8 +428,8 @@ def _draw(report: Figures) -> None:
     console = Console(highlight=False)
     rows = rows_of(report, "rows")
     console.print(
-        f"{report['cores']} cores: client, three programs and {report['validators']} validators; while orders are taken "
-        f"in, they drain at {report['threshold_per_s']:g}/s, with a linger of {report['linger_ms']} ms"
+        f"{report['cores']} cores: client, three programs and {report['validators']} validators; while orders "
+        f"are taken in, they drain at {report['threshold_per_s']:g}/s, with a linger of {report['linger_ms']} ms"
     )
     intake = [row for row in rows if "connections" in row]
     paces = [row for row in rows if "is_kept" in row]
