@@ -225,6 +225,8 @@ class Queue:
         """What is published and not in the machine yet."""
         self._waiting_bytes = 0
         self._ended_count = 0
+        self._oldest_after = 0
+        """Nothing up to this sequence waits: whoever looks for the oldest passes over its dead letters once only."""
         self._is_closed = False
 
     async def publish(self, messages: Sequence[NewMessage]) -> list[Published]:
@@ -306,6 +308,8 @@ class Queue:
     async def ended(self, state: State, after: int, limit: int) -> list[Record]:
         """See the port."""
         _check_asked(limit)
+        if state is State.WAITING:  # no end; a peer may ask for it all the same
+            return []
         return await self._store.ended(state, after, limit)
 
     async def replay(self, sequences: Sequence[int]) -> int:
@@ -314,6 +318,7 @@ class Queue:
         with trio.CancelScope(shield=True):  # what the store has revived must get into the machine
             entries = await self._store.revive(sequences)
             bodies = await self._store.bodies([entry.sequence for entry in entries])
+        self._oldest_after = 0
         self._waiting_bytes += sum(len(body) for _, body in bodies.values())
         self._machine.restore(entries, self.dispatcher.now_ms(), self._clock.utc_ms())
         self.dispatcher.pump()
@@ -323,8 +328,11 @@ class Queue:
         """See the port."""
         counts = await self._store.counts()
         oldest_ms = 0
+        after = self._oldest_after
         # The store knows when a message came by its key, and its key by its sequence.
-        for entry in await self._store.entries(0, 1):
+        for entry in await self._store.entries(after, 1) if counts.waiting else ():
+            if self._oldest_after == after:  # nothing was replayed meanwhile
+                self._oldest_after = entry.sequence - 1
             bodies = await self._store.bodies([entry.sequence])
             for record in await self._store.find([key for key, _ in bodies.values()]):
                 oldest_ms = max(self._clock.utc_ms() - record.published_ms, 0) if record else 0

@@ -263,7 +263,9 @@ class QueueMachine:
                 self._leave_lane(message)
             elif self._rules.is_strict:
                 self._delayed_count -= 1  # counted already when the verdict was taken
-            self._postpone(message, now_ms + max(change.due_ms - utc_ms, 0), is_parked=change.is_parked)
+            # The clock may have been set between the verdict and now.
+            wait_ms = min(max(change.due_ms - utc_ms, 0), self._rules.backoff_max_ms)
+            self._postpone(message, now_ms + wait_ms, is_parked=change.is_parked)
 
     def lose(self, holder: Holder) -> list[Change]:
         """Take back what a consumer that is gone held; return what ends by it and has to be made durable."""

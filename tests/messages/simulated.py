@@ -9,7 +9,7 @@ import trio.testing
 from consensus.ledger.errors import StorageError
 from services.messages import embedded
 from services.messages.embedded import EmbeddedStore
-from services.messages.store import Change, NewMessage, Published
+from services.messages.store import Change, Entry, NewMessage, Published
 
 NS_PER_MS = 1_000_000
 UTC_MS = 1_700_000_000_000
@@ -63,6 +63,8 @@ class InlineStore(EmbeddedStore):
     """The embedded store with its calls made in place; it counts them, and breaks where it is told to."""
 
     appended_calls = changed_calls = read_calls = 0
+    entries_after = 0
+    """Where the last page of entries began."""
     breaks_before_write = breaks_after_write = False
 
     async def append(self, messages: Sequence[NewMessage], now_ms: int) -> list[Published]:
@@ -77,6 +79,10 @@ class InlineStore(EmbeddedStore):
         self._break(is_before=True)
         await super().change(changes, now_ms)
         self._break(is_before=False)
+
+    async def entries(self, after: int, limit: int) -> list[Entry]:
+        self.entries_after = after
+        return await super().entries(after, limit)
 
     async def bodies(self, sequences: Sequence[int]) -> dict[int, tuple[str, bytes]]:
         self.read_calls += 1

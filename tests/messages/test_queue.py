@@ -417,6 +417,28 @@ async def test_dead_letters_are_found_and_replayed(tmp_path: Path) -> None:
         assert [record and record.state for record in found] == [State.REFUSED, None]
 
 
+async def test_what_looks_for_the_oldest_passes_over_dead_letters_once(tmp_path: Path) -> None:
+    async with queue_in(tmp_path) as (queue, store, clock), queue.consume("one", window=10) as subscription:
+        await queue.publish([message(0)])
+        await clock.move(500)
+        await queue.publish([message(3)])
+        first, second = await take(subscription, 2)
+        await subscription.settle([done(first, Verdict.DEAD)])
+        assert (await queue.stats()).oldest_ms <= 10
+        assert (await queue.stats()).oldest_ms <= 10
+        assert store.entries_after == 1
+        await queue.replay([1])
+        assert (await queue.stats()).oldest_ms >= 500
+        await subscription.settle([done(second), *map(done, await take(subscription, 1))])
+        assert (await queue.stats()).oldest_ms == 0
+
+
+async def test_what_waits_has_not_ended(site: StoreSite) -> None:
+    async with site.made() as store, open_queue(store, FAST) as queue:
+        await queue.publish([message(0)])
+        assert await queue.ended(State.WAITING, 0, 10) == []
+
+
 async def test_a_detail_is_cut_at_its_limit(tmp_path: Path) -> None:
     async with queue_in(tmp_path) as (queue, _, _), queue.consume("one", window=10) as subscription:
         await queue.publish([message(0)])

@@ -145,6 +145,19 @@ def test_waits_double_up_to_the_longest() -> None:
 
 
 @pytest.mark.parametrize("verdict", [Verdict.RETRY, Verdict.PARK])
+@pytest.mark.parametrize("set_ms", [-3_600_000, 3_600_000])
+def test_a_clock_that_is_set_while_a_verdict_is_written_makes_nobody_wait_longer_than_the_longest(
+    verdict: Verdict, set_ms: int
+) -> None:
+    bench = Bench(lanes="a")
+    lease = bench.take()
+    _, changes = bench.machine.settle([Settlement(1, lease.fence, verdict)], UTC_MS)
+    bench.machine.settled(changes, bench.now_ms, UTC_MS + set_ms)
+    bench.wait(RULES.backoff_max_ms)
+    assert bench.take_all() == [1]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.RETRY, Verdict.PARK])
 @pytest.mark.parametrize("exhausted", [State.DEAD, State.REFUSED])
 def test_attempts_end(verdict: Verdict, exhausted: State) -> None:
     bench = Bench(lanes="aa")
