@@ -18,6 +18,10 @@ PACK_BYTES_MAX = TRANSACTION_BYTES_MAX - 4 * 1024
 """How many bytes the calls of a transaction may have; the rest is for what stands around them."""
 CALL_OVERHEAD_BYTES = 32
 """More than what stands around a call's arguments."""
+PACK_STEPS_MAX = 1_000_000
+"""How many steps the chain gives to one transaction: calls that come after them fail, whatever they are."""
+PRESENT_STEPS, APPLY_STEPS = 3_600, 3_400
+"""More than the contract needs to check a root against four keys, and for an event of an order that has had many."""
 ROOTS_MAX = 8_192
 """How many presented roots are remembered."""
 
@@ -67,21 +71,22 @@ class Pack:
 
 
 def pack(events: Sequence[SignedEvent], shares: Sequence[int], presented: Presented) -> Pack:
-    """Return the transaction for the first events of a list: at least one, at most 512, and what fits.
+    """Return the transaction for the first events of a list: one, up to 512, as many as fit in bytes and steps.
 
     ``shares`` has what each event brings, 0 where the contract computes it. A root that came with several
     signatures is presented with each of them, so that a forged one stands in nobody's way.
     """
     presents: dict[tuple[bytes, bytes, bytes], Call] = {}
     applies: list[Call] = []
-    size = 0
+    size = steps = 0
     for signed, share in zip(events[:PACK_MAX], shares, strict=False):
         apply = _apply_call(signed, share)
         claim = (signed.server, signed.root, signed.signature)
         is_known = claim[:2] in presented or claim in presents
         present = None if is_known else _present_call(signed)
         size += _size(apply) + (_size(present) if present else 0)
-        if size > PACK_BYTES_MAX and applies:
+        steps += APPLY_STEPS + (PRESENT_STEPS if present else 0)
+        if (size > PACK_BYTES_MAX or steps > PACK_STEPS_MAX) and applies:
             break
         applies.append(apply)
         if present:

@@ -35,6 +35,7 @@ from services.rights.requests import (
     decode_one_untrusted,
     decode_order,
     decode_redemption,
+    is_id,
     is_list,
 )
 
@@ -73,6 +74,7 @@ STATUSES = {
 }
 """HTTP status by error code; every other code is the contract's, or a conflict: 409."""
 
+_KINDS = frozenset(kind.value for kind in Kind)
 _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
@@ -185,7 +187,9 @@ class Pages:
 
     async def _follow(self, request: Request) -> Response:
         kind, reference, number = (request.path_params[name] for name in ("kind", "reference", "number"))
-        found = await self._taker.find(kind, reference, number)
+        # The centre lets go of who asks for what cannot be a key, with everything that is under way.
+        is_possible = kind in _KINDS and is_id(reference) and is_id(number)
+        found = await self._taker.find(kind, reference, number) if is_possible else None
         if found is None:
             raise Refused("unknown_event", f"there is no event {kind}/{reference}/{number}")
         return _json(msgspec.json.encode(found))

@@ -135,6 +135,11 @@ def change_event(kind: str, reference: str, number: str, amount: int | msgspec.U
     return Event(str(kind), reference, number, "", "", 0 if amount is msgspec.UNSET else amount, [], time_ms)
 
 
+def is_id(text: str) -> bool:
+    """Tell whether an order, a redemption or an event's number can be called so."""
+    return _ID.fullmatch(text) is not None
+
+
 def is_list(body: bytes) -> bool:
     """Tell whether a body holds a JSON list, if it is JSON at all."""
     return body.lstrip()[:1] == b"["
@@ -175,7 +180,7 @@ def decode_change_untrusted(kind: Kind, reference: str, body: bytes, time_ms: in
     Raises:
         PeerError: as :func:`decode_one_untrusted`.
     """
-    if not _ID.fullmatch(reference):
+    if not is_id(reference):
         raise PeerError("bad_field", "the name in the path is no name of an order or a redemption")
     change = _decoded(_decode_change, body or b"{}")
     return change_event(kind, reference, change.event, change.amount, time_ms)

@@ -99,16 +99,21 @@ class Submitter:
     async def _holder(self, transaction: Transaction) -> Outcome | None:
         """Return the outcome of the transaction that has our number if it holds our calls, None for any other."""
         body = transaction.body
+        place = (body.sender, body.lane, body.sequence)
         while True:
             try:
                 state = await self._client.lane(body.sender, body.lane)
                 if state.next != body.sequence + 1 or state.last_id is None:
                     return None
                 outcome = await self._client.outcome(bytes_of(state.last_id))
+                held = outcome.transaction.body
+                # What is proven is that transaction's outcome, and not that it has our number: an earlier one with the
+                # same calls may have ended otherwise.
+                if (held.sender, held.lane, held.sequence) != place:
+                    raise PeerError("bad_answer", "the node names a transaction with another number")
             except (Unreachable, Refused, PeerError) as error:
                 await self._on_trouble(error)
             else:
-                held = outcome.transaction.body
                 return outcome if held.calls == body.calls and held.mode == body.mode else None
 
     async def _on_trouble(self, error: HansaError) -> None:

@@ -121,8 +121,6 @@ def server_config() -> anycorn.Config:
     """Return anycorn's settings: HTTP/1.1, quiet and bounded."""
     config = anycorn.Config()
     config.errorlog = None
-    config.alpn_protocols = ["http/1.1"]
-    config.h2_max_concurrent_streams = 1  # who begins with HTTP/2 gets it, and no more requests at a time than others
     config.h11_max_incomplete_size = HEAD_BYTES_MAX
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE_S
@@ -153,9 +151,14 @@ class _Idle:
 
 
 class _Server(TCPServer):
-    """One connection, which sends the head of an answer together with what comes after it."""
+    """One connection of HTTP/1.1, which sends the head of an answer together with what comes after it."""
 
     _head = b""
+
+    async def _read_data(self) -> None:
+        """Read requests. Nobody gets HTTP/2 by asking: there an idle connection would never end."""
+        self.protocol.protocol._check_protocol = _keep_protocol  # type: ignore[union-attr, method-assign]
+        await super()._read_data()
 
     async def protocol_send(self, event: Event) -> None:
         """Send what the protocol has to send; a final answer's head waits for its body or its end, and one comes."""
@@ -167,6 +170,10 @@ class _Server(TCPServer):
             if not event.data:
                 return
         await super().protocol_send(event)
+
+
+async def _keep_protocol(_: object) -> None:
+    """Pass over what asks for HTTP/2; as HTTP/1.1 the request is answered, or refused for what it lacks."""
 
 
 async def _abort_at_end(streams: set[anyio.abc.SocketStream]) -> None:

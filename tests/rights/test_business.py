@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from consensus.ledger.keys import Purpose
 from services.messages.port import Settlement, Verdict
@@ -118,6 +119,18 @@ async def test_where_an_event_ended_can_be_followed(tmp_path: Path) -> None:
         assert (dead["state"], dead["error"]) == ("dead", {"code": "malformed", "message": "the body is no event"})
 
         assert (await world.get("/events/create/o-9/1", 404))["error"]["code"] == "unknown_event"
+
+
+@pytest.mark.parametrize(
+    "event", ["create/" + "o" * 300 + "/1", "create/%00/1", "create/o-1/%F0%9F%98%80", "creation/o/1"]
+)
+async def test_asking_for_what_cannot_be_an_event_disturbs_nobody(tmp_path: Path, event: str) -> None:
+    """The centre would let go of a business server that asks for a key too long, with all that it is publishing."""
+    async with world_in(tmp_path) as world:
+        with capture_logs() as logs:
+            assert (await world.get(f"/events/{event}", 404))["error"]["code"] == "unknown_event"
+            await world.post("/orders", ORDER)
+        assert logs == []
 
 
 async def test_a_list_is_answered_in_its_order_each_entry_by_itself(tmp_path: Path) -> None:
@@ -405,6 +418,21 @@ async def test_slow_bodies_and_idle_connections_are_ended(tmp_path: Path, monkey
         assert await exchange(world.port, b"POST /orders HT") == b""
         kept = await exchange(world.port, raw("/orders", msgspec.json.encode(ORDER)))
         assert kept.startswith(b"HTTP/1.1 202")
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""How a connection begins whose client knows that the server speaks HTTP/2."""
+SETTINGS = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+
+
+async def test_nobody_gets_http_2_where_idle_connections_would_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "KEEP_ALIVE_S", 0.05)
+    async with world_in(tmp_path) as world:
+        assert (await exchange(world.port, PREFACE)).startswith(b"HTTP/1.1 403")
+        kept = await exchange(world.port, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + SETTINGS + b"\r\n")
+        assert kept.startswith(b"HTTP/1.1 200")
 
 
 UPGRADE = b"""GET / HTTP/1.1\r

@@ -15,8 +15,10 @@ from consensus.ledger.errors import PeerError
 from consensus.ledger.receipt import OK, Receipt
 from consensus.ledger.transaction import EACH, Call, Transaction, decode_transaction_untrusted, make_call
 from node.rpc.backend import Committed
+from services.client.answers import LaneState, hex_of
 from services.client.client import Client
 from services.client.connection import Parameters
+from services.client.errors import Refused
 from services.client.outcome import Outcome
 from services.rights.submission import VALIDITY_MS, Submitter
 from tests.client.support import NOW_MS, SoloNode, address, client_of, running, signer
@@ -125,6 +127,43 @@ async def test_the_same_calls_under_the_number_are_the_outcome(tmp_path: Path) -
             node.wake()
         assert outcomes[0].transaction.id == before.id
         assert await paid(client) == 1
+
+
+async def test_a_node_that_names_another_number_s_transaction_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier transaction with the same calls failed; who took its outcome would call refused what was done."""
+    node = SoloNode(tmp_path / "a")
+    async with running(node), client_of(node) as client, client_of(node) as deceived:
+        await give_points(client)
+        lanes = client.lanes(PAYER, prefix=PREFIX)
+        (await client.call(PAYER, "tokens", "transfer", to_shop(1_000))).check()
+        old = await client.call_many(PAYER, payments(700), mode=EACH, lanes=lanes)
+        assert old.receipts[0].code == "insufficient_funds"
+        back = {"unit": "point", "to": address("user-b"), "amount": 1_000}
+        (await client.call(signer("shop"), "tokens", "transfer", back)).check()
+
+        asked = 0
+
+        async def lies(account: bytes, name: bytes) -> LaneState:
+            nonlocal asked
+            asked += 1
+            state = await client.lane(account, name)
+            if asked in (1, 4):
+                return state
+            return structs.replace(state, next=2, last_id=hex_of(old.transaction.id))
+
+        async def taken(transaction: Transaction, *, timeout_ms: int) -> Outcome:
+            (await client.submit_and_wait(transaction, timeout_ms=timeout_ms)).check()
+            raise Refused("lane_used")
+
+        monkeypatch.setattr(deceived, "lane", lies)
+        monkeypatch.setattr(deceived, "submit_and_wait", taken)
+        with trio.fail_after(30), capture_logs() as logs:
+            outcome = await submitter(deceived).submit(payments(700))
+        assert outcome.is_ok
+        assert outcome.transaction.body.sequence == 1
+        assert [line.get("code") for line in logs] == ["bad_answer", None]
 
 
 async def test_once_validity_is_over_the_calls_are_signed_again_under_the_same_number(tmp_path: Path) -> None:

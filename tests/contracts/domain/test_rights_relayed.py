@@ -3,14 +3,17 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from consensus.ledger.codec import encode
 from consensus.ledger.keys import PrivateKey, Purpose
 from consensus.ledger.merkle import ListProof
 from consensus.ledger.transaction import EACH, make_call
+from contracts.domain.rights import EVENTS_PER_RECORD_MAX
 from contracts.runtime.accounts import SUSPENDED, account_key, load_account
 from contracts.runtime.contract import AMOUNT_MAX
 from services.rights.events import Event, SignedEvent, apply_arguments, present_arguments, sign_events
+from services.rights.packing import APPLY_STEPS, PACK_MAX, PRESENT_STEPS, Presented, pack
 from tests.contracts.domain.support import Door, address
 
 SHOP = address("shop")
@@ -89,6 +92,23 @@ def test_the_events_of_a_whole_batch_in_one_transaction(rights: Door) -> None:
     assert [receipt.code for receipt in receipts] == [""] * 11 + ["quota_exceeded"] * 2
     assert rights.query("campaign", campaign="sale")["left"] == 0
     assert rights.query("totals", server=SHOP)["created"] == 1_000
+
+
+def test_the_steps_of_a_full_pack_suffice(rights: Door) -> None:
+    """Each event under a root of its own, by the last of four keys, about an order that takes no more after it."""
+    others = [PrivateKey.from_secret(70 + number) for number in range(3)]
+    rights.call("shop", "appoint", event_keys=keys_of(*others, EVENT_KEY), rights_servers=[address(RELAY)])
+    relay(rights, creation("o" * 64, amount=10_000, user="u" * 64))
+    for number in range(EVENTS_PER_RECORD_MAX - 2):
+        relay(rights, event("complete", "o" * 64, f"{number:064}", amount=1))
+    last = event("complete", "o" * 64, "n" * 64, amount=1)
+    items = [item for moment in range(PACK_MAX) for item in sign(rights, replace(last, time_ms=moment))]
+    packed = pack(items, [0] * len(items), Presented())
+    assert len(packed.places) > 100
+    receipts = rights.chain.submit(RELAY, *packed.calls, mode=EACH)
+    assert {receipt.code for receipt in receipts} == {""}
+    assert max(receipt.steps for receipt in receipts[: len(packed.places)]) <= PRESENT_STEPS
+    assert max(receipt.steps for receipt in receipts[len(packed.places) :]) <= APPLY_STEPS
 
 
 def test_every_kind_does_what_its_method_does(rights: Door) -> None:
