@@ -9,7 +9,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import cast
+from typing import Any, cast
 
 import anycorn
 import anyio
@@ -17,7 +17,7 @@ import anyio.abc
 import structlog
 import trio
 from anycorn.app_wrappers import ASGIWrapper
-from anycorn.events import Event, RawData
+from anycorn.events import Closed, Event, RawData
 from anycorn.tcp_server import TCPServer
 from anycorn.typing import ASGIFramework
 from anycorn.worker_context import AnyioSingleTask, WorkerContext
@@ -155,10 +155,15 @@ class _Server(TCPServer):
 
     _head = b""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._reading = trio.CancelScope()
+
     async def _read_data(self) -> None:
         """Read requests. Nobody gets HTTP/2 by asking: there an idle connection would never end."""
         self.protocol.protocol._check_protocol = _keep_protocol  # type: ignore[union-attr, method-assign]
-        await super()._read_data()
+        with self._reading:
+            await super()._read_data()
 
     async def protocol_send(self, event: Event) -> None:
         """Send what the protocol has to send; a final answer's head waits for its body or its end, and one comes."""
@@ -170,6 +175,9 @@ class _Server(TCPServer):
             if not event.data:
                 return
         await super().protocol_send(event)
+        if isinstance(event, Closed):
+            # Who has read the beginning of one more request waits until it may be begun, and it never may.
+            self._reading.cancel()
 
 
 async def _keep_protocol(_: object) -> None:

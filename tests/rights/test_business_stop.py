@@ -63,6 +63,21 @@ async def test_at_the_end_what_is_under_way_is_answered_and_idle_connections_are
             await trio.open_tcp_stream("127.0.0.1", world.port)
 
 
+async def test_a_request_behind_the_last_one_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "STOP_MS_MAX", 600_000)
+    async with world_in(tmp_path) as world, await trio.open_tcp_stream("127.0.0.1", world.port) as busy:
+        head = b"POST /orders HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        await busy.send_all(head + b"content-length: 1\r\n\r\n")
+        await world.post("/orders", ORDER)  # by now it has begun
+        world.stopping.set()
+        with trio.fail_after(20):
+            await busy.send_all(b"?GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert (await busy.receive_some()).startswith(b"HTTP/1.1 4")
+            await world.ended.wait()
+
+
 async def test_a_peer_that_does_not_go_on_does_not_hold_up_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
