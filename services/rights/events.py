@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from consensus.ledger.codec import Record, RecordCodec, Value
+from consensus.ledger.codec import INTEGER_MAX, Record, RecordCodec, Value
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import ADDRESS_BYTES, ChainId
 from consensus.ledger.keys import SIGNATURE_BYTES, PrivateKey, Purpose
@@ -61,7 +61,7 @@ class Event(Record, frozen=True):
     campaign: str
     amount: Amount
     items: Annotated[list[tuple[Id, Count]], msgspec.Meta(max_length=ITEMS_MAX)]
-    time_ms: Annotated[int, msgspec.Meta(ge=0)]
+    time_ms: Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 
     @property
     def key(self) -> str:

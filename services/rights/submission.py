@@ -2,11 +2,13 @@
 
 While an outcome is unknown the identical bytes go to one node after the other. When the validity of a transaction
 has passed, its calls are signed again under the same number of the same lane: the chain takes one transaction for
-a number, so that the old one and the new one exclude each other whatever becomes of either.
+a number, so that the old one and the new one exclude each other whatever becomes of either. Only a number that does not
+come up in all that time, since a node had made it up, is given up.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import structlog
 import trio
@@ -74,7 +76,7 @@ class Submitter:
 
     async def _submit_in(self, lane: Lane, calls: Sequence[Call]) -> Outcome | None:
         """Return the outcome of the calls under the lane's next number, None when others have taken it."""
-        sequence = await self._next_number(lane)
+        sequence = await self._number(lane.take)
         while True:
             transaction = self._client.sign(
                 self._signer, calls, sequence=sequence, lane=lane.name, mode=EACH, validity_ms=self._validity_ms
@@ -88,11 +90,13 @@ class Submitter:
                         return await self._holder(transaction)
                     await self._on_trouble(error)
                 is_valid = self._now_ms() <= transaction.body.valid_until_ms
+            if await self._number(partial(self._client.lane_next, self._signer.address, lane.name)) < sequence:
+                return None
 
-    async def _next_number(self, lane: Lane) -> int:
+    async def _number(self, read: Callable[[], Awaitable[int]]) -> int:
         while True:
             try:
-                return await lane.take()
+                return await read()
             except (Unreachable, Refused, PeerError) as error:
                 await self._on_trouble(error)
 

@@ -116,6 +116,7 @@ def test_a_path_to_another_root_or_place_is_refused() -> None:
         {"items": [("a", 1), ("a", 1)]},
         {"items": [(f"i{number:02}", 1) for number in range(17)]},
         {"user": "u" * SIGNED_EVENT_BYTES_MAX},
+        {"time_ms": 2**63},
     ],
 )
 def test_events_that_cannot_be(fields: dict[str, Any]) -> None:

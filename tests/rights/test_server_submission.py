@@ -187,6 +187,26 @@ async def test_once_validity_is_over_the_calls_are_signed_again_under_the_same_n
         assert await paid(client) == 1
 
 
+async def test_a_number_that_a_node_made_up_is_given_up_once_validity_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = SoloNode(tmp_path / "a")
+    now_ms = NOW_MS
+    async with running(node), client_of(node) as client, client_of(node) as deceived:
+        await give_points(client)
+        told = [3]
+
+        async def lies(account: bytes, lane: bytes) -> int:
+            return told.pop() if told else await client.lane_next(account, lane)
+
+        monkeypatch.setattr(deceived, "lane_next", lies)
+        async with started(deceived, payments(1), now_ms=lambda: now_ms) as outcomes:
+            await reached(node, 1)
+            now_ms += VALIDITY_MS
+        assert outcomes[0].transaction.body.sequence == 0
+        assert await paid(client) == 1
+
+
 async def test_nodes_that_are_away_are_waited_for_and_the_log_says_it_once(tmp_path: Path) -> None:
     node = SoloNode(tmp_path / "a")
     async with trio.open_nursery() as nursery:
