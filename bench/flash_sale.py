@@ -40,8 +40,8 @@ THRESHOLD_PER_S = 200.0
 """The message centre's rate while intake is measured."""
 ORDERS_PER_S, ORDERS_MAX = 20_000, 200_000
 """How many orders are made for a second of a row, and at the most: fewer than the message centre takes."""
-LINGER_MS = 100
-"""How long the rights server waits for more meanwhile: 20 events a transaction at that rate."""
+LINGER_MS = 250
+"""How long the rights server waits for more meanwhile: 50 events a transaction at that rate."""
 RATE_MAX_PER_S = 1_000_000.0
 """As good as no threshold."""
 CONNECTIONS = 32
