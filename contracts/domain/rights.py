@@ -187,9 +187,9 @@ class Rights(Contract):
         ``index``, ``count`` and ``path`` lead from the event to a presented root. The event is ``kind`` (create,
         cancel, complete, refund, redeem or reverse_redemption), ``reference`` (order or redemption), ``number``,
         and what follows up to ``time_ms``; ``amount`` is an order's amount, the most that items may cost, or else how
-        much of it, 0 for all that is left. ``share`` is what the rights server computed for a creation or a
-        redemption; 0 where the contract is to. Fails with ``not_appointed``, ``account_suspended`` about the server,
-        ``unknown_root``, ``bad_proof``, ``bad_event``, and as the method that ``kind`` names.
+        much of it, 0 for all that is left. ``share`` is what the rights server computed for a creation or for the
+        items of a redemption; 0 where the contract is to. Fails with ``not_appointed``, ``account_suspended`` about
+        the server, ``unknown_root``, ``bad_proof``, ``bad_event``, and as the method that ``kind`` names.
         """
         event_keys, rights_servers = _appointed(context, server)
         context.require(context.caller in rights_servers, "not_appointed", "the server did not appoint the caller")
@@ -205,7 +205,8 @@ class Rights(Contract):
             return _create(context, server, campaign, reference, user, share or None, amount, number)
         if kind == "redeem":
             context.require(user and (amount or items), "bad_event", "a redemption names its user and what it takes")
-            if not items and not share:
+            if not items:
+                context.require(share in (0, amount), "bad_event", "without items there is nothing to compute")
                 return _redeem(context, server, user, reference, amount, None, number)
             return _redeem(context, server, user, reference, share or None, [amount, listed], number)
         part = amount or None
