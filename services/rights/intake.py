@@ -125,7 +125,8 @@ class Intake:
             batch = events[start : start + BATCH_EVENTS_MAX]
             for signed in sign_events(self._key, self._chain_id, self._server, batch):
                 event = signed.event
-                messages.append(NewMessage(event.key, lane_of(event), signed_codec.encode(signed), mark_of(event)))
+                mark = mark_of(self._server, event)
+                messages.append(NewMessage(event.key, lane_of(event), signed_codec.encode(signed), mark))
         return messages
 
 
@@ -135,9 +136,12 @@ def lane_of(event: Event) -> str:
     return f"{'redemption' if is_redemption else 'order'}:{event.reference}"
 
 
-def mark_of(event: Event) -> bytes:
-    """Return what a repeat of the event has in common with it, whenever it comes: 32 bytes."""
-    return sha256(msgspec.msgpack.encode((event.user, event.campaign, event.amount, event.items))).digest()
+def mark_of(server: bytes, event: Event) -> bytes:
+    """Return what a repeat of a server's event has in common with it, whenever it comes: 32 bytes.
+
+    What another server posts at the same centre under the same key is a conflict, and no repeat.
+    """
+    return sha256(msgspec.msgpack.encode((server, event.user, event.campaign, event.amount, event.items))).digest()
 
 
 def followed(record: Record) -> Followed:

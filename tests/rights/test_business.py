@@ -1,5 +1,6 @@
 """The business server over HTTP: what it takes, what it refuses and how it says so."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from structlog.testing import capture_logs
 from consensus.ledger.keys import Purpose
 from services.messages.port import Settlement, Verdict
 from services.messages.queue import QueueSettings
-from services.rights import pages, web
+from services.rights import business, pages, web
 from services.rights.events import Kind, decode_signed_untrusted
 from tests.client.support import CONSORTIUM, signer
-from tests.rights.business_world import EVENT_KEY, ORDER, SHOP, World, exchange, world_in
+from tests.rights.business_world import EVENT_KEY, ORDER, SHOP, World, exchange, settings_of, world_in
 
 JSON = {"content-type": "application/json"}
 
@@ -80,6 +81,22 @@ async def test_the_same_event_again_is_the_same_event_and_another_one_a_conflict
         assert not (await world.post("/orders", ORDER))["isNew"]
         assert (await world.post("/orders", {**ORDER, "amount": 99}, 409))["error"]["code"] == "event_conflict"
         assert (await world.queue.stats()).waiting == 1
+
+
+async def test_another_servers_event_is_no_repeat(tmp_path: Path) -> None:
+    """Answered as a repeat it would be promised, and never reach the chain."""
+    async with world_in(tmp_path) as world:
+        await world.post("/orders/o-1/complete", {})
+        other = settings_of(
+            tmp_path, server=signer("user-b").address, nodes=(world.node.url,), center=world.center.address
+        )
+        stopping = trio.Event()
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(partial(business.serve, other, stopping))
+            answer = await exchange(port, raw("/orders/o-1/complete", b"{}", "connection: close"))
+            assert answer.startswith(b"HTTP/1.1 409")
+            assert b"event_conflict" in answer
+            stopping.set()
 
 
 async def test_a_repeat_is_known_also_after_the_end_of_the_first(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from services.rights.requests import (
 from tests.fuzz.bombs import JSON_BOMBS
 
 TIME_MS = 1_700_000_000_000
+SERVER = bytes(range(20))
 IDS = st.text("abcXYZ019._:-", min_size=1, max_size=64)
 AMOUNTS = st.integers(1, AMOUNT_MAX)
 ABOUT_ORDER = ("cancel", "complete", "refund")
@@ -118,9 +119,10 @@ def test_events_have_one_mark_iff_they_say_the_same(
 ) -> None:
     (_, one), (_, other) = first, second
     later = Event(one.kind, one.reference, one.number, one.user, one.campaign, one.amount, one.items, TIME_MS + 5)
-    assert mark_of(one) == mark_of(later)
+    assert mark_of(SERVER, one) == mark_of(SERVER, later)
     said = [(event.user, event.campaign, event.amount, event.items) for event in (one, other)]
-    assert (mark_of(one) == mark_of(other)) == (said[0] == said[1])
+    assert (mark_of(SERVER, one) == mark_of(SERVER, other)) == (said[0] == said[1])
+    assert mark_of(SERVER, one) != mark_of(bytes(20), one)
 
 
 TRANSACTION = f"0x{'ab' * 32}"
