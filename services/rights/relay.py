@@ -100,7 +100,8 @@ class Relay:
         self._table = table
         self._figures = figures
         self._presented = Presented()
-        self._fences: dict[int, int] = {}
+        self._held: dict[int, Delivery] = {}
+        """By sequence what is unsettled, as it was delivered last."""
         self._waiting: deque[_Held] = deque()
         self._judged: list[_Judged] = []
         self._has_waiting = trio.Event()
@@ -132,18 +133,18 @@ class Relay:
     async def _read(self) -> None:
         async for delivery in self._subscription:
             self._take(delivery)
-            while len(self._fences) >= HELD_MAX:
+            while len(self._held) >= HELD_MAX:
                 self._has_room = trio.Event()
                 await self._has_room.wait()
 
     def _take(self, delivery: Delivery) -> None:
         """Hold a delivery; one that is held already has a newer fence now, under which it will be settled."""
-        is_new = delivery.sequence not in self._fences
-        self._fences[delivery.sequence] = delivery.fence
+        is_new = delivery.sequence not in self._held
+        self._held[delivery.sequence] = delivery
         if not is_new:
             self._figures.came_again()
             return
-        self._figures.held.set(len(self._fences))
+        self._figures.held.set(len(self._held))
         try:
             signed = decode_signed_untrusted(delivery.body)
         except PeerError as error:
@@ -238,13 +239,15 @@ class Relay:
             judged, self._judged = self._judged, []
             for start in range(0, len(judged), PUBLISH_MESSAGES_MAX):
                 await self._settle(judged[start : start + PUBLISH_MESSAGES_MAX])
-            self._figures.held.set(len(self._fences))
+            self._figures.held.set(len(self._held))
             self._has_room.set()
 
     async def _settle(self, judged: Sequence[_Judged]) -> None:
         """Tell the centre what was judged. What it does not hear it delivers again."""
         batch = [
-            Settlement(item.sequence, self._fences[item.sequence], item.judgement[0], item.detail, item.judgement[1])
+            Settlement(
+                item.sequence, self._held[item.sequence].fence, item.judgement[0], item.detail, item.judgement[1]
+            )
             for item in judged
         ]
         try:
@@ -259,8 +262,11 @@ class Relay:
                 log.info("centre answers again")
             self._is_cut_off = False
         for item, said, is_accepted in zip(judged, batch, accepted, strict=True):
-            if is_accepted or self._fences[said.sequence] == said.fence:
-                del self._fences[said.sequence]
+            newest = self._held[said.sequence]
+            if is_accepted or newest.fence == said.fence:
+                del self._held[said.sequence]
+                if newest.fence != said.fence:  # it came for its next attempt before we heard that this one counts
+                    self._take(newest)
             else:  # it was delivered again meanwhile
                 self._judged.append(item)
                 self._has_judged.set()

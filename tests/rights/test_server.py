@@ -17,7 +17,7 @@ from consensus.ledger.codec import decode
 from consensus.ledger.keys import PrivateKey
 from consensus.ledger.transaction import LANE_NAME_BYTES_MAX
 from services.client.keystore import Signer
-from services.messages.port import MessageCenter, Settlement, Stats, Subscription
+from services.messages.port import MessageCenter, Settlement, Stats, Subscription, Verdict
 from services.messages.queue import QueueSettings
 from services.messages.store import NewMessage, State
 from services.rights.events import Event, Kind
@@ -470,6 +470,32 @@ async def test_what_is_delivered_again_while_it_is_settled_is_settled_again(tmp_
         assert (await world.drained()).done == 2
         assert center.refused_count >= 2
         assert len(set(world.node.submitted)) == before + 1
+        await server.stop()
+
+
+class LateCenter(SlowCenter):
+    """The world's centre, whose answer to a verdict comes after the message's next delivery."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        before = await self._delivered()
+        accepted = await self._subscription.settle(settlements)
+        if settlements[0].verdict is Verdict.PARK and not self.refused_count:
+            self.refused_count = 1  # once is enough
+            while await self._delivered() == before:
+                await pause()
+        return accepted
+
+
+async def test_the_next_delivery_of_what_was_parked_may_come_before_the_answer_to_that(tmp_path: Path) -> None:
+    """Passed over, it would wait for the end of its lease."""
+    rules = QueueSettings(rate_per_s=100_000, attempts_max=2, backoff_first_ms=10, lease_ms=3_600_000)
+    async with world_in(tmp_path, rules) as world:
+        await world.prepare()
+        server = RunningServer(world, settings_of(tmp_path), cast(MessageCenter, LateCenter(world)))
+        world.nursery.start_soon(server.run)
+        await world.publish(about(Kind.CANCEL, "o1"))
+        with trio.fail_after(20):
+            assert (await world.drained()).dead == 1
         await server.stop()
 
 
