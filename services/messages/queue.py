@@ -63,7 +63,8 @@ class QueueSettings:
     Args:
         rate_per_s: deliveries per second over all consumers.
         is_strict: one global order to one consumer at a time, instead of one order a lane.
-        attempts_max: how many verdicts RETRY or PARK end a message.
+        attempts_max: how many verdicts RETRY or PARK end a message; the waits between them add up to more than a lease,
+            since what a parked one waits for may be in the hands of a consumer that hangs.
         backoff_first_ms: wait after the first of these; it doubles with each.
         backoff_max_ms: the longest wait.
         lease_ms: how long a consumer may keep a delivery unsettled before it goes out again.
@@ -76,7 +77,7 @@ class QueueSettings:
 
     rate_per_s: float = 1_000.0
     is_strict: bool = False
-    attempts_max: int = 8
+    attempts_max: int = 11
     backoff_first_ms: int = 100
     backoff_max_ms: int = 30_000
     lease_ms: int = 60_000

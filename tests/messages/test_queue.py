@@ -539,6 +539,17 @@ async def test_a_store_that_fails_ends_the_queue_and_tells_callers_that_nothing_
 
 # ---------------------------------------------------------------------------------------------------------------------
 
+
+def test_what_is_parked_outlasts_a_lease() -> None:
+    """What it waits for may be in the hands of a consumer that hangs, and comes to another one at the lease's end."""
+    settings = QueueSettings()
+    rules, waited_ms = settings.rules(), 0
+    for attempts in range(1, settings.attempts_max):
+        waited_ms += rules.judge(Settlement(1, 1, Verdict.PARK), attempts, 0).due_ms
+    assert waited_ms > settings.lease_ms + settings.backoff_first_ms
+    assert rules.judge(Settlement(1, 1, Verdict.PARK), settings.attempts_max, 0).state is State.DEAD
+
+
 RUN = QueueSettings(rate_per_s=50, lease_ms=2_000, backoff_first_ms=50, backoff_max_ms=200, attempts_max=1_000)
 RUN_INTERVAL_MS = 20
 
