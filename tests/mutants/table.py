@@ -1,6 +1,6 @@
 """All mutants, in the order in which the table shows them."""
 
-from tests.mutants import table_consensus, table_ledger, table_membership, table_messages, table_node
+from tests.mutants import table_consensus, table_ledger, table_membership, table_messages, table_node, table_rights
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -9,4 +9,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_node.MUTANTS,
     *table_membership.MUTANTS,
     *table_messages.MUTANTS,
+    *table_rights.MUTANTS,
 )
