@@ -22,7 +22,8 @@ from services.client.keystore import Signer
 from services.client.lanes import Lane, Lanes
 from services.client.outcome import Outcome
 
-VALIDITY_MS = 600_000
+VALIDITY_MS = 120_000
+"""So long a transaction of a server that was killed may still be included, after the next one settled its events."""
 STEP_MS = 10_000
 """How long the client keeps at a transaction by itself; then the log says that there is trouble."""
 PAUSE_FIRST_MS = 50
