@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -254,7 +254,7 @@ _limit = click.option(
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """Messages that were given up: not understood, or out of attempts; they stay until they are replayed."""
+    """Messages that were given up: not understood, or out of attempts; they stay until replayed or discarded."""
 
 
 @dead_letters.command("list")
@@ -282,26 +282,55 @@ def replay(sequences: tuple[int, ...], everything: bool, operator: Operator, out
 
     Example: hansa rights dead-letters replay 17 18  ·  hansa rights dead-letters replay --all
     """
-    if bool(sequences) == everything:
-        raise click.UsageError("name dead letters by their numbers, or say --all")
-
-    async def work(center: "MessageCenter") -> int:
-        from services.messages.store import State
-
-        if not everything:
-            return sum(
-                [await center.replay(sequences[at : at + LIST_MAX]) for at in range(0, len(sequences), LIST_MAX)]
-            )
-        count, after = 0, 0
-        while page := await center.ended(State.DEAD, after, LIST_MAX):
-            count += await center.replay([record.sequence for record in page])
-            after = page[-1].sequence
-        return count
-
-    count = operator.ask(work)
+    _check_named(sequences, everything)
+    count = operator.ask(lambda center: _each_page(center, center.replay, sequences))
     if not everything and count < len(set(sequences)):
         raise LocalError("unknown_message", f"{count} of {len(set(sequences))} were dead letters; those wait again")
     output.show({"replayed": count}, lambda console: panel(console, "Replayed", {"dead letters": count}))
+
+
+@dead_letters.command("discard")
+@click.argument("sequences", metavar="[SEQ]...", nargs=-1, type=Number(0))
+@click.option("--all", "everything", is_flag=True, help="All there are.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@center_option
+@json_option
+def discard(sequences: tuple[int, ...], everything: bool, yes: bool, operator: Operator, output: Output) -> None:
+    """Drop dead letters for ever; the centre forgets their keys, so that the same may be posted again.
+
+    Example: hansa rights dead-letters discard 17 18  ·  hansa rights dead-letters discard --all --yes
+    """
+    _check_named(sequences, everything)
+    if not yes:
+        if output.as_json or not sys.stdin.isatty():
+            raise LocalError("not_confirmed", "nobody can be asked here: say --yes to discard dead letters")
+        which = "all dead letters" if everything else f"{len(set(sequences))} dead letters"
+        click.confirm(f"Discard {which} for ever?", abort=True, err=True)
+    count = operator.ask(lambda center: _each_page(center, center.discard, sequences))
+    if not everything and count < len(set(sequences)):
+        raise LocalError("unknown_message", f"{count} of {len(set(sequences))} were dead letters; those are discarded")
+    output.show({"discarded": count}, lambda console: panel(console, "Discarded", {"dead letters": count}))
+
+
+def _check_named(sequences: tuple[int, ...], everything: bool) -> None:
+    if bool(sequences) == everything:
+        raise click.UsageError("name dead letters by their numbers, or say --all")
+
+
+async def _each_page(
+    center: "MessageCenter", work: "Callable[[Sequence[int]], Awaitable[int]]", sequences: tuple[int, ...]
+) -> int:
+    """Do something to these dead letters, or to all without any, so many at a time; return how many there were."""
+    from services.messages.store import State
+
+    if sequences:
+        named = sorted(set(sequences))
+        return sum([await work(named[at : at + LIST_MAX]) for at in range(0, len(named), LIST_MAX)])
+    count, after = 0, 0
+    while page := await center.ended(State.DEAD, after, LIST_MAX):
+        count += await work([record.sequence for record in page])
+        after = page[-1].sequence
+    return count
 
 
 @click.group("refused")

@@ -350,6 +350,8 @@ class _Peer:
                 return wire.encode(wire.Records(frame.id, list(records)))
             case wire.Replay():
                 return wire.encode(wire.Replayed(frame.id, await queue.replay(frame.sequences)))
+            case wire.Discard():
+                return wire.encode(wire.Discarded(frame.id, await queue.discard(frame.sequences)))
             case wire.Ask():
                 return wire.encode(wire.Standing(frame.id, await queue.stats()))
         assert_never(frame)

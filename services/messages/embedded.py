@@ -126,6 +126,10 @@ class EmbeddedStore:
         """See the port."""
         return await self._run(lambda owned: owned.revive(sequences))
 
+    async def discard(self, sequences: Sequence[int]) -> int:
+        """See the port."""
+        return await self._run(lambda owned: owned.discard(sequences))
+
     async def counts(self) -> Counts:
         """See the port."""
         return await self._run(lambda owned: owned.counts())
@@ -306,6 +310,13 @@ class _Owned:
         )
         return [Entry(sequence, lane) for sequence, lane in rows]
 
+    def discard(self, sequences: Sequence[int]) -> int:
+        dead = json.dumps(list(self._among(sequences, State.DEAD)))
+        self._database.execute("DELETE FROM bodies WHERE sequence IN (SELECT value FROM json_each(?))", (dead,))
+        count = self._drop(dead)
+        self._counts[_NUMBERS[State.DEAD]] -= count
+        return count
+
     def counts(self) -> Counts:
         waiting, done, refused, dead = (self._counts[number] for number in range(len(_STATES)))
         return Counts(waiting, done, refused, dead, self._waiting_bytes)
@@ -322,12 +333,16 @@ class _Owned:
                 break
             dropped.append(sequence)
             self._counts[state] -= 1
-        self._database.execute(
-            "DELETE FROM messages WHERE sequence IN (SELECT value FROM json_each(?))", (json.dumps(dropped),)
-        )
+        return self._drop(json.dumps(dropped))
+
+    def _drop(self, sequences_json: str) -> int:
+        """Forget messages that have no body, and return how many."""
+        count = self._database.execute(
+            "DELETE FROM messages WHERE sequence IN (SELECT value FROM json_each(?))", (sequences_json,)
+        ).rowcount
         # The highest sequence may be among them, and none is given twice.
         self._database.execute("UPDATE meta SET last_sequence = ?", (self._next_sequence - 1,))
-        return len(dropped)
+        return count
 
     def close(self) -> None:
         """Close the file first, then let go of the lock."""

@@ -35,7 +35,7 @@ UNREACHABLE = "center_unreachable"
 _FOR_EVER = frozenset({"bad_token", "bad_version"})
 """Refusals that another attempt does not change."""
 
-AnswerT = TypeVar("AnswerT", wire.Kept, wire.Records, wire.Replayed, wire.Standing, wire.Settled)
+AnswerT = TypeVar("AnswerT", wire.Kept, wire.Records, wire.Replayed, wire.Discarded, wire.Standing, wire.Settled)
 
 log = structlog.get_logger("link")
 
@@ -194,6 +194,10 @@ class Link:
     async def replay(self, sequences: Sequence[int]) -> int:
         """Make dead letters wait again; see the port."""
         return (await self._request(lambda identity: wire.Replay(identity, list(sequences)), wire.Replayed)).count
+
+    async def discard(self, sequences: Sequence[int]) -> int:
+        """Drop dead letters for ever; see the port."""
+        return (await self._request(lambda identity: wire.Discard(identity, list(sequences)), wire.Discarded)).count
 
     async def stats(self) -> Stats:
         """Return how the queue stands."""

@@ -106,7 +106,7 @@ class MessageCenter(Protocol):
         """Keep 1 to 1,000 messages; they are durable when this returns. Answers come in the same order.
 
         Raises:
-            Refused: ``store_full``: all or nothing; what waits has to drain first.
+            Refused: ``store_full``: all or nothing; what waits has to drain first, or dead letters have to go.
             Unreachable: ``center_unreachable``: it is unknown what was kept; the same again is safe.
         """
         ...
@@ -129,6 +129,10 @@ class MessageCenter(Protocol):
 
     async def replay(self, sequences: Sequence[int]) -> int:
         """Make dead letters wait again, with all attempts before them, and return how many there were."""
+        ...
+
+    async def discard(self, sequences: Sequence[int]) -> int:
+        """Drop up to 1,000 dead letters for ever, and return how many there were; their keys are forgotten."""
         ...
 
     async def stats(self) -> Stats:

@@ -51,6 +51,7 @@ _BOUNDS = {
     "losses_max": (1, 1_000_000),
     "waiting_max": (1, 10_000_000),
     "waiting_bytes_max": (BODY_BYTES_MAX, 1 << 40),
+    "dead_max": (1, 10_000_000),
     "ended_keep_max": (0, 100_000_000),
     "ended_keep_ms": (0, 10 * 365 * 86_400_000),
 }
@@ -71,6 +72,7 @@ class QueueSettings:
         losses_max: a message whose consumer vanished so often while it held it becomes a dead letter.
         waiting_max: how many messages may wait before publishing is refused.
         waiting_bytes_max: the same in bytes of their bodies.
+        dead_max: how many dead letters may be kept before publishing is refused; what waits by then may add to them.
         ended_keep_max: how many done and refused messages are remembered, at most.
         ended_keep_ms: and for how long.
     """
@@ -84,6 +86,7 @@ class QueueSettings:
     losses_max: int = 32
     waiting_max: int = 250_000
     waiting_bytes_max: int = 256 * 1024 * 1024
+    dead_max: int = 100_000
     ended_keep_max: int = 200_000
     ended_keep_ms: int = 7 * 86_400_000
 
@@ -225,7 +228,7 @@ class Queue:
         self._pending_count = self._pending_bytes = 0
         """What is published and not in the machine yet."""
         self._waiting_bytes = 0
-        self._ended_count = 0
+        self._ended_count = self._dead_count = 0
         self._oldest_after = 0
         """Nothing up to this sequence waits: whoever looks for the oldest passes over its dead letters once only."""
         self._is_closed = False
@@ -240,6 +243,11 @@ class Queue:
         """
         size = _checked_bytes(messages)
         settings = self._settings
+        if self._dead_count >= settings.dead_max:
+            raise Refused(
+                "store_full",
+                f"{self._dead_count} dead letters are kept; replay or discard them: hansa rights dead-letters",
+            )
         if (
             self._machine.waiting_count + self._pending_count + len(messages) > settings.waiting_max
             or self._waiting_bytes + self._pending_bytes + size > settings.waiting_bytes_max
@@ -319,11 +327,20 @@ class Queue:
         with trio.CancelScope(shield=True):  # what the store has revived must get into the machine
             entries = await self._store.revive(sequences)
             bodies = await self._store.bodies([entry.sequence for entry in entries])
+        self._dead_count -= len(entries)
         self._oldest_after = 0
         self._waiting_bytes += sum(len(body) for _, body in bodies.values())
         self._machine.restore(entries, self.dispatcher.now_ms(), self._clock.utc_ms())
         self.dispatcher.pump()
         return len(entries)
+
+    async def discard(self, sequences: Sequence[int]) -> int:
+        """See the port."""
+        _check_asked(len(sequences))
+        with trio.CancelScope(shield=True):  # what the store has dropped must be counted
+            count = await self._store.discard(sequences)
+        self._dead_count -= count
+        return count
 
     async def stats(self) -> Stats:
         """See the port."""
@@ -358,7 +375,8 @@ class Queue:
         while entries := await self._store.entries(after, _ENTRIES_PAGE):
             self._machine.restore(entries, self.dispatcher.now_ms(), self._clock.utc_ms())
             after = entries[-1].sequence
-        self._waiting_bytes = (await self._store.counts()).waiting_bytes
+        counts = await self._store.counts()
+        self._waiting_bytes, self._dead_count = counts.waiting_bytes, counts.dead
 
     async def write(self) -> None:
         """Make durable what is published and settled, as much at a time as has gathered, for ever."""
@@ -439,6 +457,7 @@ class Queue:
             if change.state is not State.WAITING:
                 self._waiting_bytes -= size
                 self._ended_count += 1
+                self._dead_count += change.state is State.DEAD
         if self._ended_count >= _FORGET_EACH:
             self._ended_count = 0
             self._forget_wanted.set()

@@ -157,6 +157,10 @@ class Store(Protocol):
         """Make those of these that are dead letters wait again, with no attempts, and return them."""
         ...
 
+    async def discard(self, sequences: Sequence[int]) -> int:
+        """Drop those of these that are dead letters, and return how many there were; their keys are new again."""
+        ...
+
     async def counts(self) -> Counts:
         """Return how much there is of everything."""
         ...
@@ -164,7 +168,8 @@ class Store(Protocol):
     async def forget(self, ended_before_ms: int, keep_max: int) -> int:
         """Drop what was done or refused before then, and all but the newest ``keep_max`` of it; return how many.
 
-        Dead letters stay. A key that was dropped is new again: whoever relies on keys for longer keeps them elsewhere.
+        Dead letters stay until :meth:`discard`. A key that was dropped is new again: whoever relies on keys for longer
+        keeps them elsewhere.
         """
         ...
 

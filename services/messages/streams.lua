@@ -111,6 +111,21 @@ function changes.revive(sequences)
   return reply
 end
 
+function changes.discard(sequences)
+  local count = 0
+  for _, number in ipairs(sequences) do
+    local sequence = text(number)
+    if is_dead(sequence) then
+      call('HDEL', KNOWN, entry(sequence).key)
+      call('HDEL', ENDS, sequence)
+      call('ZREM', BY_STATE.dead, sequence)
+      call('XDEL', STREAM, sequence .. '-0')
+      count = count + 1
+    end
+  end
+  return {count}
+end
+
 function changes.forget(before, keep, limit)
   local padded = call('ZRANGE', AGES, '-inf', '(' .. text(before), 'BYSCORE', 'LIMIT', 0, limit)
   local excess = math.min(call('ZCARD', AGES) - keep, limit)

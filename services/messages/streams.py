@@ -139,6 +139,11 @@ class RedisStore:
         rows = await self._change("revive", sorted(set(sequences)))
         return [Entry(sequence, lane.decode()) for sequence, lane in rows]
 
+    async def discard(self, sequences: Sequence[int]) -> int:
+        """Drop dead letters."""
+        (count,) = await self._change("discard", sorted(set(sequences)))
+        return int(count)
+
     async def counts(self) -> Counts:
         """Return how much there is of everything."""
         return Counts(*await self._read("counts"))

@@ -4,8 +4,8 @@ A frame is its payload's length (4 bytes, big-endian) ‖ payload, a msgpack arr
 
     peer → centre   Hello     once, first: who it is, and which secret it knows
     centre → peer   Welcome   or Failure, and then the end
-    peer → centre   Publish | Find | Ended | Replay | Ask | Settle    each with an id
-    centre → peer   Kept | Records | Replayed | Standing | Settled | Failure    by id, in any order
+    peer → centre   Publish | Find | Ended | Replay | Discard | Ask | Settle    each with an id
+    centre → peer   Kept | Records | Replayed | Discarded | Standing | Settled | Failure    by id, in any order
     centre → peer   Deliver   only to a consumer, one at a time
     peer → centre   Received  at once for each Deliver, before anybody looks at it
 
@@ -122,6 +122,13 @@ class Received(Struct, frozen=True, array_like=True, tag=8):
     at_ns: _Count
 
 
+class Discard(Struct, frozen=True, array_like=True, tag=9):
+    """Drop dead letters for ever; answered by Discarded."""
+
+    id: _Identity
+    sequences: Annotated[list[_Count], Meta(max_length=ITEMS_MAX)]
+
+
 class Welcome(Struct, frozen=True, array_like=True, tag=20):
     """The answer to a Hello. ``is_same_machine``: both have one monotonic clock."""
 
@@ -192,9 +199,16 @@ class Deliver(Struct, frozen=True, array_like=True, tag=27):
         return Delivery(self.sequence, self.fence, self.attempt, self.key, self.lane, self.body)
 
 
-Request = Publish | Find | Ended | Replay | Ask | Settle
+class Discarded(Struct, frozen=True, array_like=True, tag=28):
+    """How many dead letters were dropped."""
+
+    id: _Identity
+    count: int
+
+
+Request = Publish | Find | Ended | Replay | Discard | Ask | Settle
 FromPeer = Request | Received
-FromCenter = Welcome | Kept | Records | Replayed | Standing | Settled | Failure | Deliver
+FromCenter = Welcome | Kept | Records | Replayed | Discarded | Standing | Settled | Failure | Deliver
 Frame = Hello | FromPeer | FromCenter
 FrameT = TypeVar("FrameT")
 

@@ -44,6 +44,7 @@ LEAVES = [
     ("history", "verify"),
     ("dead-letters", "list"),
     ("dead-letters", "replay"),
+    ("dead-letters", "discard"),
     ("refused", "list"),
 ]
 TOKEN = "what every peer shows"
@@ -77,6 +78,8 @@ def test_every_command_explains_itself_within_80_columns(command: tuple[str, ...
         ("dead-letters", "replay"),
         ("dead-letters", "replay", "1", "--all"),
         ("dead-letters", "replay", "x"),
+        ("dead-letters", "discard"),
+        ("dead-letters", "discard", "1", "--all"),
         ("refused", "list", "--limit", "0"),
     ],
     ids=" ".join,
@@ -164,8 +167,11 @@ def messages() -> list[NewMessage]:
     ]
 
 
-async def settle_all(address: str) -> None:
-    """Publish four messages and let the first be done, the second refused, and the others given up."""
+async def settle_all(address: str, waiting: int = 4) -> None:
+    """Publish four messages and let the first be done, the second refused, and the others given up.
+
+    ``waiting`` is how many of them wait then, those from before among them.
+    """
     said = [
         (Verdict.DONE, "17 0xab 1"),
         (Verdict.REFUSED, "quota_exceeded 18 0xcd 2"),
@@ -177,7 +183,7 @@ async def settle_all(address: str) -> None:
         verdicts = {item.sequence: said[index] for index, item in enumerate(published)}
         async with link.consume("test", window=10) as subscription:
             with trio.fail_after(TIMEOUT_S):
-                while verdicts:
+                for _ in range(waiting):
                     delivery = await anext(subscription)
                     verdict, detail = verdicts.pop(delivery.sequence)
                     await subscription.settle([Settlement(delivery.sequence, delivery.fence, verdict, detail)])
@@ -216,12 +222,19 @@ def test_what_became_of_messages_is_listed_and_replayed(running: Folder) -> None
     assert [row["key"] for row in page] == ["noise"]
     assert answer(hansa("rights", "dead-letters", "replay", first, *at, "--json"))["replayed"] == 1
     assert fault(hansa("rights", "dead-letters", "replay", first, *at), 2) == "unknown_message"
+    second = str(dead[1]["sequence"])
+    assert fault(hansa("rights", "dead-letters", "discard", second, *at), 2) == "not_confirmed"
+    assert fault(hansa("rights", "dead-letters", "discard", first, "--yes", *at), 2) == "unknown_message"
     assert answer(hansa("rights", "dead-letters", "replay", "--all", *at, "--json"))["replayed"] == 1
     assert answer(hansa("rights", "dead-letters", "replay", "--all", *at, "--json"))["replayed"] == 0
     assert answer(hansa("rights", "status", *at, "--json"))["waiting"] == 2
+    trio.run(settle_all, running.address, 2)
+    assert answer(hansa("rights", "dead-letters", "discard", second, "--yes", *at, "--json"))["discarded"] == 1
+    assert answer(hansa("rights", "dead-letters", "discard", "--all", "--yes", *at, "--json"))["discarded"] == 1
+    assert answer(hansa("rights", "dead-letters", "discard", "--all", "--yes", *at, "--json"))["discarded"] == 0
     # What a running centre holds is not wiped under it.
     assert fault(hansa("network", "reset", running.path, "--yes"), 1) == "still_running"
-    assert answer(hansa("rights", "status", *at, "--json"))["waiting"] == 2
+    assert answer(hansa("rights", "status", *at, "--json"))["done"] == 1
 
 
 @pytest.mark.network

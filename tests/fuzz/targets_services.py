@@ -45,11 +45,17 @@ def _message_targets() -> list[Target]:
         wire.Find(1, ["create/o1/1"]),
         wire.Ended(2, State.DEAD, 0, 10),
         wire.Replay(3, [1, 2]),
+        wire.Discard(6, [1, 2]),
         wire.Ask(4),
         wire.Settle(5, [Settlement(1, 1, Verdict.PARK, "unknown_order")]),
         wire.Received(1, 2**40),
     ]
-    answered: list[wire.FromCenter] = [wire.Welcome(1, True), wire.Replayed(3, 2), wire.Settled(5, [True, False])]
+    answered: list[wire.FromCenter] = [
+        wire.Welcome(1, True),
+        wire.Replayed(3, 2),
+        wire.Discarded(6, 2),
+        wire.Settled(5, [True, False]),
+    ]
     hello = wire.Hello(wire.VERSION, "rights-server", "token", "boot", 512)
 
     def read(decoder: "msgspec.msgpack.Decoder[wire.Frame]", data: bytes) -> None:

@@ -139,6 +139,7 @@ async def test_damaged_streams_hurt_nobody(tmp_path: Path) -> None:
         wire.Ended(4, State.DONE, 0, 10),
         wire.Replay(5, [1]),
         wire.Ask(6),
+        wire.Discard(7, [1]),
     ]
     async with running_center(tmp_path) as running:
         for _ in range(60):

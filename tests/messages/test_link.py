@@ -78,6 +78,10 @@ async def test_it_fills_the_port(tmp_path: Path) -> None:
             assert await center.replay([2]) == 1
             stats = await center.stats()
             assert (stats.done, stats.dead, stats.waiting, stats.consumers) == (1, 0, 2, 1)
+            (again,) = await take(subscription, 1)
+            await subscription.settle([Settlement(2, again.fence, Verdict.DEAD, "malformed")])
+            assert await center.discard([1, 2]) == 1
+            assert await center.find(["m1"]) == [None]
 
 
 async def test_what_the_centre_refuses_is_refused(tmp_path: Path) -> None:

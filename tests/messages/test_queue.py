@@ -123,6 +123,31 @@ async def test_what_waits_is_bounded_in_count(tmp_path: Path) -> None:
         await queue.publish([message(number * 3) for number in range(30, 35)])
 
 
+async def test_dead_letters_are_bounded_until_some_are_discarded_or_replayed(tmp_path: Path) -> None:
+    limits = replace(FAST, dead_max=3)
+    async with queue_in(tmp_path, limits) as (queue, _, _), queue.consume("one", window=5) as subscription:
+        await queue.publish([message(number * 3) for number in range(3)])
+        await subscription.settle([done(one, Verdict.DEAD) for one in await take(subscription, 2)])
+        await queue.publish([message(9)])
+        await subscription.settle([done(one, Verdict.DEAD) for one in await take(subscription, 2)])
+        await refused_for_dead_letters(queue, 4)
+        assert await queue.discard([1]) == 1
+        await refused_for_dead_letters(queue, 3)
+    async with queue_in(tmp_path, limits) as (queue, _, _):
+        await refused_for_dead_letters(queue, 3)
+        assert await queue.discard([1, 2]) == 1
+        assert [one.is_new for one in await queue.publish([message(0)])] == [True], "its key was forgotten"
+        with pytest.raises(LocalError) as caught:
+            await queue.discard(range(1_001))
+        assert caught.value.code == "too_large"
+
+
+async def refused_for_dead_letters(queue: Queue, count: int) -> None:
+    with pytest.raises(Refused, match=f"{count} dead letters.*discard") as caught:
+        await queue.publish([message(90)])
+    assert caught.value.code == "store_full"
+
+
 async def _try_publish(queue: Queue, messages: list[NewMessage], outcomes: list[str]) -> None:
     try:
         await queue.publish(messages)

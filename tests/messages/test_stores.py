@@ -191,6 +191,27 @@ async def test_dead_letters_wait_again_and_nothing_else_does(site: StoreSite) ->
         assert await store.counts() == Counts(waiting=2, done=1, refused=1, dead=1, waiting_bytes=8)
 
 
+async def test_dead_letters_are_discarded_with_their_keys_and_nothing_else_is(site: StoreSite) -> None:
+    async with site.opened() as store:
+        await store.append([message(number) for number in range(1, 6)], NOW_MS)
+        ends = [Change(1, State.DONE, 1), Change(2, State.REFUSED, 1), *(Change(one, State.DEAD, 8) for one in (3, 5))]
+        await store.change(ends, NOW_MS)
+        assert await store.discard([]) == 0
+        assert await store.discard([1, 2, 4, 5, 77, 5]) == 1
+        assert await store.discard([5]) == 0
+        assert await store.revive([5]) == []
+        assert [record.sequence for record in await store.ended(State.DEAD, 0, 9)] == [3]
+        assert await store.find([message(5).key]) == [None]
+        assert await store.entries(0, 10) == [Entry(4, message(4).lane)]
+        expected = Counts(waiting=1, done=1, refused=1, dead=1, waiting_bytes=4)
+        assert await store.counts() == expected
+    async with site.opened() as store:
+        assert await store.counts() == expected
+        again = [message(3), message(4), message(5, b"other")]
+        assert await store.append(again, NOW_MS) == [Published(3, False), Published(4, False), Published(6, True)]
+        assert await store.bodies([5, 6]) == {6: (message(5).key, b"other")}
+
+
 async def test_counts_follow_everything_and_outlive_the_owner(site: StoreSite) -> None:
     async with site.opened() as store:
         assert await store.counts() == Counts(0, 0, 0, 0, 0)
@@ -276,6 +297,7 @@ async def test_an_owner_that_was_followed_by_another_changes_nothing(site: Store
                 store.append([message(3)], NOW_MS),
                 store.change([Change(2, State.DONE, 1)], NOW_MS),
                 store.revive([1]),
+                store.discard([1]),
                 store.forget(NOW_MS + 1, 0),
             ):
                 with pytest.raises(StorageError) as caught:

@@ -23,12 +23,14 @@ FROM_PEER: list[wire.FromPeer] = [
     wire.Ask(5),
     wire.Settle(6, [Settlement(7, 1 << 33, Verdict.PARK, "unknown_order", State.REFUSED)]),
     wire.Received(1 << 33, 1 << 60),
+    wire.Discard(7, [1, 2]),
 ]
 FROM_CENTER: list[wire.FromCenter] = [
     wire.Welcome(wire.VERSION, is_same_machine=True),
     wire.kept_of(1, [Published(7, is_new=True), Published(8, is_new=False, is_conflict=True)]),
     wire.Records(2, [RECORD, None]),
     wire.Replayed(4, 2),
+    wire.Discarded(4, 2),
     wire.Standing(5, STATS),
     wire.Settled(6, [True, False]),
     wire.Failure(7, "store_full", "what waits has to drain"),
