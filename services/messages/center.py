@@ -280,6 +280,10 @@ class _Peer:
             if isinstance(frame, wire.Received):
                 self._confirm(frame)
                 continue
+            if isinstance(frame, wire.Leave):
+                if self._consumer is not None:
+                    self._consumer.detach(is_orderly=True)
+                return
             await self._slots.acquire()
             await budget.take(reader.frame_bytes)
             requests.start_soon(self._answer, frame, reader.frame_bytes)

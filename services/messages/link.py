@@ -113,6 +113,10 @@ class _Session:
                 return answer
         raise PeerError("malformed", f"the message centre at {self._address} answers something else")
 
+    def leave(self) -> None:
+        """Say that we go in order, as far as the line takes it at once."""
+        self._line.send(wire.encode(wire.Leave()))
+
 
 @asynccontextmanager
 async def _open_session(
@@ -319,6 +323,11 @@ class LinkSubscription:
         self._waiting.append(frame.delivery())
         self._arrived.set()
 
+    def leave(self) -> None:
+        """Tell the centre that what is unsettled is not why we go."""
+        if self._session is not None:
+            self._session.leave()
+
     async def run(self) -> None:
         """Keep a connection; after one that broke, the next is tried with a growing pause."""
         pause_s = RETRY_FIRST_S
@@ -353,6 +362,7 @@ async def _subscribe(address: str, hello: wire.Hello) -> AsyncIterator[LinkSubsc
         async with trio.open_nursery() as nursery:
             nursery.start_soon(subscription.run)
             yield subscription
+            subscription.leave()
             nursery.cancel_scope.cancel()
 
 

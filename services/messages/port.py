@@ -114,7 +114,8 @@ class MessageCenter(Protocol):
     def consume(self, name: str, *, window: int) -> AbstractAsyncContextManager[Subscription]:
         """Receive deliveries for the time of the block, at most ``window`` of them unsettled at a time.
 
-        At its end what is unsettled goes to whoever consumes next. Deliveries of all consumers together keep the
+        At its end what is unsettled goes to whoever consumes next; unless the block ended by itself, it may be why, and
+        what ends consumers time and again becomes a dead letter. Deliveries of all consumers together keep the
         centre's rate: no window of T seconds holds more than rate × T + 1 of them as the consumers receive them.
         """
         ...

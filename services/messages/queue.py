@@ -48,7 +48,7 @@ _BOUNDS = {
     "backoff_first_ms": (1, 3_600_000),
     "backoff_max_ms": (1, 86_400_000),
     "lease_ms": (100, 86_400_000),
-    "losses_max": (1, 1_000_000),
+    "losses_max": (2, 1_000_000),
     "waiting_max": (1, 10_000_000),
     "waiting_bytes_max": (BODY_BYTES_MAX, 1 << 40),
     "dead_max": (1, 10_000_000),
@@ -69,7 +69,8 @@ class QueueSettings:
         backoff_first_ms: wait after the first of these; it doubles with each.
         backoff_max_ms: the longest wait.
         lease_ms: how long a consumer may keep a delivery unsettled before it goes out again.
-        losses_max: a message whose consumer vanished so often while it held it becomes a dead letter.
+        losses_max: a message whose consumer vanished so often while it held it becomes a dead letter; from half of
+            it on it is delivered alone.
         waiting_max: how many messages may wait before publishing is refused.
         waiting_bytes_max: the same in bytes of their bodies.
         dead_max: how many dead letters may be kept before publishing is refused; what waits by then may add to them.
@@ -185,11 +186,14 @@ class Consumer:
         """See :meth:`Queue.settle`."""
         return await self._queue.settle(settlements)
 
-    def detach(self) -> None:
-        """Go: what is unsettled goes to whoever consumes next, what is on its way counts as received now."""
+    def detach(self, *, is_orderly: bool = False) -> None:
+        """Go: what is unsettled goes to whoever consumes next, what is on its way counts as received now.
+
+        Unless it is orderly, what is unsettled may be why we go, and has lost a consumer.
+        """
         if self._is_attached:
             self._is_attached = False
-            self._queue.detached(self)
+            self._queue.detached(self, is_orderly=is_orderly)
             self._changed.set()
 
     def hand(self, delivery: Delivery) -> None:
@@ -281,6 +285,7 @@ class Queue:
         consumer = self.attach(name, window=window)
         try:
             yield consumer
+            consumer.detach(is_orderly=True)
         finally:
             consumer.detach()
 
@@ -302,10 +307,12 @@ class Queue:
         self._consumers.add(consumer)
         return consumer
 
-    def detached(self, consumer: Consumer) -> None:
+    def detached(self, consumer: Consumer, *, is_orderly: bool) -> None:
         """See :meth:`Consumer.detach`."""
         self._consumers.discard(consumer)
-        if changes := self._machine.lose(consumer.holder):
+        if is_orderly:
+            self._machine.leave(consumer.holder)
+        elif changes := self._machine.lose(consumer.holder):
             self._ask(_Ticket(changes=changes))
         self.dispatcher.leave(consumer)
 

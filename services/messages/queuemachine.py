@@ -19,6 +19,11 @@ In strict order there are no lanes. One consumer at a time holds leases, and get
 of them has to go out again, by RETRY, an expired lease or a lost consumer, all later leases are taken back with it,
 so that everything behind it goes out again too. Only a parked message is passed.
 
+A message whose consumers vanished while they held it may be why, or may only have been beside what is. From half of
+``losses_max`` losses on it is a *suspect*: it goes out alone, to a consumer that holds nothing else and gets nothing
+else until it is settled. So one loss blames one message, and a dead letter ``consumer_lost`` ended its last consumers
+by itself. With it the others are cleared, which were beside it.
+
 Moments are milliseconds of a monotonic clock, but for ``due_ms`` of entries and changes, which is UTC. Bodies are kept
 elsewhere: a message costs about 220 bytes here.
 """
@@ -36,7 +41,7 @@ from services.messages.store import Change, Entry, State
 
 _FENCE_BITS = 32
 CONSUMER_LOST = "consumer_lost"
-"""Detail of a dead letter whose consumers vanished time and again while they held it."""
+"""Detail of a dead letter whose consumers vanished time and again while they held it, in the end it alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +97,19 @@ class _Message:
 
 
 class Holder:
-    """A consumer as the machine knows it: its window, and how much of it is unsettled."""
+    """A consumer as the machine knows it: its window, how much of it is unsettled, whether that is one suspect."""
 
-    __slots__ = ("unsettled", "window")
+    __slots__ = ("is_alone", "unsettled", "window")
 
     def __init__(self, window: int) -> None:
+        self.is_alone = False
         self.unsettled = 0
         self.window = window
+
+    def release(self) -> None:
+        """Note that one of its leases has ended; a suspect was the only one."""
+        self.unsettled -= 1
+        self.is_alone = False
 
 
 class Lease:
@@ -146,6 +157,7 @@ class QueueMachine:
         self._leases: dict[int, Lease] = {}
         """By sequence, and since all leases are equally long in the order of their deadlines."""
         self._losses: dict[int, int] = {}
+        """How often consumers vanished while they held a message."""
         self._delayed_count = 0
         self.parked_count = 0
         self.waiting_count = 0
@@ -208,7 +220,9 @@ class QueueMachine:
 
     def may_lease(self, holder: Holder) -> bool:
         """Whether this consumer may get a message now."""
-        if holder.unsettled >= holder.window:
+        if holder.is_alone or holder.unsettled >= holder.window:
+            return False
+        if holder.unsettled and self._is_suspect(self.next_sequence()):
             return False
         return not self._rules.is_strict or not self._leases or holder.unsettled > 0
 
@@ -223,6 +237,7 @@ class QueueMachine:
             message = self._fresh.popleft()
         self._fence += 1
         holder.unsettled += 1
+        holder.is_alone = self._is_suspect(sequence)
         lease = self._leases[sequence] = Lease(message, holder, self._fence, now_ms + self._rules.lease_ms)
         return lease
 
@@ -251,7 +266,7 @@ class QueueMachine:
         """Go on after these changes, which are durable now."""
         for change in changes:
             lease = self._leases.pop(change.sequence)
-            lease.holder.unsettled -= 1
+            lease.holder.release()
             message = lease.message
             message.attempts = change.attempts
             if change.state is not State.WAITING:
@@ -270,15 +285,21 @@ class QueueMachine:
     def lose(self, holder: Holder) -> list[Change]:
         """Take back what a consumer that is gone held; return what ends by it and has to be made durable."""
         changes = []
-        for lease in [lease for lease in self._leases.values() if lease.holder is holder and not lease.is_settling]:
+        for lease in self._unsettled_of(holder):
             losses = self._losses.get(lease.sequence, 0) + 1
             if losses >= self._rules.losses_max:
+                self._losses.clear()
                 lease.is_settling = True
                 changes.append(Change(lease.sequence, State.DEAD, lease.attempt, CONSUMER_LOST))
             else:
                 self._losses[lease.sequence] = losses
                 self._take_back(lease)
         return changes
+
+    def leave(self, holder: Holder) -> None:
+        """Take back what a consumer held that goes in order: nothing is blamed for it."""
+        for lease in self._unsettled_of(holder):
+            self._take_back(lease)
 
     def give_back(self, sequence: int, fence: int) -> None:
         """Take back a lease that never reached its consumer, if it is still the newest."""
@@ -317,6 +338,12 @@ class QueueMachine:
                 break
         return min(moments, default=None)
 
+    def _unsettled_of(self, holder: Holder) -> list[Lease]:
+        return [lease for lease in self._leases.values() if lease.holder is holder and not lease.is_settling]
+
+    def _is_suspect(self, sequence: int | None) -> bool:
+        return sequence is not None and self._losses.get(sequence, 0) >= self._rules.losses_max // 2
+
     def _enter_lane(self, message: _Message) -> bool:
         """Put a message behind its lane; return whether it is the lane's head."""
         if self._rules.is_strict:
@@ -348,7 +375,7 @@ class QueueMachine:
 
     def _take_back(self, lease: Lease) -> None:
         del self._leases[lease.sequence]
-        lease.holder.unsettled -= 1
+        lease.holder.release()
         heappush(self._returned, (lease.sequence, lease.message))
 
     def _take_back_after(self, sequence: int) -> None:

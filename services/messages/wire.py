@@ -8,6 +8,7 @@ A frame is its payload's length (4 bytes, big-endian) ‖ payload, a msgpack arr
     centre → peer   Kept | Records | Replayed | Discarded | Standing | Settled | Failure    by id, in any order
     centre → peer   Deliver   only to a consumer, one at a time
     peer → centre   Received  at once for each Deliver, before anybody looks at it
+    peer → centre   Leave     the last frame of a consumer that goes in order
 
 :class:`Reader` cuts a stream into frames. It refuses a length above its limit when it has read the four bytes, so that
 a peer makes nobody hold more than one frame and one feed; until the Hello is read the limit is ``HELLO_BYTES_MAX``.
@@ -129,6 +130,10 @@ class Discard(Struct, frozen=True, array_like=True, tag=9):
     sequences: Annotated[list[_Count], Meta(max_length=ITEMS_MAX)]
 
 
+class Leave(Struct, frozen=True, array_like=True, tag=10):
+    """A consumer goes in order: what it leaves unsettled is not why. Nothing answers it."""
+
+
 class Welcome(Struct, frozen=True, array_like=True, tag=20):
     """The answer to a Hello. ``is_same_machine``: both have one monotonic clock."""
 
@@ -207,7 +212,7 @@ class Discarded(Struct, frozen=True, array_like=True, tag=28):
 
 
 Request = Publish | Find | Ended | Replay | Discard | Ask | Settle
-FromPeer = Request | Received
+FromPeer = Request | Received | Leave
 FromCenter = Welcome | Kept | Records | Replayed | Discarded | Standing | Settled | Failure | Deliver
 Frame = Hello | FromPeer | FromCenter
 FrameT = TypeVar("FrameT")

@@ -46,6 +46,7 @@ def _message_targets() -> list[Target]:
         wire.Ended(2, State.DEAD, 0, 10),
         wire.Replay(3, [1, 2]),
         wire.Discard(6, [1, 2]),
+        wire.Leave(),
         wire.Ask(4),
         wire.Settle(5, [Settlement(1, 1, Verdict.PARK, "unknown_order")]),
         wire.Received(1, 2**40),

@@ -17,8 +17,9 @@ from services.messages.line import Line, next_frame
 from services.messages.link import LinkSubscription, open_link
 from services.messages.port import Delivery, MessageCenter, Settlement, Subscription, Verdict
 from services.messages.queue import QueueSettings
+from services.messages.queuemachine import CONSUMER_LOST
 from services.messages.store import NewMessage, Published, State
-from tests.messages.centers import PATIENCE_S, TOKEN, messages, running_center
+from tests.messages.centers import PATIENCE_S, TOKEN, messages, peer_at, running_center
 
 
 def done(delivery: Delivery) -> Settlement:
@@ -82,6 +83,25 @@ async def test_it_fills_the_port(tmp_path: Path) -> None:
             await subscription.settle([Settlement(2, again.fence, Verdict.DEAD, "malformed")])
             assert await center.discard([1, 2]) == 1
             assert await center.find(["m1"]) == [None]
+
+
+async def test_only_a_consumer_that_vanishes_blames_what_it_held(tmp_path: Path) -> None:
+    settings = QueueSettings(rate_per_s=1_000_000, losses_max=2)
+    async with running_center(tmp_path, settings) as running, open_link(running.address, token=TOKEN, name="t") as link:
+        await link.publish(messages(1))
+        for _ in range(3):
+            async with link.consume("leaves", window=1) as subscription:
+                await take(subscription, 1)
+        assert (await link.stats()).waiting == 1
+        for _ in range(2):
+            async with peer_at(running.address, window=1) as peer:
+                while not isinstance(await peer.hear(), wire.Deliver):
+                    pass
+        with trio.fail_after(PATIENCE_S):
+            while not (await link.stats()).dead:
+                pass
+        (letter,) = await link.ended(State.DEAD, 0, 10)
+        assert letter.detail == CONSUMER_LOST
 
 
 async def test_what_the_centre_refuses_is_refused(tmp_path: Path) -> None:

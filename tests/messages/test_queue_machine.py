@@ -1,7 +1,7 @@
 """The order of the queue: a test a rule, and a model that watches it through crashes, losses and late verdicts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import settings
@@ -212,7 +212,7 @@ def test_a_window_bounds_what_is_unsettled() -> None:
 
 
 def test_what_a_lost_consumer_held_goes_to_another() -> None:
-    bench = Bench(lanes="abca")
+    bench = Bench(replace(RULES, losses_max=4), lanes="abca")
     lost, other = Holder(2), Holder(10)
     assert bench.take_all(lost) == [1, 2]
     assert bench.machine.lose(lost) == []
@@ -244,6 +244,63 @@ def test_a_message_that_ends_its_consumers_is_a_dead_letter() -> None:
     assert bench.take_all() == []
     bench.machine.settled([change], 0, UTC_MS)
     assert bench.take_all() == [2]
+
+
+def bench_of_suspects(lanes: str) -> Bench:
+    """Return a bench whose messages have lost two consumers together; the fourth loss makes a dead letter."""
+    bench = Bench(replace(RULES, losses_max=4), lanes=lanes)
+    for _ in range(2):
+        lost = Holder(10)
+        bench.take_all(lost)
+        assert bench.machine.lose(lost) == []
+    return bench
+
+
+def test_what_may_end_consumers_goes_out_alone_so_that_one_loss_blames_one() -> None:
+    bench = bench_of_suspects("abc")
+    for _ in range(2):
+        lost = Holder(10)
+        assert bench.take_all(lost) == [1]
+        changes = bench.machine.lose(lost)
+    assert [(change.sequence, change.detail) for change in changes] == [(1, CONSUMER_LOST)]
+    bench.machine.settled(changes, 0, UTC_MS)
+    assert bench.take_all() == [2, 3], "those beside it are cleared"
+
+
+def test_a_suspect_that_is_settled_makes_way_for_the_next() -> None:
+    bench = bench_of_suspects("abc")
+    bench.machine.add(4, "d")
+    first, second = Holder(10), Holder(10)
+    assert (bench.take_all(first), bench.take_all(second)) == ([1], [2])
+    for sequence in (1, 2):
+        bench.settle(sequence, Verdict.DONE)
+    assert bench.take_all(first) == [3]
+    assert bench.take_all(second) == [4]
+    assert bench.take_all(first) == []
+    bench.settle(3, Verdict.DONE)
+    bench.machine.add(5, "e")
+    assert bench.take_all(first) == [5]
+
+
+def test_a_suspect_waits_for_a_consumer_with_empty_hands() -> None:
+    bench = Bench(replace(RULES, losses_max=2), lanes="ab")
+    lost = Holder(1)
+    bench.take(lost)
+    busy = Holder(10)
+    assert bench.take_all(busy) == [2]
+    assert bench.machine.lose(lost) == []
+    assert bench.take_all(busy) == []
+    bench.settle(2, Verdict.DONE)
+    assert bench.take_all(busy) == [1]
+
+
+def test_a_consumer_that_goes_in_order_blames_nothing() -> None:
+    bench = Bench(lanes="ab")
+    for _ in range(2 * RULES.losses_max):
+        leaving = Holder(10)
+        assert bench.take_all(leaving) == [1, 2]
+        bench.machine.leave(leaving)
+        assert leaving.unsettled == 0
 
 
 def test_what_never_left_goes_out_again_under_another_fence() -> None:
@@ -384,6 +441,8 @@ class Kept:
     is_parked: bool = False
     was_passed: bool = False
     ends: int = 0
+    losses: int = 0
+    """How many consumers have vanished with it since the last crash, or since a dead letter cleared it."""
 
 
 @dataclass(slots=True)
@@ -420,6 +479,8 @@ class QueueRuns(RuleBasedStateMachine):
         self.model.out = {}
         self.unwritten = []
         self.holders = []
+        for kept in self.model.messages.values():
+            kept.losses = 0
         self.machine = QueueMachine(self.queue_rules, self.epoch)
         entries = [
             Entry(kept.sequence, kept.lane, kept.attempts, kept.due_ms, kept.is_parked)
@@ -462,7 +523,9 @@ class QueueRuns(RuleBasedStateMachine):
         assert (lease.lane, lease.attempt) == (kept.lane, kept.attempts + 1)
         model.fence_max = lease.fence
         held = [one for _, one in model.out.values()]
-        assert sum(one is holder for one in held) < holder.window
+        beside = [self.model.messages[other] for other, (_, one) in model.out.items() if one is holder]
+        assert len(beside) < holder.window
+        assert not beside or not any(self.is_suspect(one) for one in (kept, *beside)), "a suspect is not alone"
         if self.queue_rules.is_strict:
             assert all(one is holder for one in held)
             for other in model.waiting():
@@ -472,6 +535,9 @@ class QueueRuns(RuleBasedStateMachine):
             lane = [other for other in model.waiting() if other.lane == kept.lane and other is not kept]
             assert not any(other.sequence in model.out for other in lane), "two of a lane at once"
             assert all(other.sequence > kept.sequence or other.was_passed for other in lane)
+
+    def is_suspect(self, kept: Kept) -> bool:
+        return kept.losses >= self.queue_rules.losses_max // 2
 
     @precondition(lambda self: self.model.out and not self.unwritten)
     @rule(
@@ -516,6 +582,8 @@ class QueueRuns(RuleBasedStateMachine):
             kept.is_parked = change.is_parked
             kept.was_passed |= change.is_parked
             kept.ends += change.state is not State.WAITING
+            if kept.ends:
+                kept.losses = 0
             self.model.out.pop(change.sequence)
         self.machine.settled(changes, self.now_ms, UTC_MS + self.now_ms)
         self.machine.tick(self.now_ms)
@@ -530,9 +598,34 @@ class QueueRuns(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 9))
     def lose(self, pick: int) -> None:
         holder = self.holders.pop(pick % len(self.holders))
+        held = [self.model.messages[sequence] for sequence, (_, one) in self.model.out.items() if one is holder]
+        assert len(held) <= 1 or not any(self.is_suspect(kept) for kept in held), "one of many is blamed"
         self.unwritten = self.machine.lose(holder)
         ending = {change.sequence for change in self.unwritten}
-        held = [sequence for sequence, (_, one) in self.model.out.items() if one is holder and sequence not in ending]
+        for kept in held:
+            kept.losses += 1
+            assert (kept.sequence in ending) == (kept.losses >= self.queue_rules.losses_max)
+        if ending:
+            for kept in self.model.messages.values():
+                kept.losses = 0
+        self.forget_leases(kept.sequence for kept in held if kept.sequence not in ending)
+
+    @precondition(lambda self: self.holders and not self.unwritten)
+    @rule(pick=st.integers(0, 9), window=st.integers(1, 5))
+    def crash_again(self, pick: int, window: int) -> None:
+        """A consumer comes, takes what it can, and vanishes; another one takes what it held."""
+        self.holders.append(Holder(window))
+        self.deliver(len(self.holders) - 1, window)
+        self.lose(len(self.holders) - 1)
+        self.deliver(pick, window)
+
+    @precondition(lambda self: self.holders)
+    @rule(pick=st.integers(0, 9))
+    def leave(self, pick: int) -> None:
+        holder = self.holders.pop(pick % len(self.holders))
+        settling = {change.sequence for change in self.unwritten}
+        self.machine.leave(holder)
+        held = [sequence for sequence, (_, one) in self.model.out.items() if one is holder and sequence not in settling]
         self.forget_leases(iter(held))
 
     @rule(time_ms=st.sampled_from([1, 50, 100, 300, 999, 1_000, 5_000]))

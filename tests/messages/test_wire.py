@@ -24,6 +24,7 @@ FROM_PEER: list[wire.FromPeer] = [
     wire.Settle(6, [Settlement(7, 1 << 33, Verdict.PARK, "unknown_order", State.REFUSED)]),
     wire.Received(1 << 33, 1 << 60),
     wire.Discard(7, [1, 2]),
+    wire.Leave(),
 ]
 FROM_CENTER: list[wire.FromCenter] = [
     wire.Welcome(wire.VERSION, is_same_machine=True),
