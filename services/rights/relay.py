@@ -67,6 +67,7 @@ class _Held:
     """An event under way; ``since_s`` is when it was delivered."""
 
     sequence: int
+    key: str
     signed: SignedEvent
     since_s: float
 
@@ -76,6 +77,7 @@ class _Judged:
     """What is to be said of a message, under whatever fence is its newest then."""
 
     sequence: int
+    key: str
     judgement: Judgement
     detail: str
 
@@ -138,8 +140,11 @@ class Relay:
                 await self._has_room.wait()
 
     def _take(self, delivery: Delivery) -> None:
-        """Hold a delivery; one that is held already has a newer fence now, under which it will be settled."""
-        is_new = delivery.sequence not in self._held
+        """Hold a delivery; one that is held already has a newer fence now, under which it will be settled.
+
+        Another key under its sequence is another message, of a centre that has begun anew: it takes the place.
+        """
+        is_new = not self._holds(delivery.sequence, delivery.key)
         self._held[delivery.sequence] = delivery
         if not is_new:
             self._figures.came_again()
@@ -149,11 +154,15 @@ class Relay:
             signed = decode_signed_untrusted(delivery.body)
         except PeerError as error:
             log.warning("not understood", sequence=delivery.sequence, key=delivery.key, code=error.code)
-            self._end(delivery.sequence, judge(error.code), f"{error.code} {error.message}", trio.current_time())
+            detail = f"{error.code} {error.message}"
+            self._end(delivery.sequence, delivery.key, judge(error.code), detail, trio.current_time())
             return
-        self._waiting.append(_Held(delivery.sequence, signed, trio.current_time()))
+        self._waiting.append(_Held(delivery.sequence, delivery.key, signed, trio.current_time()))
         if len(self._waiting) in (1, self._limits.pack_max):
             self._has_waiting.set()
+
+    def _holds(self, sequence: int, key: str) -> bool:
+        return sequence in self._held and self._held[sequence].key == key
 
     # -- transactions ----------------------------------------------------------------------------------
 
@@ -223,13 +232,13 @@ class Relay:
                 judgement = (Verdict.RETRY, State.DEAD)
         result = decode_untrusted(receipt.values[0]) if receipt.status == OK and receipt.values else None
         detail = detail_of(code, outcome.height, outcome.transaction.id, place.call_index, result)
-        self._end(held.sequence, judgement, detail, held.since_s)
+        self._end(held.sequence, held.key, judgement, detail, held.since_s)
 
     # -- settling --------------------------------------------------------------------------------------
 
-    def _end(self, sequence: int, judgement: Judgement, detail: str, since_s: float) -> None:
+    def _end(self, sequence: int, key: str, judgement: Judgement, detail: str, since_s: float) -> None:
         self._figures.judged(judgement[0], trio.current_time() - since_s)
-        self._judged.append(_Judged(sequence, judgement, short(detail)))
+        self._judged.append(_Judged(sequence, key, judgement, short(detail)))
         self._has_judged.set()
 
     async def _settle_forever(self) -> None:
@@ -244,6 +253,7 @@ class Relay:
 
     async def _settle(self, judged: Sequence[_Judged]) -> None:
         """Tell the centre what was judged. What it does not hear it delivers again."""
+        judged = [item for item in judged if self._holds(item.sequence, item.key)]
         batch = [
             Settlement(
                 item.sequence, self._held[item.sequence].fence, item.judgement[0], item.detail, item.judgement[1]
@@ -262,6 +272,8 @@ class Relay:
                 log.info("centre answers again")
             self._is_cut_off = False
         for item, said, is_accepted in zip(judged, batch, accepted, strict=True):
+            if not self._holds(item.sequence, item.key):
+                continue  # the centre has begun anew meanwhile
             newest = self._held[said.sequence]
             if is_accepted or newest.fence == said.fence:
                 del self._held[said.sequence]

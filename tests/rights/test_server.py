@@ -17,8 +17,9 @@ from consensus.ledger.codec import decode
 from consensus.ledger.keys import PrivateKey
 from consensus.ledger.transaction import LANE_NAME_BYTES_MAX
 from services.client.keystore import Signer
-from services.messages.port import MessageCenter, Settlement, Stats, Subscription, Verdict
-from services.messages.queue import QueueSettings
+from services.messages.embedded import EmbeddedStore
+from services.messages.port import Delivery, MessageCenter, Settlement, Stats, Subscription, Verdict
+from services.messages.queue import Queue, QueueSettings, open_queue
 from services.messages.store import NewMessage, State
 from services.rights.events import Event, Kind
 from services.rights.server import lane_prefix
@@ -35,6 +36,7 @@ from tests.rights.server_world import (
     message,
     pause,
     redeem,
+    said,
     settings_of,
     sign,
     world_in,
@@ -496,6 +498,66 @@ async def test_the_next_delivery_of_what_was_parked_may_come_before_the_answer_t
         await world.publish(about(Kind.CANCEL, "o1"))
         with trio.fail_after(20):
             assert (await world.drained()).dead == 1
+        await server.stop()
+
+
+class WipedCenter:
+    """A centre that begins anew under a running server: after one delivery comes what another queue has."""
+
+    def __init__(self, before: Queue, after: Queue) -> None:
+        self.wiped = trio.Event()
+        self._before, self._after = before, after
+        self._has_delivered = False
+
+    @asynccontextmanager
+    async def consume(self, name: str, *, window: int) -> AsyncIterator["WipedCenter"]:
+        async with (
+            self._before.consume(name, window=window) as self._first,
+            self._after.consume(name, window=window) as self._second,
+        ):
+            yield self
+
+    async def stats(self) -> Stats:
+        return await self._before.stats()
+
+    def __aiter__(self) -> "WipedCenter":
+        return self
+
+    async def __anext__(self) -> Delivery:
+        if not self._has_delivered:
+            self._has_delivered = True
+            return await self._first.__anext__()
+        await self.wiped.wait()
+        return await self._second.__anext__()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        return await (self._second if self.wiped.is_set() else self._first).settle(settlements)
+
+
+async def test_another_message_under_an_old_sequence_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
+    rules = QueueSettings(rate_per_s=100_000)
+    async with world_in(tmp_path, rules) as world, open_queue(EmbeddedStore(tmp_path / "anew"), rules) as anew:
+        await world.prepare()
+        world.node.is_deciding = False
+        center = WipedCenter(world.queue, anew)
+        server = RunningServer(world, settings_of(tmp_path), cast(MessageCenter, center))
+        world.nursery.start_soon(server.run)
+        before = len(world.node.submitted)
+        await world.publish(create("o1", campaign="none"))
+        with trio.fail_after(WAIT_S):
+            while len(world.node.submitted) == before:
+                await pause()
+            await anew.publish([message(sign(create("o2"))[0])])
+            center.wiped.set()
+            while not (await anew.stats()).delivered_count:
+                await pause()
+            decide(world)
+            while (await anew.stats()).waiting:
+                await pause()
+        (record,) = await anew.find(["create/o2/1"])
+        assert record is not None
+        assert said(record) == "done"
+        assert (await world.queue.stats()).waiting == 1, "nobody is told of it any more"
         await server.stop()
 
 
