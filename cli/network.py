@@ -266,6 +266,7 @@ def _card(
         for item in programs
         if item.ending is not None
     ]
+    attention += [f"{item.program.name} cannot start: {item.program.fault}" for item in programs if item.program.fault]
     return {
         "ok": not attention,
         "attention": attention,
@@ -290,13 +291,20 @@ def _program_json(status: "ProgramStatus") -> dict[str, object]:
     program = status.program
     return {
         "name": program.name,
-        "state": "ready" if status.is_ready else status.state.value,
+        "state": _program_state(status),
         "pid": status.pid,
         "listen": f"{program.listen.host}:{program.listen.port}" if program.listen else None,
         "home": str(program.folder),
         "log": str(program.process.log_file),
         "ending": None if status.ending is None else status.ending.words,
     }
+
+
+def _program_state(status: "ProgramStatus") -> str:
+    """Return what a program does; one that does not run, and cannot for its ``service.toml``, is broken."""
+    if status.program.fault and status.pid is None:
+        return "broken"
+    return "ready" if status.is_ready else status.state.value
 
 
 def _attention(statuses: "list[NodeStatus]") -> list[str]:

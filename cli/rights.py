@@ -194,16 +194,14 @@ def serve_center(home: Path | None, store: str | None, rate: float | None, stric
 
     Example: hansa rights center serve --home net/services/rights-center --rate 500
     """
-    import msgspec
     import trio
 
     from services.messages.program import run
-    from services.rights.config import CenterFile, center_settings
+    from services.rights.config import CenterFile, center_settings, changed
 
     place, file = _service(home, "rights-center", CenterFile)
-    file = msgspec.structs.replace(
-        file, store=store or file.store, rate_per_s=rate or file.rate_per_s, strict=strict or file.strict
-    )
+    options = {"store": store, "rate_per_s": rate, "strict": strict or None}
+    file = changed(place, file, {name: value for name, value in options.items() if value is not None})
     trio.run(run, center_settings(place, file))
 
 

@@ -40,12 +40,16 @@ SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program of a service: its folder, its command, and where it listens (None: on no TCP port of its own)."""
+    """A program of a service: its folder, its command, and where it listens (None: on no TCP port of its own).
+
+    ``fault`` says why its ``service.toml`` cannot be read, "" where it can: it does not start, and can be stopped.
+    """
 
     name: str
     folder: Path
     command: tuple[str, ...]
     listen: Endpoint | None
+    fault: str = ""
 
     @property
     def process(self) -> LocalProcess:
@@ -79,7 +83,7 @@ def find_programs(network: LocalNetwork, system: str | None = None) -> list[Prog
     """Return the programs that are set up, of all systems or of one, in the order in which they start.
 
     Raises:
-        LocalError: ``unknown_system``, ``bad_config`` where a ``service.toml`` cannot be read.
+        LocalError: ``unknown_system``.
     """
     if system is not None and system not in SYSTEMS:
         raise LocalError("unknown_system", f"{system} is none of: {', '.join(SYSTEMS)}")
@@ -89,7 +93,8 @@ def find_programs(network: LocalNetwork, system: str | None = None) -> list[Prog
         for name, command in commands.items():
             folder = network.folder / "services" / name
             if (folder / SERVICE_FILE).is_file():
-                found.append(Program(name, folder, command, _listen(folder / SERVICE_FILE)))
+                listen, fault = _listen(folder / SERVICE_FILE)
+                found.append(Program(name, folder, command, listen, fault))
     return found
 
 
@@ -97,7 +102,7 @@ def find_program(network: LocalNetwork, name: str) -> Program:
     """Return a program that is set up by its name.
 
     Raises:
-        LocalError: ``unknown_program``, ``bad_config``.
+        LocalError: ``unknown_program``.
     """
     for program in find_programs(network):
         if program.name == name:
@@ -113,12 +118,14 @@ async def start(
     On an error the programs that this call has started are ended again.
 
     Raises:
-        LocalError: ``port_in_use`` before any is started, ``program_exited`` with what its log says,
+        LocalError: ``bad_config``, ``port_in_use`` before any is started, ``program_exited`` with what its log says,
             ``program_frozen``, ``not_ready`` after ``timeout_ms``, ``network_busy``, ``cannot_start``.
     """
     async with locked(network):
         new = [program for program in programs if program.process.find() is None]
         for program in new:
+            if program.fault:
+                raise LocalError("bad_config", program.fault)
             if program.listen is not None and program.listen.port != 0:
                 check_port_free(program.name, "itself", program.listen)
         is_done = False
@@ -207,15 +214,15 @@ async def _stop_all(programs: Sequence[Program], timeout_ms: int) -> dict[str, b
     return {program.name: await program.process.stop(timeout_ms=timeout_ms) for program in reversed(programs)}
 
 
-def _listen(path: Path) -> Endpoint | None:
-    """Return the TCP port that a ``service.toml`` names, None where it names none."""
+def _listen(path: Path) -> tuple[Endpoint | None, str]:
+    """Return the TCP port that a ``service.toml`` names, None where it names none, and what is wrong with the file."""
     try:
-        listen = tomllib.loads(path.read_text()).get("listen")
+        listen = tomllib.loads(path.read_text("utf-8")).get("listen")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LocalError("bad_config", f"{path}: {error}") from None
+        return None, f"{path}: {error}"
     if not isinstance(listen, str) or listen.startswith("unix:"):
-        return None
+        return None, ""
     host, _, port = listen.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and int(port) < 65_536):
-        raise LocalError("bad_config", f"{path}: listen: {listen!r} is not HOST:PORT")
-    return Endpoint(host.removeprefix("[").removesuffix("]"), int(port))
+        return None, f"{path}: listen: {listen!r} is not HOST:PORT"
+    return Endpoint(host.removeprefix("[").removesuffix("]"), int(port)), ""

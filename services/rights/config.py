@@ -140,6 +140,18 @@ def read_service(home: Path, kind: type[F]) -> F:
         raise LocalError("bad_config", f"{path}: {error}") from None
 
 
+def changed(home: Path, file: F, changes: Mapping[str, object]) -> F:
+    """Return a program's file with other values, checked as if they had been read.
+
+    Raises:
+        LocalError: ``bad_config`` naming the field.
+    """
+    try:
+        return msgspec.convert(msgspec.to_builtins(file) | changes, type(file))
+    except msgspec.ValidationError as error:
+        raise LocalError("bad_config", f"{home / SERVICE_FILE} is not changed: {error}") from None
+
+
 def service_text(file: ServiceFile) -> str:
     """Return the text of a ``service.toml``; tables without entries are left out."""
     lines: list[str] = []

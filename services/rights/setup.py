@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,6 +26,7 @@ from services.rights.config import (
     F,
     ServerFile,
     ServiceFile,
+    changed,
     read_service,
     replace_file,
     write_service,
@@ -87,6 +89,14 @@ class Prepared:
     done: tuple[str, ...]
 
 
+class _Files(NamedTuple):
+    """What is to stand in each program's folder."""
+
+    center: tuple[Path, CenterFile]
+    business: tuple[Path, BusinessFile]
+    server: tuple[Path, ServerFile]
+
+
 class _Account(msgspec.Struct, frozen=True):
     roles: list[str]
 
@@ -113,6 +123,7 @@ async def set_up(client: Client, business: Signer, plan: Plan) -> Prepared:
     """
     if not 0 < max(plan.business_port, plan.center_port) <= PORT_MAX:
         raise LocalError("bad_port", f"ports {plan.business_port} and {plan.center_port} are not all below 65536")
+    files = _wanted(plan, business)
     await _check_account(client, business)
     passphrase = read_passphrase(plan.passphrase_file)
     done: list[str] = []
@@ -120,8 +131,9 @@ async def set_up(client: Client, business: Signer, plan: Plan) -> Prepared:
     rights_server = _key(plan.keystore, RIGHTS_SERVER, passphrase, done)
     await _register(client, business, rights_server, done)
     await _appoint(client, business, event_signer, rights_server, done)
-    homes = _write_homes(plan, business, event_signer.name, done)
-    center, served = read_service(homes[0], CenterFile), read_service(homes[1], BusinessFile)
+    _write(files, done)
+    center, served = files.center[1], files.business[1]
+    homes = tuple(home for home, _ in files)
     return Prepared(event_signer.name, rights_server, homes, f"http://{served.listen}", center.listen, tuple(done))
 
 
@@ -191,19 +203,15 @@ def _with(items: Sequence[bytes], item: bytes) -> list[bytes]:
     return [*items] if item in items else [*items, item]
 
 
-def _write_homes(plan: Plan, business: Signer, event_key: str, done: list[str]) -> tuple[Path, ...]:
-    """Make the three folders; a file that is there keeps what its operator wrote, but for what the plan names."""
-    homes = tuple(plan.services / name for name in (CENTER, BUSINESS, SERVER))
-    center_home, business_home, server_home = homes
+def _wanted(plan: Plan, business: Signer) -> _Files:
+    """Return what is to stand in the three folders: what an operator wrote, but for what the plan names."""
+    center_home, business_home, server_home = (plan.services / name for name in (CENTER, BUSINESS, SERVER))
     center = _existing(center_home, CenterFile) or CenterFile(
         listen=f"127.0.0.1:{plan.center_port}", token=TOKEN_FILE, rate_per_s=RATE_PER_S
     )
     was_strict = center.strict
-    wanted = {"rate_per_s": plan.rate_per_s, "store": plan.store, "strict": plan.is_strict}
-    center = msgspec.structs.replace(center, **{name: value for name, value in wanted.items() if value is not None})
-    if center.token and not (token := center_home / center.token).exists():
-        token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace_file(token, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
+    wishes = {"rate_per_s": plan.rate_per_s, "store": plan.store, "strict": plan.is_strict}
+    center = changed(center_home, center, {name: value for name, value in wishes.items() if value is not None})
     shared: dict[str, object] = {
         "center": center.listen,
         "center_token": os.path.relpath(center_home / center.token, business_home) if center.token else "",
@@ -212,24 +220,31 @@ def _write_homes(plan: Plan, business: Signer, event_key: str, done: list[str]) 
         "keys": os.path.relpath(plan.keystore, business_home),
         "passphrase": os.path.relpath(plan.passphrase_file, business_home),
     }
-    listen = f"127.0.0.1:{plan.business_port}"
-    served = {"listen": listen, "server": f"0x{business.address.hex()}", "event_key": event_key}
+    served = {
+        "listen": f"127.0.0.1:{plan.business_port}",
+        "server": f"0x{business.address.hex()}",
+        "event_key": f"{business.name}{EVENT_KEY_SUFFIX}",
+    }
     relay = {"name": SERVER, "account": RIGHTS_SERVER}
     server = _existing(server_home, ServerFile) or msgspec.convert(shared | relay, ServerFile)
     if center.strict != was_strict:
         # Several transactions under way could overtake each other.
-        server = msgspec.structs.replace(server, lanes=1 if center.strict else LANES)
-    files: list[tuple[Path, ServiceFile]] = [
-        (center_home, center),
-        (business_home, _existing(business_home, BusinessFile) or msgspec.convert(shared | served, BusinessFile)),
-        (server_home, server),
-    ]
-    # What an operator wrote, and how, stays while it says what is wanted.
-    for home, file in files:
+        server = changed(server_home, server, {"lanes": 1 if center.strict else LANES})
+    asked = _existing(business_home, BusinessFile) or msgspec.convert(shared | served, BusinessFile)
+    return _Files((center_home, center), (business_home, asked), (server_home, server))
+
+
+def _write(files: _Files, done: list[str]) -> None:
+    """Make the three folders; a file that says what is wanted stays, however an operator wrote it."""
+    home, center = files.center
+    if center.token and not (token := home / center.token).exists():
+        token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(token, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
+    each: tuple[tuple[Path, ServiceFile], ...] = files
+    for home, file in each:
         if file != _existing(home, type(file)):
             write_service(home, file)
             done.append(f"{home.name}/{SERVICE_FILE}")
-    return homes
 
 
 def _existing(home: Path, kind: type[F]) -> F | None:

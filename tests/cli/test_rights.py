@@ -321,3 +321,25 @@ def test_a_served_centre_takes_options_first_and_ends_by_ctrl_c(network: Folder)
 
 def test_a_centre_that_does_not_run_is_said_so(network: Folder) -> None:
     assert fault(hansa("rights", "status", "--network", network.path), 1) == "center_unreachable"
+
+
+@pytest.mark.parametrize("option", [("--rate", "nan"), ("--rate", "inf"), ("--rate", "1e9"), ("--store", "foo://x")])
+def test_setup_writes_nothing_that_is_refused(network: Folder, option: tuple[str, str]) -> None:
+    path = network.center.folder / "service.toml"
+    before = path.read_bytes()
+    assert fault(hansa("rights", "setup", "--network", network.path, *option), 2) == "bad_config"
+    assert fault(hansa("rights", "center", "serve", "--home", str(path.parent), *option), 2) == "bad_config"
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.parent.iterdir()] == ["rights-center"]
+
+
+@pytest.mark.network
+def test_a_program_with_a_broken_file_is_shown_and_can_be_stopped(running: Folder) -> None:
+    path = running.center.folder / "service.toml"
+    path.write_text("rate_per_s = NaN\n")
+    shown = json.loads(hansa("network", "status", running.path, "--json").stdout)
+    assert [item["state"] for item in shown["programs"]] == ["ready"]
+    assert any(str(path) in line for line in shown["attention"])
+    assert answer(hansa("network", "down", running.path, "--json"))["programs"] == {"rights-center": "ended"}
+    shown = json.loads(hansa("network", "status", running.path, "--json").stdout)
+    assert [item["state"] for item in shown["programs"]] == ["broken"]

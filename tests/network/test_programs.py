@@ -176,8 +176,8 @@ async def test_only_what_is_set_up_is_found(network: LocalNetwork) -> None:
     assert programs.find_program(network, BUSINESS).listen is None
     for wrong in ('listen = "nowhere"', "listen = "):
         path.write_text(wrong)
-        with pytest.raises(LocalError) as refused:
-            programs.find_programs(network)
-        assert refused.value.code == "bad_config"
-        assert str(path) in refused.value.message
+        found = programs.find_programs(network)
+        assert [program.fault.partition(":")[0] for program in found] == ["", str(path)]
+        assert (await refusal(network, found)).code == "bad_config"
+        assert states(network) == [ProcessState.STOPPED] * 2
     path.write_text(text)
