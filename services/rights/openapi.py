@@ -3,40 +3,98 @@
 from functools import cache
 from html import escape
 from importlib.resources import files
+from inspect import cleandoc
 from string import Template
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from services.rights.answers import Failed, Followed, Taken
-from services.rights.events import Kind
+from services.rights.events import Id, Kind
 from services.rights.requests import LIST_EVENTS_MAX, AnyEvent, Change, Order, Redemption
 
+_JSON: Final = "application/json"
 _REF: Final = "#/components/schemas/{name}"
-_ERRORS: Final = {
+_BUSY: Final = (
+    "`store_full`, `intake_full`, `center_unreachable`, of a direct server `node_unreachable`, `node_timeout`, "
+    "`outcome_unknown`, `pool_full`, `sender_full`: the same again after `Retry-After` seconds is safe"
+)
+_AWAY: Final = "`center_unreachable`, of a direct server `node_unreachable` or `node_timeout`"
+_ANYWHERE: Final = {
+    "403": "`unknown_host`: a `Host` that the server does not know, or an `Origin` of another site",
+    "405": "`method_not_allowed`: the path knows the methods in `Allow`",
+    "500": "`internal`: a fault of the server, which its log tells",
+}
+_TOKEN: Final = {"401": "`bad_token`: needs the bearer token"}
+_POST_ERRORS: Final = {
+    **_ANYWHERE,
+    **_TOKEN,
     "400": "`malformed` JSON, or `bad_field` with the field's path",
-    "401": "`bad_token`: needs the bearer token",
-    "404": "`unknown_campaign`",
-    "409": "`event_conflict`: the event was posted before and said something else; `campaign_closed`",
+    "408": "`timeout`: the body did not arrive in time",
+    "409": "`event_conflict`: the event came before and said something else; of a direct server any refusal by the "
+    "contract",
     "413": "`too_large`",
     "415": "`bad_media_type`: the body must be application/json",
-    "503": "`store_full`, `intake_full`, `center_unreachable`: the same again after `Retry-After` seconds is safe",
+    "503": _BUSY,
 }
+_CREATION_ERRORS: Final = {
+    **_POST_ERRORS,
+    "403": _ANYWHERE["403"] + "; `not_allowed`: another server opened the campaign",
+    "404": "`unknown_campaign`",
+    "409": "`campaign_closed`; " + _POST_ERRORS["409"],
+}
+_ERROR_HEADERS: Final = {
+    "401": ("WWW-Authenticate", {"type": "string"}),
+    "405": ("Allow", {"type": "string"}),
+    "503": ("Retry-After", {"type": "integer", "description": "seconds"}),
+}
+
+
+class _Post(NamedTuple):
+    operation: str
+    body: Any
+    summary: str
+    errors: dict[str, str] = _POST_ERRORS
+
+
+class _Get(NamedTuple):
+    operation: str
+    summary: str
+    media_type: str
+    schema: Any
+    errors: dict[str, str]
+
+
 _POSTS: Final = {
-    "/orders": (Order, "An order was created; or a list of them"),
+    "/orders": _Post("createOrders", Order, "An order was created; or a list of them", _CREATION_ERRORS),
     **{
-        f"/orders/{{order}}/{kind.value}": (Change, f"An order was {done}, in whole or by amount")
+        f"/orders/{{order}}/{kind.value}": _Post(
+            f"{kind.value}Order", Change, f"An order was {done}, in whole or by amount"
+        )
         for kind, done in ((Kind.CANCEL, "cancelled"), (Kind.COMPLETE, "completed"), (Kind.REFUND, "refunded"))
     },
-    "/redemptions": (Redemption, "A user redeems an amount, or items; or a list of such"),
-    "/redemptions/{redemption}/reverse": (Change, "A redemption was reversed, in whole or by amount"),
-    "/events": (AnyEvent, "Events of any kind, one or a list"),
+    "/redemptions": _Post("redeem", Redemption, "A user redeems an amount, or items; or a list of such"),
+    "/redemptions/{redemption}/reverse": _Post(
+        "reverseRedemption", Change, "A redemption was reversed, in whole or by amount"
+    ),
+    "/events": _Post("postEvents", AnyEvent, "Events of any kind, one or a list", _CREATION_ERRORS),
 }
+_READY: Final = {"type": "object", "properties": {"ready": {"const": True}}, "required": ["ready"]}
 _GETS: Final = {
-    "/events/{kind}/{reference}/{number}": "How an event stands, and where in the chain it is",
-    "/healthz": "Whether events can be taken at present: 200, or 503 while the message centre cannot be reached",
-    "/metrics": "Figures for Prometheus",
-    "/openapi.json": "This document",
+    "/events/{kind}/{reference}/{number}": _Get(
+        "followEvent",
+        "How an event stands, and where in the chain it is",
+        _JSON,
+        Followed,
+        {**_ANYWHERE, **_TOKEN, "404": "`unknown_event`", "503": _AWAY},
+    ),
+    "/healthz": _Get(
+        "checkHealth", "Whether events can be taken at present", _JSON, _READY, {**_ANYWHERE, "503": _AWAY}
+    ),
+    "/metrics": _Get(
+        "readMetrics", "Figures for Prometheus", "text/plain", {"type": "string"}, {**_ANYWHERE, **_TOKEN}
+    ),
+    "/openapi.json": _Get("readInterface", "This document", _JSON, {"type": "object"}, _ANYWHERE),
 }
 _ABOUT: Final = (
     "Takes the events of orders and redemptions and answers as soon as they are durable, without waiting for the "
@@ -49,23 +107,13 @@ _ABOUT: Final = (
 @cache
 def document() -> bytes:
     """Return the OpenAPI document, as JSON."""
-    types = [Order, Redemption, Change, AnyEvent, Taken, Failed, Followed]
+    types = [Order, Redemption, Change, AnyEvent, Taken, Failed, Followed, Id, Kind]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     by_type = dict(zip(types, schemas, strict=True))
-    paths: dict[str, Any] = {}
-    for path, (body, summary) in _POSTS.items():
-        is_listable = body is not Change
-        paths[path] = {"post": _post(path, summary, by_type[body], by_type, is_listable=is_listable)}
-    for path, summary in _GETS.items():
-        is_following = path.startswith("/events/")
-        answer: dict[str, Any] = {"description": "OK"}
-        if is_following:
-            answer["content"] = _content(by_type[Followed])
-        responses = {"200": answer}
-        if is_following:
-            responses["404"] = _failure("`unknown_event`", by_type)
-            responses["503"] = _failure("`center_unreachable`", by_type)
-        paths[path] = {"get": {"summary": summary, "parameters": _parameters(path), "responses": responses}}
+    for component in components.values():
+        component["description"] = cleandoc(component.get("description", ""))
+    paths: dict[str, Any] = {path: {"post": _post(path, post, by_type)} for path, post in _POSTS.items()}
+    paths |= {path: {"get": _get(path, get, by_type)} for path, get in _GETS.items()}
     encoded = msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -111,32 +159,71 @@ def page() -> bytes:
     return frame.substitute(about=_text(_ABOUT), sections="\n".join(sections)).encode()
 
 
-def _post(path: str, summary: str, body: Any, by_type: dict[Any, Any], *, is_listable: bool) -> dict[str, Any]:
-    answer: Any = by_type[Taken]
+def _post(path: str, post: _Post, by_type: dict[Any, Any]) -> dict[str, Any]:
+    body, taken = by_type[post.body], by_type[Taken]
+    is_listable = post.body is not Change
+    answer, kept = taken, "Kept, durably; the chain decides later"
     if is_listable:
         listed = {"type": "array", "minItems": 1, "maxItems": LIST_EVENTS_MAX, "items": body}
         body = {"anyOf": [body, listed]}
-        each = {"anyOf": [by_type[Taken], by_type[Failed]]}
-        answer = {"anyOf": [by_type[Taken], {"type": "array", "items": each}]}
-    responses: dict[str, Any] = {
-        "202": {"description": "Kept, durably; the chain decides later", "content": _content(answer)},
-        **{status: _failure(description, by_type) for status, description in _ERRORS.items()},
+        answer = {"anyOf": [taken, {"type": "array", "items": {"anyOf": [taken, by_type[Failed]]}}]}
+        kept += "; a list, of which each entry is answered by itself, also by a direct server"
+    responses = {
+        "200": {
+            "description": "Of a direct server: it is in the chain, for good",
+            "content": _content(taken),
+        },
+        "202": {"description": kept, "content": _content(answer)},
     }
-    request = {"required": is_listable, "content": _content(body)}
-    return {"summary": summary, "parameters": _parameters(path), "requestBody": request, "responses": responses}
+    request: dict[str, Any] = {"required": is_listable, "content": _content(body)}
+    if not is_listable:
+        request["description"] = "Without a body: all that is left"
+    operation = _operation(path, post.operation, post.summary, responses, post.errors, by_type)
+    return {**operation, "requestBody": request}
 
 
-def _parameters(path: str) -> list[dict[str, Any]]:
+def _get(path: str, get: _Get, by_type: dict[Any, Any]) -> dict[str, Any]:
+    schema = get.schema if isinstance(get.schema, dict) else by_type[get.schema]
+    responses = {"200": {"description": "OK", "content": _content(schema, get.media_type)}}
+    return _operation(path, get.operation, get.summary, responses, get.errors, by_type)
+
+
+def _operation(
+    path: str,
+    name: str,
+    summary: str,
+    responses: dict[str, Any],
+    errors: dict[str, str],
+    by_type: dict[Any, Any],
+) -> dict[str, Any]:
+    failures = {status: _failure(status, errors[status], by_type) for status in sorted(errors)}
+    operation = {
+        "operationId": name,
+        "summary": summary,
+        "parameters": _parameters(path, by_type),
+        "responses": responses | failures,
+    }
+    return operation if "401" in errors else {**operation, "security": []}
+
+
+def _parameters(path: str, by_type: dict[Any, Any]) -> list[dict[str, Any]]:
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": by_type[Kind if name == "kind" else Id]}
+        for name in names
+    ]
 
 
-def _content(schema: Any) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
+def _content(schema: Any, media_type: str = _JSON) -> dict[str, Any]:
+    return {media_type: {"schema": schema}}
 
 
-def _failure(description: str, by_type: dict[Any, Any]) -> dict[str, Any]:
-    return {"description": description, "content": _content(by_type[Failed])}
+def _failure(status: str, description: str, by_type: dict[Any, Any]) -> dict[str, Any]:
+    failure: dict[str, Any] = {"description": description, "content": _content(by_type[Failed])}
+    if status in _ERROR_HEADERS:
+        name, schema = _ERROR_HEADERS[status]
+        failure["headers"] = {name: {"schema": schema}}
+    return failure
 
 
 def _text(text: str) -> str:

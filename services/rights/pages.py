@@ -139,15 +139,15 @@ class Pages:
 
     def _post_change(self, kind: Kind) -> Callable[[Request], Awaitable[Response]]:
         async def post(request: Request) -> Response:
-            body = await self._read(request)
+            body = await self._read(request, is_needed=False)
             return await self._take_one(
                 decode_change_untrusted(kind, request.path_params["reference"], body, self._now_ms())
             )
 
         return post
 
-    async def _read(self, request: Request) -> bytes:
-        size = _body_size_untrusted(request)
+    async def _read(self, request: Request, *, is_needed: bool = True) -> bytes:
+        size = _body_size_untrusted(request, is_needed=is_needed)
         if self._receiving_bytes + size > BODIES_BYTES_MAX:
             raise Refused("intake_full", f"bodies of {self._receiving_bytes} bytes are being received")
         self._receiving_bytes += size
@@ -249,18 +249,20 @@ def host_name(authority: str) -> str:
     return authority.partition(":")[0].lower()
 
 
-def _body_size_untrusted(request: Request) -> int:
-    """Return the most bytes that a body can have.
+def _body_size_untrusted(request: Request, *, is_needed: bool) -> int:
+    """Return the most bytes that a body can have; one that is not needed, and not there, is of no type.
 
     Raises:
         PeerError: ``bad_media_type``, ``too_large``.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise PeerError("bad_media_type", "the body must be application/json")
-    if "transfer-encoding" in request.headers:
-        return BODY_BYTES_MAX
+    is_chunked = "transfer-encoding" in request.headers
     length = request.headers.get("content-length", "0")
+    is_absent = not is_needed and "content-type" not in request.headers and length == "0" and not is_chunked
+    if media_type != "application/json" and not is_absent:
+        raise PeerError("bad_media_type", "the body must be application/json")
+    if is_chunked:
+        return BODY_BYTES_MAX
     if not length.isdecimal() or int(length) > BODY_BYTES_MAX:
         raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
     return int(length)

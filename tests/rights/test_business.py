@@ -1,5 +1,6 @@
 """The business server over HTTP: what it takes, what it refuses and how it says so."""
 
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,26 @@ async def test_an_empty_body_stands_for_all_that_is_left(tmp_path: Path) -> None
         answer = await world.http.post("/orders/o-1/complete", headers=JSON)
         assert answer.status_code == 202
         assert decode_signed_untrusted((await only_record(world, "complete/o-1/1")).body).event.amount == 0
+        for path in ("/orders/o-2/complete", "/orders/o-2/cancel", "/orders/o-2/refund", "/redemptions/r-2/reverse"):
+            assert (await world.http.post(path)).status_code == 202
+        assert decode_signed_untrusted((await only_record(world, "refund/o-2/1")).body).event.amount == 0
+
+
+async def test_a_body_of_another_type_is_refused_also_where_none_is_needed(tmp_path: Path) -> None:
+    async with world_in(tmp_path) as world:
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"{}"
+
+        text = {"content-type": "text/plain"}
+        for answer in (
+            await world.http.post("/orders/o-1/complete", content=b"{}"),
+            await world.http.post("/orders/o-1/complete", content=chunks()),
+            await world.http.post("/orders/o-1/complete", content=b"{}", headers=text),
+            await world.http.post("/orders/o-1/complete", headers=text),
+            await world.http.post("/orders"),
+        ):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (415, "bad_media_type")
 
 
 async def test_items_of_a_redemption_ascend(tmp_path: Path) -> None:
@@ -362,8 +383,48 @@ async def test_the_page_and_the_document_say_what_there_is(tmp_path: Path) -> No
         assert "http://" not in page.replace("http://127.0.0.1", "")
         order = document["components"]["schemas"]["Order"]
         assert order["properties"]["user"]["pattern"] == "^[A-Za-z0-9._:-]{1,64}$"
+        operations = [operation for verbs in document["paths"].values() for operation in verbs.values()]
+        assert len({operation["operationId"] for operation in operations}) == len(operations)
+        assert all(parameter["schema"] for operation in operations for parameter in operation["parameters"])
+        for operation in operations:
+            assert ("401" in operation["responses"]) == ("security" not in operation)
+        assert not any("\n " in schema["description"] for schema in document["components"]["schemas"].values())
         references = set(find_references(document))
         assert references <= set(document["components"]["schemas"])
+
+
+async def test_the_document_knows_the_answers_that_there_are(tmp_path: Path) -> None:
+    async with world_in(tmp_path, queue=QueueSettings(waiting_max=2)) as world:
+        document = await world.get("/openapi.json")
+        cases = [
+            ("/orders", "POST", "/orders", ORDER),
+            ("/orders", "POST", "/orders", {**ORDER, "amount": 7}),
+            ("/orders", "POST", "/orders", {**ORDER, "order": "o-2"}),
+            ("/orders", "POST", "/orders", {**ORDER, "order": "o-3"}),
+            ("/orders", "POST", "/orders", {**ORDER, "campaign": "winter"}),
+            ("/orders/{order}/cancel", "POST", "/orders/o-1/cancel", {"amount": 0}),
+            ("/events/{kind}/{reference}/{number}", "GET", "/events/create/o-9/1", None),
+            ("/healthz", "GET", "/healthz", None),
+        ]
+        seen = []
+        for path, verb, url, body in cases:
+            answer = await world.http.request(verb, url, json=body)
+            seen.append(answer.status_code)
+            said = document["paths"][path][verb.lower()]["responses"][str(answer.status_code)]
+            assert all(name in answer.headers for name in said.get("headers", {}))
+        assert seen == [202, 409, 202, 503, 404, 400, 404, 200]
+        for verbs in document["paths"].values():
+            ((verb, operation),) = verbs.items()
+            assert "headers" in operation["responses"]["405"]
+            if verb == "post":
+                assert "200" in operation["responses"]
+        await world.center.stop()
+        answer = await world.http.get("/healthz")
+        said = document["paths"]["/healthz"]["get"]["responses"][str(answer.status_code)]
+        assert set(said["headers"]) == {"Retry-After"}
+        cancel = document["paths"]["/orders/{order}/cancel"]["post"]
+        assert "404" not in cancel["responses"]
+        assert cancel["parameters"][0]["schema"]["pattern"] == "^[A-Za-z0-9._:-]{1,64}$"
 
 
 def find_references(value: object) -> Any:
