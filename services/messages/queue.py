@@ -118,9 +118,12 @@ class QueueSettings:
 
 
 class _Ticket:
-    """What a caller waits for: its part of a write, with ``size`` bytes of bodies. ``answers`` are there at its end."""
+    """What a caller waits for: its part of a write, with ``size`` bytes of bodies.
 
-    __slots__ = ("answers", "changes", "event", "is_done", "messages", "size")
+    At its end ``answers`` are there, or the ``refusal`` of the store.
+    """
+
+    __slots__ = ("answers", "changes", "event", "is_done", "messages", "refusal", "size")
 
     def __init__(self, *, messages: Sequence[NewMessage] = (), changes: Sequence[Change] = (), size: int = 0) -> None:
         self.messages = messages
@@ -128,6 +131,7 @@ class _Ticket:
         self.size = size
         self.event = trio.Event()
         self.answers: list[Published] = []
+        self.refusal: Refused | None = None
         self.is_done = False
 
     def finish(self) -> None:
@@ -394,7 +398,12 @@ class Queue:
                 batch = self._gathered()
                 utc_ms = self._clock.utc_ms()
                 if messages := [message for ticket in batch for message in ticket.messages]:
-                    self._appended(batch, messages, await self._store.append(messages, utc_ms))
+                    try:
+                        answers = await self._store.append(messages, utc_ms)
+                    except Refused as refusal:
+                        self._refused(batch, refusal)
+                    else:
+                        self._appended(batch, messages, answers)
                 if changes := [change for ticket in batch for change in ticket.changes]:
                     await self._store.change(changes, utc_ms)
                     self._changed(batch, changes, utc_ms)
@@ -423,6 +432,8 @@ class Queue:
         await ticket.event.wait()
         if not ticket.is_done:
             raise _closed()
+        if ticket.refusal is not None:
+            raise Refused(ticket.refusal.code, ticket.refusal.message)
 
     def _ask(self, ticket: _Ticket) -> None:
         if self._is_closed:
@@ -448,14 +459,23 @@ class Queue:
             if ticket.messages:
                 ticket.answers = answers[place : place + len(ticket.messages)]
                 place += len(ticket.messages)
-                self._pending_count -= len(ticket.messages)
-                self._pending_bytes -= ticket.size
-                ticket.finish()
+                self._finish_publish(ticket)
         for message, answer in zip(messages, answers, strict=True):
             if answer.is_new:
                 self._waiting_bytes += len(message.body)
                 if self._machine.add(answer.sequence, message.lane):
                     self.dispatcher.offer(answer.sequence, message.key, message.body)
+
+    def _refused(self, batch: list[_Ticket], refusal: Refused) -> None:
+        for ticket in batch:
+            if ticket.messages:
+                ticket.refusal = refusal
+                self._finish_publish(ticket)
+
+    def _finish_publish(self, ticket: _Ticket) -> None:
+        self._pending_count -= len(ticket.messages)
+        self._pending_bytes -= ticket.size
+        ticket.finish()
 
     def _changed(self, batch: list[_Ticket], changes: list[Change], utc_ms: int) -> None:
         self._machine.settled(changes, self.dispatcher.now_ms(), utc_ms)

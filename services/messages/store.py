@@ -130,6 +130,9 @@ class Store(Protocol):
         """Keep messages behind all others, in this order; answers come in the same order.
 
         A key that is known, in any state, gives its first place and appends nothing; also twice in one call.
+
+        Raises:
+            Refused: ``store_full``: the store has no room now, and has kept nothing of it.
         """
         ...
 

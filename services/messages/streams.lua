@@ -192,7 +192,14 @@ end
 
 -- ARGV: operation, epoch, number of the call, packed arguments; then what append keeps, body and mark of each message,
 -- since cmsgpack does not read bytes.
+-- At its maxmemory Redis refuses a call at the first thing it does that may need memory, and lets through what follows
+-- a write. Only append shall be refused, since everything else makes room in the end: it drops what is not there.
+local function pass_maxmemory()
+  call('HDEL', META, 'nothing')
+end
+
 if ARGV[1] == 'open' then
+  pass_maxmemory()
   call('HSET', META, 'call', 0)
   return call('HINCRBY', META, 'epoch', 1)
 end
@@ -213,6 +220,7 @@ if number == last then
 elseif number < last then
   return redis.error_reply('LATE ' .. ARGV[3])
 end
+if ARGV[1] ~= 'append' then pass_maxmemory() end
 local reply = changes[ARGV[1]](unpack(arguments))
 call('HSET', META, 'call', ARGV[3], 'reply', cmsgpack.pack(reply))
 return reply

@@ -25,6 +25,7 @@ from coredis.exceptions import ConnectionError as ConnectionFailed
 from coredis.retry import NoRetryPolicy
 
 from consensus.ledger.errors import LocalError, StorageError
+from services.client.errors import Refused
 from services.client.tasks import single_errors
 from services.messages.store import Change, Counts, Entry, NewMessage, Published, Record, State
 
@@ -103,10 +104,17 @@ class RedisStore:
         return self._epoch
 
     async def append(self, messages: Sequence[NewMessage], now_ms: int) -> list[Published]:
-        """Keep messages behind all others."""
+        """Keep messages behind all others; ``store_full`` when Redis is at its maxmemory."""
         rows = [(new.key, new.lane) for new in messages]
         blobs = [blob for new in messages for blob in (new.body, new.mark or sha256(new.body).digest())]
-        reply = await self._change("append", rows, now_ms, blobs=blobs)
+        try:
+            reply = await self._change("append", rows, now_ms, blobs=blobs)
+        except StorageError as error:
+            if not str(error.__cause__).startswith("OOM "):
+                raise
+            # The script writes whole or not at all: see pass_maxmemory there.
+            why = "its Redis is at its maxmemory: what waits has to drain first, or it has to get more"
+            raise Refused("store_full", why) from error
         return [Published(sequence, bool(is_new), bool(is_conflict)) for sequence, is_new, is_conflict in reply]
 
     async def entries(self, after: int, limit: int) -> list[Entry]:

@@ -11,7 +11,10 @@ import trio
 from coredis import Redis
 
 from consensus.ledger.errors import LocalError, StorageError
+from services.client.errors import Refused
 from services.messages import streams
+from services.messages.port import Settlement, Verdict
+from services.messages.queue import Queue, QueueSettings, open_queue
 from services.messages.store import Change, NewMessage, State
 from services.messages.streams import RedisStore, redis_store
 from tests.messages.redis import RedisServer, new_redis, redis_server
@@ -185,6 +188,41 @@ async def test_a_server_that_may_lose_what_it_answered_is_refused(
         finally:
             await operator.config_set({setting: right})
         assert await store.open() == 1
+
+
+async def test_a_server_at_its_maxmemory_takes_nothing_more_in_and_everything_else_goes_on(
+    redis_server: RedisServer,
+) -> None:
+    limits = QueueSettings(rate_per_s=1_000_000, backoff_first_ms=1)
+    async with Redis.from_url(redis_server.url) as operator:
+        try:
+            async with redis_store(redis_server.url, "full") as store, open_queue(store, limits) as queue:
+                await queue.publish([message(number * 3) for number in range(3)])
+                await operator.config_set({"maxmemory": 1})
+                for _ in range(2):
+                    with pytest.raises(Refused, match="maxmemory") as caught:
+                        await queue.publish([message(9), message(0)])
+                    assert caught.value.code == "store_full"
+                await settle_each(queue, [Verdict.RETRY, Verdict.DEAD, Verdict.DEAD])
+                assert await queue.replay([2]) == await queue.discard([3]) == 1
+            await operator.script_flush()
+            async with redis_store(redis_server.url, "full") as store, open_queue(store, limits) as queue:
+                await settle_each(queue, [Verdict.DONE, Verdict.DONE])
+                assert await queue.find([message(9).key]) == [None]
+                await operator.config_set({"maxmemory": 0})
+                assert [one.sequence for one in await queue.publish([message(9), message(0)])] == [4, 1]
+        finally:
+            await operator.config_set({"maxmemory": 0})
+
+
+async def settle_each(queue: Queue, verdicts: list[Verdict]) -> None:
+    async with queue.consume("one", window=len(verdicts)) as subscription:
+        with trio.fail_after(10):
+            deliveries = [await anext(subscription) for _ in verdicts]  # type: ignore[call-overload]
+        settlements = [
+            Settlement(one.sequence, one.fence, verdict) for one, verdict in zip(deliveries, verdicts, strict=True)
+        ]
+        assert await subscription.settle(settlements) == [True] * len(verdicts)
 
 
 async def test_a_server_that_does_not_tell_is_refused(redis_server: RedisServer) -> None:
