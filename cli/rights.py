@@ -72,6 +72,7 @@ rights.add_command(refused)
 @rights.command("setup")
 @_rate
 @_store
+@click.option("--leave-messages", is_flag=True, help="With --store: leave behind what the present store holds.")
 @click.option("--strict/--lanes", "strict", default=None, help="One global order, or one order a lane.")
 @click.option(
     "--as", "name", metavar="NAME", default=BUSINESS, show_default=True, help="The business server's account, an admin."
@@ -79,15 +80,23 @@ rights.add_command(refused)
 @click.option("--network", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Network folder.")
 @json_option
 def setup(
-    rate: float | None, store: str | None, strict: bool | None, name: str, folder: Path | None, output: Output
+    rate: float | None,
+    store: str | None,
+    leave_messages: bool,
+    strict: bool | None,
+    name: str,
+    folder: Path | None,
+    output: Output,
 ) -> None:
     """Prepare a running network for rights: keys, account, what is appointed on the chain, folders of the programs.
 
     What is there stays; an option that is given changes service.toml, which counts from the program's next start on.
+    Messages do not move to another store: it is refused while the present one holds waiting ones or dead letters.
 
     Example: hansa rights setup --network net --rate 500
     """
-    prepared = prepare(Place(folder, (), None), name, output, rate=rate, store=store, strict=strict)
+    place = Place(folder, (), None)
+    prepared = prepare(place, name, output, rate=rate, store=store, strict=strict, may_leave_messages=leave_messages)
     data = {
         "business": prepared.business_url,
         "center": prepared.center,
@@ -95,8 +104,10 @@ def setup(
         "rightsServer": "0x" + prepared.rights_server.address.hex(),
         "homes": [str(home) for home in prepared.homes],
         "done": list(prepared.done),
-        "restart": _outdated(Place(folder, (), None), prepared),
+        "restart": _outdated(place, prepared),
     }
+    if store is not None and "rights-center" in data["restart"]:
+        output.progress("until it is restarted the message centre takes messages into the store it had: restart it now")
     command = "hansa network up --with rights"
     following = f"hansa network down, then {command}" if data["restart"] else command
 
@@ -123,6 +134,7 @@ def prepare(
     rate: float | None = None,
     store: str | None = None,
     strict: bool | None = None,
+    may_leave_messages: bool = False,
 ) -> "Prepared":
     """Set a running network up for rights, the account ``name`` being the business server's; errors as ``set_up``."""
     from node.network.homes import port_base
@@ -142,6 +154,7 @@ def prepare(
         rate_per_s=rate,
         store=store,
         is_strict=strict,
+        may_leave_messages=may_leave_messages,
     )
     signer = place.signer(name, None, network.passphrase_file)  # the programs open their keys with it too
     prepared = place.ask(lambda client: set_up(client, signer, plan))

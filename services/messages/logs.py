@@ -1,11 +1,12 @@
 """What the service programs have in common: log lines as a node's, a file that says ready, signals that end them."""
 
+import fcntl
 import logging
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -15,6 +16,8 @@ from consensus.ledger.errors import LocalError
 
 READY_FILE = "ready"
 """In a program's ``run`` folder: its process id, from when it answers until it ends in order."""
+LOCK_FILE = "lock"
+"""Beside it: locked while the program lives; the file itself stays, and says nothing."""
 
 
 class _LineLogger:
@@ -55,23 +58,41 @@ def configure_logs(level: str) -> None:
 def ready_file(folder: Path) -> Iterator[None]:
     """Keep ``folder/ready`` with our process id for the time of the block; whoever starts a program waits for it.
 
-    It appears whole or not at all. What a killed program left behind names another process and is replaced.
+    It appears whole or not at all. What a killed program left behind names another process and is replaced; one that
+    lives holds the folder's lock.
 
     Raises:
-        LocalError: ``bad_config`` when the folder cannot be written.
+        LocalError: ``already_running``; ``bad_config`` when the folder cannot be written.
     """
     path, draft = folder / READY_FILE, folder / f".{READY_FILE}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft.write_text(f"{os.getpid()}\n", "ascii")
-        draft.replace(path)
-    except OSError as error:
-        raise LocalError("bad_config", f"{path}: {error.strerror}") from None
-    try:
+    with _locked(folder):
+        try:
+            draft.write_text(f"{os.getpid()}\n", "ascii")
+            draft.replace(path)
+        except OSError as error:
+            raise LocalError("bad_config", f"{path}: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Be the only process with this ``run`` folder; the system lets go of the lock of one that was killed."""
+    path = folder / LOCK_FILE
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError("already_running", f"another process runs this program in {folder.parent}") from None
+        except OSError as error:
+            raise LocalError("bad_config", f"{path}: {error.strerror}") from None
         yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
 
 
 @asynccontextmanager

@@ -17,8 +17,12 @@ import msgspec
 from consensus.ledger.codec import Value
 from consensus.ledger.errors import LocalError, PeerError
 from services.client.client import Client
-from services.client.errors import Refused
+from services.client.errors import Refused, Unreachable
 from services.client.keystore import KeyStore, Signer, read_passphrase
+from services.messages.embedded import DATABASE, EmbeddedStore
+from services.messages.link import open_link
+from services.messages.logs import READY_FILE
+from services.messages.program import EMBEDDED
 from services.rights.config import (
     SERVICE_FILE,
     BusinessFile,
@@ -28,6 +32,7 @@ from services.rights.config import (
     ServiceFile,
     changed,
     read_service,
+    read_token,
     replace_file,
     write_service,
 )
@@ -63,6 +68,7 @@ class Plan:
         rate_per_s: deliveries per second; None leaves what is there, else :data:`RATE_PER_S`.
         store: ``embedded`` or ``redis://…``; None leaves what is there, else ``embedded``.
         is_strict: one global order instead of lanes; None leaves what is there, else lanes.
+        may_leave_messages: take another store though messages are in the present one, where nobody sees them then.
     """
 
     services: Path
@@ -75,6 +81,7 @@ class Plan:
     rate_per_s: float | None = None
     store: str | None = None
     is_strict: bool | None = None
+    may_leave_messages: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,8 @@ async def set_up(client: Client, business: Signer, plan: Plan) -> Prepared:
         plan: where everything goes.
 
     Raises:
-        LocalError: ``bad_port``, ``wrong_passphrase``, ``bad_config`` and others before the chain is touched;
+        LocalError: ``bad_port``, ``wrong_passphrase``, ``bad_config``, ``store_not_empty`` and others before the chain
+            is touched;
             ``too_many_keys`` where the chain has as many of another hand as there may be.
         Refused: the chain's, ``not_allowed`` where the account may not do this.
         Unreachable: no node answers.
@@ -124,6 +132,8 @@ async def set_up(client: Client, business: Signer, plan: Plan) -> Prepared:
     if not 0 < max(plan.business_port, plan.center_port) <= PORT_MAX:
         raise LocalError("bad_port", f"ports {plan.business_port} and {plan.center_port} are not all below 65536")
     files = _wanted(plan, business)
+    if not plan.may_leave_messages:
+        await _check_store(*files.center)
     await _check_account(client, business)
     passphrase = read_passphrase(plan.passphrase_file)
     done: list[str] = []
@@ -135,6 +145,43 @@ async def set_up(client: Client, business: Signer, plan: Plan) -> Prepared:
     center, served = files.center[1], files.business[1]
     homes = tuple(home for home, _ in files)
     return Prepared(event_signer.name, rights_server, homes, f"http://{served.listen}", center.listen, tuple(done))
+
+
+async def _check_store(home: Path, wanted: CenterFile) -> None:
+    """Refuse another store while the present one holds what nobody would see any more."""
+    present = _existing(home, CenterFile)
+    if present is None or present.store == wanted.store:
+        return
+    waiting, dead = await _counts(home, present)
+    if waiting or dead:
+        held = f"the present store holds what would stay there unseen (waiting: {waiting}, dead letters: {dead})"
+        way = "let them be applied, replay or discard the dead letters, or --leave-messages behind"
+        raise LocalError("store_not_empty", f"{held}: {way}")
+
+
+async def _counts(home: Path, file: CenterFile) -> tuple[int, int]:
+    """Return how many messages wait and how many dead letters there are, as the centre says or its own store."""
+    if (home / file.run / READY_FILE).exists():
+        try:
+            async with open_link(file.listen, token=read_token(home, "token", file.token), name="setup") as link:
+                stats = await link.stats()
+            return stats.waiting, stats.dead
+        except Unreachable:
+            pass  # it was killed, and left the file
+    if file.store != EMBEDDED:
+        way = "start the message centre, or --leave-messages behind"
+        raise LocalError(
+            "store_not_empty", f"what the present store holds is not known while its centre is away: {way}"
+        )
+    if not (home / file.data / DATABASE).exists():
+        return 0, 0
+    store = EmbeddedStore((home / file.data).resolve())
+    try:
+        await store.open()
+        counts = await store.counts()
+    finally:
+        await store.close()
+    return counts.waiting, counts.dead
 
 
 async def _check_account(client: Client, business: Signer) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from consensus.ledger.errors import LocalError
 from consensus.ledger.ids import ChainId
 from consensus.ledger.keys import PrivateKey
 from contracts.runtime.registry import Registry
@@ -23,6 +24,7 @@ from node.network.homes import LocalNetwork, init_network
 from node.network.programs import PROGRAM_PORT_STEP
 from node.network.trial import free_port_base
 from services.messages.link import open_link
+from services.messages.logs import ready_file
 from services.messages.port import Settlement, Verdict
 from services.messages.store import NewMessage
 from services.rights.config import CenterFile, replace_file, write_service
@@ -343,3 +345,38 @@ def test_a_program_with_a_broken_file_is_shown_and_can_be_stopped(running: Folde
     assert answer(hansa("network", "down", running.path, "--json"))["programs"] == {"rights-center": "ended"}
     shown = json.loads(hansa("network", "status", running.path, "--json").stdout)
     assert [item["state"] for item in shown["programs"]] == ["broken"]
+
+
+async def publish(address: str) -> None:
+    async with open_link(address, token=TOKEN, name="test") as link:
+        await link.publish(messages())
+
+
+@pytest.mark.network
+def test_setup_leaves_no_messages_behind_unasked(running: Folder) -> None:
+    path = running.center.folder / "service.toml"
+    setup = ("rights", "setup", "--network", running.path, "--store")
+    other, before = "redis://127.0.0.1:1/0", path.read_bytes()
+    assert fault(hansa(*setup, other), 1) == "node_unreachable"  # nothing waits; the chain would be asked next
+    trio.run(publish, running.address)
+    assert fault(hansa(*setup, other), 2) == "store_not_empty"
+    trio.run(programs.kill, running.center)
+    assert fault(hansa(*setup, other), 2) == "store_not_empty"
+    assert "waiting: 4" in hansa(*setup, other).stderr
+    assert fault(hansa(*setup, "embedded"), 1) == "node_unreachable"
+    assert fault(hansa(*setup, other, "--leave-messages"), 1) == "node_unreachable"
+    assert path.read_bytes() == before
+    path.write_text(path.read_text().replace('"embedded"', f'"{other}"'))
+    assert "not known" in hansa(*setup, "embedded").stderr
+
+
+def test_a_folder_has_one_process(tmp_path: Path) -> None:
+    ready = tmp_path / "run" / "ready"
+    with ready_file(ready.parent):
+        ready.write_text("the first's")
+        with pytest.raises(LocalError) as refusal, ready_file(ready.parent):
+            pass
+        assert refusal.value.code == "already_running"
+        assert ready.read_text() == "the first's"
+    with ready_file(ready.parent):
+        assert ready.read_text() == f"{os.getpid()}\n"
