@@ -18,7 +18,10 @@ class BusinessMetrics:
             "hansa_business_events", "Events by kind and outcome", ["kind", "outcome"], registry=self._registry
         )
         self.request_seconds = Histogram(
-            "hansa_business_request_seconds", "Time to answer a post", buckets=_SECONDS, registry=self._registry
+            "hansa_business_request_seconds",
+            "Time to answer a post, also one that is refused",
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self.publish_events = Histogram(
             "hansa_business_publish_events", "Events in one publish", buckets=_COUNTS, registry=self._registry

@@ -124,29 +124,34 @@ class Pages:
         return Starlette(routes=routes, exception_handlers=cast(dict[type[Exception], object], handlers))  # type: ignore[arg-type]
 
     def _post(self, decode: Decode) -> Callable[[Request], Awaitable[Response]]:
-        async def post(request: Request) -> Response:
-            begin = trio.current_time()
-            body = await self._read(request)
+        async def post(body: bytes, _: Request) -> Response:
             if is_list(body):
                 answers = await self._take_list(decode_list_untrusted(body, decode, self._now_ms()))
-                response = _json(msgspec.json.encode(answers), 202)
-            else:
-                response = await self._take_one(decode_one_untrusted(body, decode, self._now_ms()))
-            self._metrics.request_seconds.observe(trio.current_time() - begin)
-            return response
+                return _json(msgspec.json.encode(answers), 202)
+            return await self._take_one(decode_one_untrusted(body, decode, self._now_ms()))
 
-        return post
+        return self._timed(post, is_body_needed=True)
 
     def _post_change(self, kind: Kind) -> Callable[[Request], Awaitable[Response]]:
+        async def post(body: bytes, request: Request) -> Response:
+            reference = request.path_params["reference"]
+            return await self._take_one(decode_change_untrusted(kind, reference, body, self._now_ms()))
+
+        return self._timed(post, is_body_needed=False)
+
+    def _timed(
+        self, answer: Callable[[bytes, Request], Awaitable[Response]], *, is_body_needed: bool
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def post(request: Request) -> Response:
-            body = await self._read(request, is_needed=False)
-            return await self._take_one(
-                decode_change_untrusted(kind, request.path_params["reference"], body, self._now_ms())
-            )
+            begin = trio.current_time()
+            try:
+                return await answer(await self._read(request, is_needed=is_body_needed), request)
+            finally:
+                self._metrics.request_seconds.observe(trio.current_time() - begin)
 
         return post
 
-    async def _read(self, request: Request, *, is_needed: bool = True) -> bytes:
+    async def _read(self, request: Request, *, is_needed: bool) -> bytes:
         size = _body_size_untrusted(request, is_needed=is_needed)
         if self._receiving_bytes + size > BODIES_BYTES_MAX:
             raise Refused("intake_full", f"bodies of {self._receiving_bytes} bytes are being received")

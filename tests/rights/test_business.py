@@ -109,7 +109,7 @@ async def test_another_servers_event_is_no_repeat(tmp_path: Path) -> None:
     async with world_in(tmp_path) as world:
         await world.post("/orders/o-1/complete", {})
         other = settings_of(
-            tmp_path, server=signer("user-b").address, nodes=(world.node.url,), center=world.center.address
+            tmp_path / "other", server=signer("user-b").address, nodes=(world.node.url,), center=world.center.address
         )
         stopping = trio.Event()
         async with trio.open_nursery() as nursery:
@@ -457,6 +457,23 @@ async def test_figures_count_events_by_kind_and_outcome(tmp_path: Path) -> None:
             assert f'hansa_business_events_total{{kind="{kind}",outcome="{outcome}"}} 1.0' in figures
         assert 'hansa_business_events_total{kind="unknown",outcome="bad_field"} 1.0' in figures
         assert "hansa_business_connections 1.0" in figures
+
+
+async def test_the_time_of_every_post_is_observed_also_of_those_refused(tmp_path: Path) -> None:
+    async with world_in(tmp_path) as world:
+        posts: list[tuple[str, object, int]] = [
+            ("/orders", ORDER, 202),
+            ("/orders", [ORDER], 202),
+            ("/orders", {}, 400),
+            *((f"/orders/o-1/{kind}", {}, 202) for kind in ("cancel", "complete", "refund")),
+            ("/redemptions/r-1/reverse", {}, 202),
+            ("/orders/o-1/cancel", {"amount": 0}, 400),
+        ]
+        for path, body, status in posts:
+            await world.post(path, body, status)
+        assert (await world.http.post("/orders")).status_code == 415
+        figures = (await world.http.get("/metrics")).text
+        assert f"hansa_business_request_seconds_count {len(posts) + 1}.0" in figures
 
 
 def raw(path: str, body: bytes, *more: str) -> bytes:
