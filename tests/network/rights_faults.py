@@ -101,13 +101,17 @@ class Faults:
         """Kill the rights server after its transactions are final and before the centre hears of it."""
         system = self.system
         await system.more_ended(self.model.random.randrange(20, 60))
+        while not (await system.stats()).leased:
+            await pass_time(1)
         system.freeze(CENTER)
         before, now = -1, await system.applied(self.model.balances)
         while now != before:
             await pass_time(STEADY_MS)
             before, now = now, await system.applied(self.model.balances)
         await system.kill(SERVER)
-        system.resume(CENTER)
+        # Woken, it would still read what the dead server had sent.
+        await system.kill(CENTER)
+        await system.start(CENTER)
         self.unheard += now - (await system.stats()).done
         await system.start(SERVER)
 
