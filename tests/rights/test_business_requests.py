@@ -13,6 +13,7 @@ from services.messages.store import Record, State
 from services.rights.events import AMOUNT_MAX, Event, Kind, event_codec
 from services.rights.intake import followed, mark_of
 from services.rights.requests import (
+    Decode,
     decode_any,
     decode_change_untrusted,
     decode_list_untrusted,
@@ -87,6 +88,27 @@ def test_a_spoilt_post_is_refused_or_still_an_event(post: tuple[dict[str, Any], 
     assert 0 <= decoded.amount <= AMOUNT_MAX
     assert event_codec.decode_untrusted(event_codec.encode(decoded)) == decoded
     assert decoded == event or spoilt != body
+
+
+@pytest.mark.parametrize(
+    ("decode", "body", "twice"),
+    [
+        (decode_order, b'{"order":"a","order":"b","user":"u","campaign":"c","amount":1}', "order"),
+        (decode_order, b'{"order":"a","\\u006frder":"b","user":"u","campaign":"c","amount":1}', "order"),
+        (decode_redemption, b'{"redemption":"r","user":"u","items":{"tea":1,"tea":2}}', "tea"),
+        (decode_any, b'{"kind":"cancel","order":"a","kind":"cancel"}', "kind"),
+    ],
+)
+def test_a_field_that_stands_twice_is_refused(decode: Decode, body: bytes, twice: str) -> None:
+    with pytest.raises(PeerError) as refused:
+        decode_one_untrusted(body, decode, TIME_MS)
+    assert (refused.value.code, refused.value.message) == ("malformed", f"`{twice}` twice")
+
+
+def test_a_change_says_its_amount_once() -> None:
+    with pytest.raises(PeerError) as refused:
+        decode_change_untrusted(Kind.CANCEL, "o-1", b'{"amount":1,"amount":2}', TIME_MS)
+    assert (refused.value.code, refused.value.message) == ("malformed", "`amount` twice")
 
 
 def decode_all_ways(body: bytes) -> None:
