@@ -109,7 +109,10 @@ def up(
         _start_system(made, system, output)
     if systems:
         statuses = trio.run(read_status, made)
-    data = _card(made, statuses, status(find_programs(made)))
+    programs = status(find_programs(made))
+    if any(program.pid is None for program in programs) and not systems:
+        output.progress("programs are set up beside the nodes and do not run: hansa network up --with rights")
+    data = _card(made, statuses, programs)
     output.show(data, lambda console: _draw(console, data))
     if not data["ok"]:
         leave(EXIT_REFUSED)

@@ -69,6 +69,7 @@ class Operator:
         """
         import trio
 
+        from services.client.errors import Unreachable
         from services.messages.link import open_link
         from services.rights.config import SERVICE_FILE, CenterFile, read_service, read_token
 
@@ -88,7 +89,11 @@ class Operator:
             async with open_link(address, token=token, name=OPERATOR) as link:
                 return await function(link)
 
-        return trio.run(run)
+        try:
+            return trio.run(run)
+        except Unreachable as error:
+            way = ": hansa network up --with rights starts the network's own" if self._center is None else ""
+            raise Unreachable(f"{error.message}{way}", error.code) from None
 
 
 # -- status ----------------------------------------------------------------------------------------------
@@ -232,7 +237,7 @@ def _fields(data: Json) -> dict[str, object]:
         "rate": f"{data['ratePerSecond']:g} a second at the most, {order}",
         "delivered": f"{data['delivered']} since its start" + (f", {now:g} a second now" if now is not None else ""),
         "consumers": data["consumers"],
-        "events": f"{data['done']} done, {data['refused']} refused, {data['dead']} dead letters",
+        "events": f"{data['done']} done, {data['refused']} refused, {_letters(data['dead'])}",
         "chain": f"block {data['height']}" if data["height"] is not None else "no node answers",
     }
 
@@ -304,12 +309,16 @@ def discard(sequences: tuple[int, ...], everything: bool, yes: bool, operator: O
     if not yes:
         if output.as_json or not sys.stdin.isatty():
             raise LocalError("not_confirmed", "nobody can be asked here: say --yes to discard dead letters")
-        which = "all dead letters" if everything else f"{len(set(sequences))} dead letters"
+        which = "all dead letters" if everything else _letters(len(set(sequences)))
         click.confirm(f"Discard {which} for ever?", abort=True, err=True)
     count = operator.ask(lambda center: _each_page(center, center.discard, sequences))
     if not everything and count < len(set(sequences)):
         raise LocalError("unknown_message", f"{count} of {len(set(sequences))} were dead letters; those are discarded")
     output.show({"discarded": count}, lambda console: panel(console, "Discarded", {"dead letters": count}))
+
+
+def _letters(count: int) -> str:
+    return "1 dead letter" if count == 1 else f"{count} dead letters"
 
 
 def _check_named(sequences: tuple[int, ...], everything: bool) -> None:

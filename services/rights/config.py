@@ -30,6 +30,8 @@ SERVICE_BYTES_MAX = 256 * 1024
 TOKEN_BYTES_MAX = 1_024
 PASSPHRASE_VARIABLE = "HANSA_PASSPHRASE"
 RATE_MAX_PER_S = 1_000_000
+PROGRAMS = {"center": "message centre", "business": "business server", "server": "rights server"}
+"""Whose file it is, by its ``program``, in words."""
 LOOPBACK = ("127.", "localhost", "::1")
 
 Level = Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")]
@@ -131,7 +133,14 @@ def read_service(home: Path, kind: type[F]) -> F:
             content = source.read(SERVICE_BYTES_MAX + 1)
         if len(content) > SERVICE_BYTES_MAX:
             raise LocalError("bad_config", f"{path}: has more than {SERVICE_BYTES_MAX} bytes")
-        return msgspec.convert(tomllib.loads(content.decode()), kind)
+        values = tomllib.loads(content.decode())
+        own = next(field.default for field in msgspec.structs.fields(kind) if field.name == "program")
+        written = values.get("program")
+        if written != own and isinstance(written, str) and written in PROGRAMS:
+            raise LocalError(
+                "bad_config", f"{home} is the folder of the {PROGRAMS[written]}, not of the {PROGRAMS[own]}"
+            )
+        return msgspec.convert(values, kind)
     except FileNotFoundError:
         raise LocalError("no_home", f"{home} is no program's folder: it holds no {SERVICE_FILE}") from None
     except OSError as error:

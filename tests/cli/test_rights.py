@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from cli.rights_center import _letters
 from consensus.ledger.errors import LocalError
 from consensus.ledger.ids import ChainId
 from consensus.ledger.keys import PrivateKey
@@ -207,6 +208,7 @@ def test_what_became_of_messages_is_listed_and_replayed(running: Folder) -> None
     assert (stats["ratePerSecond"], stats["strict"], stats["height"]) == (1_000, False, None)
     drawn = hansa("rights", "status", *at).stdout
     assert "1 done, 1 refused, 2 dead letters" in drawn
+    assert _letters(1) == "1 dead letter"
     assert "no node answers" in drawn
     refused = answer(hansa("rights", "refused", "list", *at, "--json"))["messages"]
     assert [(row["key"], row["reason"]) for row in refused] == [("create/o-2/1", "quota_exceeded 18 0xcd 2")]
@@ -322,7 +324,11 @@ def test_a_served_centre_takes_options_first_and_ends_by_ctrl_c(network: Folder)
 
 
 def test_a_centre_that_does_not_run_is_said_so(network: Folder) -> None:
-    assert fault(hansa("rights", "status", "--network", network.path), 1) == "center_unreachable"
+    away = hansa("rights", "status", "--network", network.path)
+    assert fault(away, 1) == "center_unreachable"
+    assert "hansa network up --with rights" in away.stderr
+    named = hansa("rights", "status", "--network", network.path, "--center", network.address)
+    assert (fault(named, 1), "network up" in named.stderr) == ("center_unreachable", False)
 
 
 @pytest.mark.parametrize("option", [("--rate", "nan"), ("--rate", "inf"), ("--rate", "1e9"), ("--store", "foo://x")])

@@ -102,7 +102,7 @@ def test_a_wrong_field_is_named_with_its_file(home: Path) -> None:
     assert "$.listen" in wrong(home, good.replace("127.0.0.1:26801", "26801"))
     assert "$.store" in wrong(home, good.replace("embedded", "memory"))
     assert "$.log_level" in wrong(home, good.replace("info", "loud"))
-    assert "$.program" in wrong(home, good.replace('"center"', '"server"'))
+    assert "$.program" in wrong(home, good.replace('"center"', '"other"'))
     assert "queue.waitingmax" in wrong(home, good + "[queue]\nwaitingmax = 3\n")
     assert "queue.rate_per_s" in wrong(home, good + "[queue]\nrate_per_s = 3\n")
     assert "queue.attempts_max" in wrong(home, good + '[queue]\nattempts_max = "3"\n')
@@ -116,6 +116,12 @@ def test_a_folder_without_the_file_is_no_home(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="holds no service") as refusal:
         read_service(tmp_path, CenterFile)
     assert refusal.value.code == "no_home"
+
+
+def test_another_programs_folder_is_said_to_be_its(home: Path) -> None:
+    with pytest.raises(LocalError, match="folder of the message centre, not of the business server") as refusal:
+        read_service(home, BusinessFile)
+    assert refusal.value.code == "bad_config"
 
 
 def test_a_token_that_others_may_read_is_refused(home: Path) -> None:

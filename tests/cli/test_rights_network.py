@@ -139,6 +139,7 @@ def refuse_a_taken_port(folder: str) -> None:
     assert "rights-business" in error["message"]
     card = answer(hansa("network", "status", folder, "--json"))
     assert [program["state"] for program in card["programs"]] == ["stopped"] * 3
+    assert "hansa network up --with rights" in hansa("network", "up", folder).stderr
     assert [node["state"] for node in card["nodes"]] == ["ready"] * 4
 
 
