@@ -19,7 +19,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """An event that is kept: its id, and where to follow it; ``isNew`` is false where it had been posted before.
+    """An event that is kept: its id, and where to follow it; ``isNew`` is false where it had come before.
 
     ``chain`` is known at once only where the server submits directly and waits.
     """
@@ -35,6 +35,11 @@ class Problem(msgspec.Struct, frozen=True):
 
     code: str
     message: str
+
+    def __post_init__(self) -> None:
+        """Say a code in words where nothing else is known: of a refusal the chain keeps the code alone."""
+        if self.message == self.code:
+            msgspec.structs.force_setattr(self, "message", self.code.replace("_", " "))
 
 
 class Failed(msgspec.Struct, frozen=True):

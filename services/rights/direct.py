@@ -59,9 +59,9 @@ class Direct:
         except Refused as error:
             return failed(error)
         transaction_id = f"0x{outcome.transaction.id.hex()}"
-        return taken(
-            event, is_new=True, chain=Chain(height=outcome.height, transaction_id=transaction_id, call_index=0)
-        )
+        chain = Chain(height=outcome.height, transaction_id=transaction_id, call_index=0)
+        # The contract returns the first result to a repeat, and emits what it does once.
+        return taken(event, is_new=bool(outcome.events()), chain=chain)
 
 
 def call_of(event: Event) -> Call:

@@ -128,6 +128,7 @@ decode_any: Decode = msgspec.json.Decoder(AnyEvent).decode
 
 _decode_change = msgspec.json.Decoder(Change).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_KINDS = ", ".join(Kind)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -197,7 +198,10 @@ def _decoded(decode: Callable[[bytes | msgspec.Raw], T], body: bytes | msgspec.R
     try:
         return decode(body)
     except msgspec.ValidationError as error:
-        raise PeerError("bad_field", str(error)) from None
+        message = str(error)
+        if decode is decode_any and message.endswith("kind`"):
+            message += f"; kinds are {_KINDS}"
+        raise PeerError("bad_field", message) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError("malformed", str(error)) from None
 

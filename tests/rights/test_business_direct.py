@@ -61,6 +61,9 @@ async def test_answers_come_after_finality_and_say_where_in_the_chain(tmp_path: 
             assert outcome.is_ok
             assert outcome.height == taken["chain"]["height"]
             assert (await http.get(taken["follow"])).json()["state"] == "done"
+            again = (await http.post("/orders", json=ORDER)).json()
+            assert (taken["isNew"], again["isNew"]) == (True, False)
+            assert again["chain"]["height"] > taken["chain"]["height"]
             assert (await http.get("/events/create/o-2/1")).status_code == 404
 
             answers = await http.post(
@@ -74,7 +77,14 @@ async def test_answers_come_after_finality_and_say_where_in_the_chain(tmp_path: 
                     {"kind": "refund", "order": "o-1"},
                 ],
             )
+            assert all(answer["isNew"] for answer in answers.json()[:-1])
             assert [answer.get("error", {}).get("code", "") for answer in answers.json()] == [*[""] * 5, "order_state"]
+            for path, body in (
+                ("/orders/o-1/complete", {"amount": 90}),
+                ("/redemptions", {"redemption": "r-2", "user": "u-1", "amount": 30}),
+                ("/redemptions/r-1/reverse", {}),
+            ):
+                assert not (await http.post(path, json=body)).raise_for_status().json()["isNew"], path
             totals = await client.query("rights", "totals")
             assert isinstance(totals, dict)
             # 90 granted, 10 revoked, 60 redeemed and returned, 30 redeemed; the cancel clawed back the 60 left.

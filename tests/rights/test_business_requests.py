@@ -111,6 +111,14 @@ def test_a_change_says_its_amount_once() -> None:
     assert (refused.value.code, refused.value.message) == ("malformed", "`amount` twice")
 
 
+@pytest.mark.parametrize("kind", [{"kind": "reverse"}, {"kind": 1}, {}])
+def test_a_kind_that_is_none_is_told_which_there_are(kind: dict[str, Any]) -> None:
+    with pytest.raises(PeerError) as refused:
+        decode_one_untrusted(msgspec.json.encode({**kind, "redemption": "r"}), decode_any, TIME_MS)
+    assert refused.value.code == "bad_field"
+    assert all(known.value in refused.value.message for known in Kind)
+
+
 def decode_all_ways(body: bytes) -> None:
     for decode in (
         lambda: decode_one_untrusted(body, decode_any, TIME_MS),
@@ -154,12 +162,12 @@ TRANSACTION = f"0x{'ab' * 32}"
     ("state", "detail", "height", "result", "code", "message"),
     [
         (State.WAITING, "", None, "", None, None),
-        (State.WAITING, f"unknown_order 7 {TRANSACTION} 3", 7, "", "unknown_order", "unknown_order"),
+        (State.WAITING, f"unknown_order 7 {TRANSACTION} 3", 7, "", "unknown_order", "unknown order"),
         (State.DONE, f"7 {TRANSACTION} 3 created=5", 7, "created=5", None, None),
         (State.DONE, "", None, "", None, None),
-        (State.REFUSED, f"quota_exceeded 7 {TRANSACTION} 3", 7, "", "quota_exceeded", "quota_exceeded"),
+        (State.REFUSED, f"quota_exceeded 7 {TRANSACTION} 3", 7, "", "quota_exceeded", "quota exceeded"),
         (State.DEAD, "malformed no event at all", None, "", "malformed", "no event at all"),
-        (State.DEAD, "consumer_lost", None, "", "consumer_lost", "consumer_lost"),
+        (State.DEAD, "consumer_lost", None, "", "consumer_lost", "consumer lost"),
     ],
 )
 def test_how_an_event_stands_follows_from_its_messages_record(
