@@ -29,7 +29,7 @@ _TOKEN: Final = {"401": "`bad_token`: needs the bearer token"}
 _POST_ERRORS: Final = {
     **_ANYWHERE,
     **_TOKEN,
-    "400": "`malformed` JSON, or `bad_field` with the field's path",
+    "400": "`malformed` JSON or a field that stands twice, or `bad_field` with the field's path",
     "408": "`timeout`: the body did not arrive in time",
     "409": "`event_conflict`: the event came before and said something else; of a direct server any refusal by the "
     "contract",
