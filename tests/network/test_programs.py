@@ -116,6 +116,18 @@ async def test_what_a_killed_program_left_is_harmless(network: LocalNetwork) -> 
     assert [item.pid for item in again[1:]] == [item.pid for item in after[1:]]
 
 
+async def test_a_second_process_in_a_folder_is_refused_and_changes_nothing(network: LocalNetwork) -> None:
+    found = programs.find_programs(network)
+    await programs.start(network, found)
+    with trio.fail_after(STATE_TIMEOUT_S):
+        second = await trio.run_process(
+            [*found[2].process.arguments], env=environment(), capture_stdout=True, capture_stderr=True, check=False
+        )
+    assert second.returncode != 0
+    assert b"error already_running" in second.stderr
+    assert [item.is_ready for item in programs.status(found)] == [True] * 3
+
+
 async def test_a_frozen_program_is_told_from_one_that_is_not_ready(network: LocalNetwork) -> None:
     found = programs.find_programs(network)
     await programs.start(network, found)
