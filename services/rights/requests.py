@@ -153,15 +153,11 @@ def decode_one_untrusted(body: bytes, decode: Decode, time_ms: int) -> Event:
     Raises:
         PeerError: ``malformed`` for what is no JSON or has a field twice, ``bad_field`` with the field's path.
     """
-    posted = _decoded(decode, body)
-    _check_once(body)
-    return posted.to_event(time_ms)
+    return _posted(body, decode).to_event(time_ms)
 
 
 def decode_list_untrusted(body: bytes, decode: Decode, time_ms: int) -> list[Event | PeerError]:
     """Return 1 to 1,000 events in their order, or for each what is wrong with it.
-
-    Of a field that stands there twice the last counts: to look for such would cost half a millisecond a list.
 
     Raises:
         PeerError: ``malformed`` for what is no JSON list, ``bad_field`` for an empty one, ``too_large`` else.
@@ -174,7 +170,7 @@ def decode_list_untrusted(body: bytes, decode: Decode, time_ms: int) -> list[Eve
     events: list[Event | PeerError] = []
     for raw in raws:
         try:
-            events.append(_decoded(decode, raw).to_event(time_ms))
+            events.append(_posted(bytes(raw), decode).to_event(time_ms))
         except PeerError as error:
             events.append(error)
     return events
@@ -192,6 +188,12 @@ def decode_change_untrusted(kind: Kind, reference: str, body: bytes, time_ms: in
     if body:
         _check_once(body)
     return change_event(kind, reference, change.event, change.amount, time_ms)
+
+
+def _posted(body: bytes, decode: Decode) -> Posted:
+    posted = _decoded(decode, body)
+    _check_once(body)
+    return posted
 
 
 def _decoded(decode: Callable[[bytes | msgspec.Raw], T], body: bytes | msgspec.Raw) -> T:

@@ -103,6 +103,9 @@ def test_a_field_that_stands_twice_is_refused(decode: Decode, body: bytes, twice
     with pytest.raises(PeerError) as refused:
         decode_one_untrusted(body, decode, TIME_MS)
     assert (refused.value.code, refused.value.message) == ("malformed", f"`{twice}` twice")
+    (listed,) = decode_list_untrusted(b"[" + body + b"]", decode, TIME_MS)
+    assert isinstance(listed, PeerError)
+    assert (listed.code, listed.message) == ("malformed", f"`{twice}` twice")
 
 
 def test_a_change_says_its_amount_once() -> None:
