@@ -34,7 +34,7 @@ def settings_of(folder: Path, name: str = "server-1", account: Signer = RELAY, *
     """Return a rights server's settings for a world."""
     return ServerSettings(
         name=name,
-        run=folder / name,
+        run=folder / f"{name}-{account.address.hex()}",
         genesis=CONSORTIUM.genesis,
         nodes=(),
         account=account,
