@@ -35,7 +35,7 @@ class Answers:
     def quantile_ms(self, percent: int) -> float:
         """Return the latency that so many of a hundred answers did not exceed."""
         ordered = sorted(self.latencies_ms) or [0.0]
-        return round(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 2)
+        return round(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 1)
 
     def rate_per_s(self, per_request: int = 1) -> float:
         """Return how many orders a second were answered, with so many in a request."""
