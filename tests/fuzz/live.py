@@ -102,7 +102,7 @@ async def live_network(folder: Path) -> AsyncIterator[Live]:
         network = trial.network
         attacker, soft = network.nodes[-1], network.nodes[0]
         await local.stop(network, [attacker.name, soft.name])
-        _soft_process(soft).start(local._environment())
+        _soft_process(soft).start(local.environment())
         await local.start(network, [soft.name])
         yield Live(network, attacker, soft)
 
