@@ -137,25 +137,11 @@ def prepare(
     may_leave_messages: bool = False,
 ) -> "Prepared":
     """Set a running network up for rights, the account ``name`` being the business server's; errors as ``set_up``."""
-    from node.network.homes import port_base
-    from node.network.programs import PROGRAM_PORT_STEP
-    from services.rights.setup import Plan, set_up
+    from cli.rights_plan import plan_of
+    from services.rights.setup import set_up
 
     network = place.network
-    base = port_base(network) + PROGRAM_PORT_STEP
-    plan = Plan(
-        services=network.folder / "services",
-        keystore=network.keystore,
-        passphrase_file=network.passphrase_file,
-        genesis_file=network.genesis_path,
-        nodes=network.rpc_urls,
-        business_port=base,
-        center_port=base + 1,
-        rate_per_s=rate,
-        store=store,
-        is_strict=strict,
-        may_leave_messages=may_leave_messages,
-    )
+    plan = plan_of(network, rate_per_s=rate, store=store, is_strict=strict, may_leave_messages=may_leave_messages)
     signer = place.signer(name, None, network.passphrase_file)  # the programs open their keys with it too
     prepared = place.ask(lambda client: set_up(client, signer, plan))
     for line in prepared.done:

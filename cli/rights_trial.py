@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 import trio
 
+from cli.rights_plan import plan_of
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.keys import PrivateKey
 from node.network import programs
 from node.network.homes import LocalNetwork
-from node.network.trial import TrialNetwork, free_port_base, trial_network
+from node.network.trial import TrialNetwork, trial_network
 from services.client.client import open_client
 from services.client.keystore import Signer
 from services.demo.network import Doors, Wishes
@@ -26,13 +27,11 @@ from services.rights.config import (
     read_token,
     write_service,
 )
-from services.rights.setup import Plan, set_up
+from services.rights.setup import set_up
 
 SYSTEM = "rights"
 SHOP = "shop"
 """The identity whose account is the business server's."""
-PORT_STEP = 100
-"""How far apart :func:`free_port_base` finds two free ports."""
 
 
 class RightsTrial:
@@ -102,20 +101,7 @@ class RightsTrial:
         return Doors(f"http://{business.listen}", center.listen, read_token(center_home, "token", center.token))
 
     async def _set_up(self, wishes: Wishes) -> Sequence[Path]:
-        folder = self.network.folder
-        port = free_port_base(1)
-        plan = Plan(
-            services=folder / "services",
-            keystore=folder / "identities",
-            passphrase_file=folder / "identities" / "passphrase",
-            genesis_file=folder / "genesis.json",
-            nodes=tuple(self.urls.values()),
-            business_port=port,
-            center_port=port + PORT_STEP,
-            rate_per_s=wishes.rate_per_s,
-            store=wishes.store,
-            is_strict=wishes.is_strict,
-        )
+        plan = plan_of(self.network, rate_per_s=wishes.rate_per_s, store=wishes.store, is_strict=wishes.is_strict)
         async with open_client(self.genesis, list(self.urls.values())) as client:
             return (await set_up(client, Signer.of(SHOP, self.key(SHOP)), plan)).homes
 

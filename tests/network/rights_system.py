@@ -12,9 +12,10 @@ import httpx
 import msgspec
 import trio
 
+from cli.rights_plan import plan_of
 from node.network import local, programs
-from node.network.homes import LocalNetwork, port_base
-from node.network.programs import PROGRAM_PORT_STEP, Program
+from node.network.homes import LocalNetwork
+from node.network.programs import Program
 from node.network.trial import trial_network
 from services.client.client import Client
 from services.client.errors import Unreachable
@@ -22,7 +23,7 @@ from services.messages.link import Link, open_link
 from services.messages.port import Stats
 from services.messages.store import Record
 from services.rights.config import CenterFile, ServerFile, read_service, read_token, write_service
-from services.rights.setup import Plan, set_up
+from services.rights.setup import set_up
 from tests.network.rights_model import CAMPAIGN, FIGURES, Model, Post
 from tests.network.support import client_of, pass_time, signer
 
@@ -229,23 +230,8 @@ async def running_system(
         network = trial.network
         shop = signer(network, "shop")
         (await client.call(shop, "rights", "open_campaign", {"campaign": CAMPAIGN, "quota": 10**9})).check()
-        base = port_base(network) + PROGRAM_PORT_STEP
-        prepared = await set_up(
-            client,
-            shop,
-            Plan(
-                services=network.folder / "services",
-                keystore=network.keystore,
-                passphrase_file=network.passphrase_file,
-                genesis_file=network.genesis_path,
-                nodes=network.rpc_urls,
-                business_port=base,
-                center_port=base + 1,
-                rate_per_s=rate_per_s,
-                store=store,
-                is_strict=is_strict,
-            ),
-        )
+        plan = plan_of(network, rate_per_s=rate_per_s, store=store, is_strict=is_strict)
+        prepared = await set_up(client, shop, plan)
         center_home, _, server_home = prepared.homes
         write_service(center_home, msgspec.structs.replace(read_service(center_home, CenterFile), queue=QUEUE))
         found = {program.name: program for program in programs.find_programs(network, "rights")}
