@@ -27,7 +27,11 @@ _FORMAT_VERSION = b"\x01"
 
 
 class Purpose(StrEnum):
-    """What a signature is for. A key is for one group of purposes only: clients, votes, sessions, business events."""
+    """What a signature is for.
+
+    A key is for one group of purposes only: clients, votes, sessions, business events, business agreements
+    (from ``AGREEMENT`` to ``ANSWER``), private channels.
+    """
 
     TRANSACTION = "transaction"
     PROPOSAL = "proposal"
@@ -39,6 +43,12 @@ class Purpose(StrEnum):
     GENESIS = "genesis"
     SEAT = "seat"
     BUSINESS_EVENTS = "business-events"
+    AGREEMENT = "agreement"
+    TERMS = "terms"
+    ORDERS = "orders"
+    ANSWER = "answer"
+    CHANNEL_MESSAGE = "channel-message"
+    CHANNEL_RECEIPT = "channel-receipt"
 
 
 def signed_bytes(purpose: Purpose, chain_id: ChainId, payload: bytes) -> bytes:

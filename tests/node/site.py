@@ -152,9 +152,9 @@ class Site:
         """Remove the data of a node that is stopped; its keys stay."""
         shutil.rmtree(self.config(name).data)
 
-    async def puppet(self, name: str) -> "Puppet":
+    async def puppet(self, name: str, *, dials: bool = False) -> "Puppet":
         """Run a validator's network of which the test decides every frame; before the nodes, so that they find it."""
-        puppet = Puppet(self, name)
+        puppet = Puppet(self, name, dials=dials)
         await self._nursery.start(puppet.network.run)
         return puppet
 
@@ -191,9 +191,12 @@ class Site:
 
 
 class Puppet:
-    """A validator's network without a node behind it. ``answer`` may react to a frame with frames of its own."""
+    """A validator's network without a node behind it. ``answer`` may react to a frame with frames of its own.
 
-    def __init__(self, site: Site, name: str) -> None:
+    Unless it ``dials``, only others do: of two sessions begun at once one would end, with what was just said on it.
+    """
+
+    def __init__(self, site: Site, name: str, *, dials: bool) -> None:
         config = site.config(name)
         self.name = NodeName(name)
         self.frames: list[tuple[NodeName, FrameKind, bytes]] = []
@@ -207,7 +210,7 @@ class Puppet:
                 trust=Trust.of_genesis(site.genesis),
                 host=config.p2p.host,
                 port=config.p2p.port,
-                peers=config.peers,
+                peers=config.peers if dials else {},
             ),
             self._handle,
             admits=lambda name, organisation, fingerprint: True,

@@ -137,7 +137,7 @@ async def test_who_sends_rubbish_pays_and_the_rest_goes_on(
     rubbish = cycle([b"", b"\xc1", b"\x93\x01\x02", b"\xff" * 2_000])
 
     def everyone_minds() -> bool:
-        """Send again to who has not minded yet: of two sessions that began at once one ends with what it held."""
+        """Send again to who has not minded yet."""
         patient = [name for name in honest if points(site, name, bad) < 20]
         for name in patient:
             puppet.network.send(name, kind, next(rubbish))  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ async def test_a_new_organisations_node_joins_and_votes_while_nobody_restarts(
 async def test_a_removed_members_frames_reach_nobody_any_more(tmp_path: Path, nursery: trio.Nursery) -> None:
     site = Consortium(tmp_path, nursery)
     leaver, *others = reversed(site.names)
-    puppet = await site.puppet(leaver)
+    puppet = await site.puppet(leaver, dials=True)
     await site.start(*others)
     await puppet.meet(*others)
     taken: list[str] = []
