@@ -1,6 +1,7 @@
 """Encryption of what lies on a disk: AES-256-GCM under one key, a random nonce for each value, its place bound to it.
 
-The randomness is given in (``secrets.token_bytes``). A key seals at most 2^32 values before random nonces might meet (NIST SP 800-38D); whoever keeps a store counts on that.
+The randomness is given in (``secrets.token_bytes``). A key seals at most 2^32 values before random nonces might meet
+(NIST SP 800-38D); whoever keeps a store counts on that.
 """
 
 from collections.abc import Callable
