@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from services.client.submission import Submitter
 from services.messages.center import listen
 from services.rights.figures import CONTENT_TYPE, Figures
-from services.rights.submission import Submitter
 
 UNAVAILABLE = 503
 

@@ -22,6 +22,7 @@ from consensus.ledger.errors import PeerError
 from consensus.ledger.receipt import OK
 from services.client.errors import Unreachable
 from services.client.outcome import Outcome
+from services.client.submission import Submitter
 from services.messages.port import (
     PUBLISH_MESSAGES_MAX,
     WINDOW_MAX,
@@ -36,7 +37,6 @@ from services.rights.events import SignedEvent, decode_signed_untrusted
 from services.rights.figures import Figures
 from services.rights.packing import Pack, Place, Presented, pack
 from services.rights.shares import ShareTable
-from services.rights.submission import Submitter
 from services.rights.verdicts import Judgement, detail_of, judge, short
 
 SETTLE_TIMEOUT_S = 2.0

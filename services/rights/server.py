@@ -15,6 +15,7 @@ import trio
 from consensus.ledger.genesis import Genesis
 from services.client.client import Client, open_client
 from services.client.keystore import Signer
+from services.client.submission import Submitter
 from services.client.tasks import single_errors
 from services.messages.link import open_link
 from services.messages.logs import configure_logs, ready_file, stop_signals
@@ -23,7 +24,6 @@ from services.rights.figures import Figures
 from services.rights.health import serve_health
 from services.rights.relay import Limits, Relay
 from services.rights.shares import ShareTable
-from services.rights.submission import Submitter
 
 STOP_TIMEOUT_S = 7.0
 """How long what is under way may take to become final after SIGTERM; whoever ends programs waits ten seconds."""

@@ -6,7 +6,7 @@ _CONTRACT = "pytest tests/contracts/domain/test_rights.py::"
 _RELAYED = "pytest tests/contracts/domain/test_rights_relayed.py::"
 _HISTORY = "pytest tests/rights/test_history.py::"
 _SERVER = "pytest tests/rights/test_server.py::"
-_SUBMISSION = "pytest tests/rights/test_server_submission.py::"
+_SUBMISSION = "pytest tests/client/test_submission.py::"
 _PACKING = "pytest tests/rights/test_server_packing.py::"
 _STOP = "pytest tests/rights/test_business_stop.py::"
 _QUEUE = "pytest tests/messages/test_queue.py::"
@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     Mutant(
         "signed anew while it is valid",
-        "services/rights/submission.py",
+        "services/client/submission.py",
         "is_valid = self._now_ms() <= transaction.body.valid_until_ms",
         "is_valid = False",
         "an outcome that is not known yet is met with another transaction",

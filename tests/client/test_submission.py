@@ -20,7 +20,7 @@ from services.client.client import Client
 from services.client.connection import Parameters
 from services.client.errors import Refused
 from services.client.outcome import Outcome
-from services.rights.submission import VALIDITY_MS, Submitter
+from services.client.submission import VALIDITY_MS, Submitter
 from tests.client.support import NOW_MS, SoloNode, address, client_of, running, signer
 from tests.client.test_client import give_points, to_shop
 from tests.rights.server_world import pause

@@ -23,14 +23,14 @@ from services.client.lanes import Lane, Lanes
 from services.client.outcome import Outcome
 
 VALIDITY_MS = 120_000
-"""So long a transaction of a server that was killed may still be included, after the next one settled its events."""
+"""So long a transaction of a program that was killed may still be included."""
 STEP_MS = 10_000
 """How long the client keeps at a transaction by itself; then the log says that there is trouble."""
 PAUSE_FIRST_MS = 50
 PAUSE_MAX_MS = 2_000
 _LANE_TAKEN = {"lane_used", "lane_consumed"}
 
-log = structlog.get_logger("rights-server")
+log = structlog.get_logger("submitter")
 
 
 class Submitter:
