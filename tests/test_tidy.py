@@ -63,6 +63,7 @@ PURITY_EXCEPTIONS = {
 BROAD_HANDLERS = {
     "cli/main.py": "the program's border: people get one line, HANSA_DEBUG=1 a traceback",
     "node/rpc/dispatch.py": "a bug in one method must not end other callers' sessions; it is logged",
+    "services/local/service.py": "a bug in one method must not end the program's other callers; it is logged",
 }
 
 FUNCTION_LINES, FILE_LINES, CLASS_METHODS = 70, 600, 20
