@@ -144,8 +144,8 @@ def judge(facts: Facts) -> dict[str, bool]:
         "terms_changed_together": facts.terms[1] == facts.terms[0] + 1,
         "bad_input_refused": bool(facts.answers) and all(got == wanted for got, wanted in facts.answers.values()),
         "nobody_else_learned_it": not facts.leaks and facts.control_count == facts.marker_count > 0,
-        "trade_goes_on_without_permission": facts.ended_without_permission > 0
-        and facts.joined == ("PENDING", "OPENED"),
+        "trade_goes_on_without_permission": facts.ended_without_permission > 0,
+        "joins_wait_for_permission": facts.joined == ("PENDING", "OPENED"),
         "killed_programs_returned": bool(facts.crashes) and all(crash.ended_after for crash in facts.crashes),
         "state_roots_agree": len(set(facts.seals.values())) == 1,
     }
