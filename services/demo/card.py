@@ -1,14 +1,12 @@
-"""How the demo shows itself: a line of progress while it runs, and a card with figures at the end."""
+"""The card of the rights demo: its figures, and which invariants hold."""
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -31,36 +29,6 @@ _CLASS_TITLES = {
 
 
 _RIGHTS_TITLES = {"clawedBack": "clawed back", "debt": "owed"}
-
-
-class Watch:
-    """Progress on standard error; silent unless that is a terminal."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=None)
-
-    def say(self, text: str) -> None:
-        """Say what happens now."""
-        self._progress.update(self._task, description=text)
-
-    def begin(self, total: int) -> None:
-        """Say how many events there are."""
-        self._progress.update(self._task, total=total)
-
-    def done(self, count: int) -> None:
-        """Say how many events are final."""
-        self._progress.update(self._task, completed=count)
-
-
-@contextmanager
-def open_watch(*, is_quiet: bool) -> Iterator[Watch]:
-    """Show progress for the time of the block."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    is_silent = is_quiet or not sys.stderr.isatty()
-    with Progress(*columns, console=console, transient=True, disable=is_silent) as progress:
-        yield Watch(progress)
 
 
 @dataclass(frozen=True, slots=True)

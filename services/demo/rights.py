@@ -15,7 +15,7 @@ import trio
 
 from consensus.ledger.errors import LocalError
 from services.client.tasks import single_errors
-from services.demo.card import Report, Watch, draw_card, open_watch, report_json
+from services.demo.card import Report, draw_card, report_json
 from services.demo.chain import Chain, open_chain
 from services.demo.gather import Look, figures_of, gather_facts, prove_receipts
 from services.demo.invariants import Facts, judge
@@ -25,6 +25,7 @@ from services.demo.rights_machine import PRICES, SERVER_ITEMS, make_plan, misfit
 from services.demo.shop import open_shop
 from services.demo.story import Performance, Script, business_signer
 from services.demo.synthetic import synthetic_day
+from services.demo.watch import Watch, open_watch
 from services.messages.link import open_link
 
 RATE_PER_S_MIN = 4.0

@@ -20,13 +20,13 @@ from consensus.ledger.errors import PeerError
 from consensus.ledger.keys import PrivateKey
 from services.client.errors import Unreachable
 from services.client.keystore import Signer
-from services.demo.card import Watch
 from services.demo.chain import Chain
 from services.demo.invariants import Accident, Crash, Intake, Sample, read_end
 from services.demo.network import CENTER, SERVER, Consortium
 from services.demo.orders import OrderBook
 from services.demo.rights_machine import PRICES, Deed, Figures, Plan, with_repeats
 from services.demo.shop import Said, Shop
+from services.demo.watch import Watch
 from services.messages.port import MessageCenter, Stats
 from services.messages.store import NewMessage, Record, State
 from services.rights.events import Event, Kind, SignedEvent, sign_events, signed_codec
