@@ -93,7 +93,11 @@ class TrialNetwork:
 
 @asynccontextmanager
 async def trial_network(
-    folder: Path | None = None, *, validators: int = 4, keep: bool = False
+    folder: Path | None = None,
+    *,
+    validators: int = 4,
+    keep: bool = False,
+    prepare: Callable[[LocalNetwork], None] | None = None,
 ) -> AsyncIterator[TrialNetwork]:
     """Give a running network for the time of the block.
 
@@ -103,6 +107,7 @@ async def trial_network(
         validators: how many nodes vote, where the network is made.
         keep: leave it running when the block ends well; its folder stays too. Else the nodes that ran
             before run on, and no others.
+        prepare: is given a network that was just made, before its nodes start.
 
     Raises:
         LocalError: ``foreign_network`` for a network that was not made here, and as
@@ -113,7 +118,7 @@ async def trial_network(
     is_left = False
     try:
         with _interrupted_by_signals():
-            trial = TrialNetwork(await _start(place, validators), is_kept=keep or bool(before))
+            trial = TrialNetwork(await _start(place, validators, prepare), is_kept=keep or bool(before))
             try:
                 yield trial
                 is_left = keep
@@ -139,7 +144,9 @@ def _running_before(folder: Path | None) -> list[str]:
     return [home.name for home in load_network(folder).nodes if local.node_process(home).pid() is not None]
 
 
-async def _start(folder: Path, validators: int) -> LocalNetwork:
+async def _start(
+    folder: Path, validators: int, prepare: Callable[[LocalNetwork], None] | None
+) -> LocalNetwork:
     """Make the network if need be and start all nodes; look for other ports when some are taken meanwhile."""
     if is_network(folder):
         network = load_network(folder)
@@ -151,6 +158,8 @@ async def _start(folder: Path, validators: int) -> LocalNetwork:
         attempt += 1
         network = init_network(folder, plan, activations, port_base=free_port_base(validators))
         (network.folder / MARK_FILE).write_text(_MARK)
+        if prepare is not None:
+            prepare(network)
         try:
             await local.start(network)
         except LocalError as error:
