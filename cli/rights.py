@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from consensus.ledger.transaction import Transaction
     from services.client.client import Client
-    from services.rights.config import F
+    from services.local.files import F
     from services.rights.history import History
     from services.rights.setup import Prepared
 
@@ -195,8 +195,9 @@ def serve_center(home: Path | None, store: str | None, rate: float | None, stric
     """
     import trio
 
+    from services.local.files import changed
     from services.messages.program import run
-    from services.rights.config import CenterFile, center_settings, changed
+    from services.rights.config import CenterFile, center_settings
 
     place, file = _service(home, "rights-center", CenterFile)
     options = {"store": store, "rate_per_s": rate, "strict": strict or None}
@@ -230,7 +231,7 @@ def _service(home: Path | None, name: str, kind: "type[F]") -> "tuple[Path, F]":
     Raises:
         LocalError: ``no_home``, ``bad_config``.
     """
-    from services.rights.config import read_service
+    from services.local.files import read_service
 
     place = home or network_folder(None) / "services" / name
     return place, read_service(place, kind)

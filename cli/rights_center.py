@@ -70,8 +70,9 @@ class Operator:
         import trio
 
         from services.client.errors import Unreachable
+        from services.local.files import SERVICE_FILE, read_service
         from services.messages.link import open_link
-        from services.rights.config import SERVICE_FILE, CenterFile, read_service, read_token
+        from services.rights.config import CenterFile, read_token
 
         home = network_folder(self.place.given) / "services" / CENTER_HOME
         center, token = self._center, ""

@@ -14,16 +14,8 @@ from node.network.trial import trial_network
 from services.client.client import open_client
 from services.client.keystore import Signer
 from services.demo.network import Doors, Wishes
-from services.rights.config import (
-    BusinessFile,
-    CenterFile,
-    F,
-    ServerFile,
-    ShareFile,
-    read_service,
-    read_token,
-    write_service,
-)
+from services.local.files import F, read_service, write_service
+from services.rights.config import BusinessFile, CenterFile, ServerFile, ShareFile, read_token
 from services.rights.setup import set_up
 
 SHOP = "shop"

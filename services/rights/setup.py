@@ -19,23 +19,19 @@ from consensus.ledger.errors import LocalError, PeerError
 from services.client.client import Client
 from services.client.errors import Refused, Unreachable
 from services.client.keystore import KeyStore, Signer, read_passphrase
+from services.local.files import (
+    SERVICE_FILE,
+    ServiceFile,
+    changed,
+    existing,
+    replace_file,
+    write_service,
+)
 from services.messages.embedded import DATABASE, EmbeddedStore
 from services.messages.link import open_link
 from services.messages.logs import READY_FILE
 from services.messages.program import EMBEDDED
-from services.rights.config import (
-    SERVICE_FILE,
-    BusinessFile,
-    CenterFile,
-    F,
-    ServerFile,
-    ServiceFile,
-    changed,
-    read_service,
-    read_token,
-    replace_file,
-    write_service,
-)
+from services.rights.config import BusinessFile, CenterFile, ServerFile, read_token
 
 CENTER, BUSINESS, SERVER = "rights-center", "rights-business", "rights-server"
 """The folders of the three programs."""
@@ -149,7 +145,7 @@ async def set_up(client: Client, business: Signer, plan: Plan) -> Prepared:
 
 async def _check_store(home: Path, wanted: CenterFile) -> None:
     """Refuse another store while the present one holds what nobody would see any more."""
-    present = _existing(home, CenterFile)
+    present = existing(home, CenterFile)
     if present is None or present.store == wanted.store:
         return
     waiting, dead = await _counts(home, present)
@@ -253,7 +249,7 @@ def _with(items: Sequence[bytes], item: bytes) -> list[bytes]:
 def _wanted(plan: Plan, business: Signer) -> _Files:
     """Return what is to stand in the three folders: what an operator wrote, but for what the plan names."""
     center_home, business_home, server_home = (plan.services / name for name in (CENTER, BUSINESS, SERVER))
-    center = _existing(center_home, CenterFile) or CenterFile(
+    center = existing(center_home, CenterFile) or CenterFile(
         listen=f"127.0.0.1:{plan.center_port}", token=TOKEN_FILE, rate_per_s=RATE_PER_S
     )
     was_strict = center.strict
@@ -273,11 +269,11 @@ def _wanted(plan: Plan, business: Signer) -> _Files:
         "event_key": f"{business.name}{EVENT_KEY_SUFFIX}",
     }
     relay = {"name": SERVER, "account": RIGHTS_SERVER}
-    server = _existing(server_home, ServerFile) or msgspec.convert(shared | relay, ServerFile)
+    server = existing(server_home, ServerFile) or msgspec.convert(shared | relay, ServerFile)
     if center.strict != was_strict:
         # Several transactions under way could overtake each other.
         server = changed(server_home, server, {"lanes": 1 if center.strict else LANES})
-    asked = _existing(business_home, BusinessFile) or msgspec.convert(shared | served, BusinessFile)
+    asked = existing(business_home, BusinessFile) or msgspec.convert(shared | served, BusinessFile)
     return _Files((center_home, center), (business_home, asked), (server_home, server))
 
 
@@ -289,10 +285,6 @@ def _write(files: _Files, done: list[str]) -> None:
         replace_file(token, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
     each: tuple[tuple[Path, ServiceFile], ...] = files
     for home, file in each:
-        if file != _existing(home, type(file)):
+        if file != existing(home, type(file)):
             write_service(home, file)
             done.append(f"{home.name}/{SERVICE_FILE}")
-
-
-def _existing(home: Path, kind: type[F]) -> F | None:
-    return read_service(home, kind) if (home / SERVICE_FILE).exists() else None

@@ -12,6 +12,7 @@ from contracts.runtime.registry import Registry
 from node.network.genesis import activations_of, default_plan
 from node.network.homes import LocalNetwork, init_network
 from services.client.keystore import KeyStore
+from services.local.files import read_service, replace_file, service_text, write_service
 from services.rights.config import (
     BusinessFile,
     CenterFile,
@@ -19,12 +20,8 @@ from services.rights.config import (
     ShareFile,
     business_settings,
     center_settings,
-    read_service,
-    replace_file,
     server_settings,
-    service_text,
     split_place,
-    write_service,
 )
 from services.rights.shares import ShareRule
 

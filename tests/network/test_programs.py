@@ -21,7 +21,8 @@ from node.network.local import environment
 from node.network.process import ProcessState
 from node.network.programs import PROGRAM_PORT_STEP, Program
 from node.network.trial import free_port_base
-from services.rights.config import BusinessFile, CenterFile, ServerFile, replace_file, write_service
+from services.local.files import replace_file, write_service
+from services.rights.config import BusinessFile, CenterFile, ServerFile
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
