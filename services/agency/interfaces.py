@@ -48,7 +48,7 @@ class Refused(Result, frozen=True):
 
 
 class Sent(Result, frozen=True):
-    """A package that stands in the node's durable outbox."""
+    """A package that is kept durably and finds its way to the node's outbox by itself."""
 
     root: HashBytes
     bank: str
@@ -76,7 +76,7 @@ class PackageOutcome(Result, frozen=True):
     """News of a package for the sales end: ``kind`` is ``answered``, ``allotted``, ``refused`` or ``anchored``.
 
     ``answered`` and ``allotted`` bring confirmations (of the applications at ``places``, of all where that is empty),
-    ``refused`` brings code and message about the whole package, ``anchored`` the transaction and block.
+    ``refused`` brings code and message about the whole package, ``anchored`` the round's transaction and block.
     """
 
     position: int
@@ -84,6 +84,7 @@ class PackageOutcome(Result, frozen=True):
     root: HashBytes
     bank: str
     issuer: str
+    round_number: int = 0
     confirmations: list[Confirmation] = []
     places: list[int] = []
     code: str = ""
@@ -110,6 +111,7 @@ class PackageArrived(Result, frozen=True):
     issuer: str
     epoch: int
     created_ms: int
+    signature: SignatureBytes
     salts: list[Salt]
     applications: list[Application]
 
@@ -153,7 +155,8 @@ class ProductQuery(Params, frozen=True):
 class ProductTerms(Result, frozen=True):
     """A product on the chain and the terms in force for it now; ``terms`` is None where there are none.
 
-    ``nav`` in 1/10,000 of the currency a unit; ``risk`` 1…5 for R1–R5.
+    ``terms_before`` is the version just before ``terms`` of the same subject, for orders that were under way when the
+    terms changed; None where there is none. ``nav`` in 1/10,000 of the currency a unit; ``risk`` 1…5 for R1–R5.
     """
 
     product: str
@@ -167,6 +170,7 @@ class ProductTerms(Result, frozen=True):
     charge_basis_points: int
     is_open: bool
     terms: "Terms | None"
+    terms_before: "Terms | None" = None
 
 
 class Terms(Result, frozen=True):
