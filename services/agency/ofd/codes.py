@@ -14,7 +14,6 @@ RETURN_CODES: Final[dict[str, str]] = {
     "identity_missing": "9011",
     "minor": "9012",
     "risk_mismatch": "9020",
-    "warning_missing": "9021",
     "lowest_class": "9022",
     "no_terms": "9030",
     "stale_terms": "9031",
