@@ -16,6 +16,8 @@ from consensus.ledger.validators import NodeNameText
 
 CONFIG_FILE = "node.toml"
 CONFIG_BYTES_MAX = 256 * 1024
+PRIVATE_FOLDER = "private"
+"""Below ``data``: what goes through private channels, sealed."""
 
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Milliseconds: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=86_400_000)]
@@ -73,6 +75,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: str = "run"
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
     rpc_hosts: list[Host] = []
+    record_frames: str = ""
     consensus: ConsensusTimes = ConsensusTimes()
     pool: PoolSettings = PoolSettings()
 
@@ -81,7 +84,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """A node's configuration with all paths resolved.
 
     ``peers`` are the other nodes' p2p addresses. ``rpc_hosts`` are names beside loopback that the RPC
-    accepts in a request's Host header. ``data`` holds the database, ``run`` pid file and local socket.
+    accepts in a request's Host header. ``data`` holds the database, ``run`` pid file and local socket. Every
+    frame that goes through a session is written to ``record_frames`` in clear, when it is given: for tests.
     """
 
     path: Path
@@ -97,6 +101,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     run: Path
     log_level: str
     rpc_hosts: tuple[str, ...]
+    record_frames: Path | None
     consensus: ConsensusTimes
     pool: PoolSettings
 
@@ -114,6 +119,26 @@ class NodeConfig(msgspec.Struct, frozen=True):
     def vote_key(self) -> Path:
         """The key that signs votes, PKCS#8 PEM without passphrase, mode 0600."""
         return self.keys / "vote.pem"
+
+    @property
+    def channel_key(self) -> Path:
+        """The key that signs messages and receipts of private channels, PKCS#8 PEM without passphrase, mode 0600."""
+        return self.keys / "channel.pem"
+
+    @property
+    def private_data(self) -> Path:
+        """The database of private channels."""
+        return self.data / PRIVATE_FOLDER
+
+    @property
+    def private_key(self) -> Path:
+        """The 32 bytes under which that database is sealed, mode 0600."""
+        return self.keys / "private.key"
+
+    @property
+    def owner_socket(self) -> Path:
+        """Where the owner's programs reach the node."""
+        return self.run / "owner.sock"
 
     def validate(self) -> None:
         """Check what holds between fields.
@@ -175,6 +200,7 @@ def load_config(path: Path) -> NodeConfig:
         run=home / file.run,
         log_level=file.log_level,
         rpc_hosts=tuple(file.rpc_hosts),
+        record_frames=home / file.record_frames if file.record_frames else None,
         consensus=file.consensus,
         pool=file.pool,
     )

@@ -1,9 +1,10 @@
 """What a method is called with, and the table that all methods register in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from consensus.ledger.errors import PeerError
+from node.owner import OwnerDesk
 from node.rpc.backend import Backend
 from node.rpc.feed import CommittedView, Feed
 from node.rpc.protocol import Json
@@ -39,11 +40,17 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One call's surroundings. ``subscriber`` is None over plain HTTP."""
+    """One call's surroundings.
+
+    ``subscriber`` is None over plain HTTP, ``owner`` everywhere but on the owner's socket. ``table`` holds the methods
+    that may be called there.
+    """
 
     backend: Backend
     feed: Feed
     subscriber: Subscriber | None = None
+    owner: OwnerDesk | None = None
+    table: "MethodTable[Context]" = field(default_factory=lambda: methods)
 
     def view(self, height: int) -> CommittedView:
         """Return a committed block.
@@ -58,4 +65,6 @@ class Context:
 
 
 methods: MethodTable[Context] = MethodTable()
-"""All methods; filled when ``node.rpc.methods`` is imported."""
+"""All public methods; filled when ``node.rpc.methods`` is imported."""
+owner_methods: MethodTable[Context] = MethodTable()
+"""What the owner's socket offers beside them; filled likewise."""

@@ -7,10 +7,10 @@ import trio
 
 from consensus.ledger.errors import HansaError, InvariantError, PeerError, StorageError
 from node.rpc.context import Context, Subscriber
-from node.rpc.methods import methods
 from node.rpc.metrics import RpcMetrics
 from node.rpc.protocol import (
     ANSWER_BYTES_MAX,
+    BODY_BYTES_MAX,
     Faulty,
     Request,
     batch_bytes,
@@ -42,11 +42,14 @@ class Failure:
 
 
 class Dispatcher:
-    """Answers requests against one node."""
+    """Answers requests against one node; ``body_bytes_max`` bounds what comes over plain HTTP at once."""
 
-    def __init__(self, context: Context, metrics: RpcMetrics, failure: Failure) -> None:
+    def __init__(
+        self, context: Context, metrics: RpcMetrics, failure: Failure, *, body_bytes_max: int = BODY_BYTES_MAX
+    ) -> None:
         self._context = context
         self.metrics = metrics
+        self.body_bytes_max = body_bytes_max
         self._failure = failure
 
     def context_for(self, subscriber: Subscriber) -> Context:
@@ -69,7 +72,7 @@ class Dispatcher:
     async def answer_body(self, data: bytes) -> bytes:
         """Answer an HTTP body: one document, a list for a batch, empty when it holds notifications alone."""
         try:
-            body = parse_untrusted(data)
+            body = parse_untrusted(data, self.body_bytes_max)
         except PeerError as error:
             return error_bytes(None, error)
         if not body.is_batch:
@@ -100,11 +103,11 @@ class Dispatcher:
         if isinstance(entry, Faulty):
             return error_bytes(entry.id, entry.error)
         started_s = trio.current_time()
-        label = entry.method if entry.method in methods.methods else "unknown"
+        label = entry.method if entry.method in context.table.methods else "unknown"
         code = ""
         try:
             with trio.fail_after(CALL_MS_MAX / 1000):
-                method = methods.find_untrusted(entry.method)
+                method = context.table.find_untrusted(entry.method)
                 answer = result_bytes(entry.id, await method.call(context, entry.params))
         except trio.TooSlowError:
             code, answer = "timeout", error_bytes(entry.id, PeerError("timeout", "the call took too long"))

@@ -1,4 +1,4 @@
-"""Accepts TCP connections for anycorn, bounded in number, and ends them for good when the server stops.
+"""Accepts connections for anycorn, over TCP or a unix socket: bounded in number, and ended for good at a stop.
 
 anycorn's own accept loop ends with the first EMFILE, knows no limit, and shields its writes from
 cancellation, so that one peer who does not read would hold up a stop. This one waits for room, hands
@@ -9,8 +9,11 @@ for an interval after the end.
 """
 
 import errno
+import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import anyio.abc
@@ -64,6 +67,43 @@ def open_socket(host: str, port: int) -> socket.socket:
         code = "port_in_use" if error.errno == errno.EADDRINUSE else "bad_address"
         raise LocalError(code, f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listening
+
+
+def open_unix_socket(path: Path) -> socket.socket:
+    """Bind a socket file with mode 0600 and listen; one that nobody listens on any more is replaced.
+
+    Raises:
+        LocalError: ``socket_in_use`` when somebody listens there, ``file_error``.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short_name(path) as name:
+            if path.is_socket():
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                    if probe.connect_ex(name) == 0:
+                        raise LocalError("socket_in_use", f"another program listens on {path}")
+                path.unlink()
+            listening.bind(name)
+        path.chmod(0o600)  # nobody can connect before it listens
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise LocalError("file_error", f"cannot listen on {path}: {error.strerror}") from None
+    except LocalError:
+        listening.close()
+        raise
+    return listening
+
+
+@contextmanager
+def _short_name(path: Path) -> Iterator[str]:
+    """Give a name of a socket file that fits into an address, which has room for 107 bytes."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 async def serve(
@@ -140,5 +180,6 @@ async def _accept_forever(
                 await trio.sleep(EXHAUSTED_PAUSE_MS / 1000)
             continue  # else the peer left before it was accepted
         connection = socket.socket(fileno=accepted.detach())
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         nursery.start_soon(run, connection)

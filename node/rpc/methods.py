@@ -1,13 +1,24 @@
-"""The table of all methods; importing this module fills it from every group."""
+"""The tables of all methods; importing this module fills them from every group."""
 
-from node.rpc import methods_chain, methods_consensus, methods_rpc, methods_state, methods_transactions
-from node.rpc.context import methods
+from node.rpc import (
+    methods_chain,
+    methods_channels,
+    methods_consensus,
+    methods_owner,
+    methods_rpc,
+    methods_state,
+    methods_transactions,
+)
+from node.rpc.context import methods, owner_methods
 
 __all__ = [
     "methods",
     "methods_chain",
+    "methods_channels",
     "methods_consensus",
+    "methods_owner",
     "methods_rpc",
     "methods_state",
     "methods_transactions",
+    "owner_methods",
 ]

@@ -13,9 +13,9 @@ from node.rpc.subscriptions import check_topic_untrusted
 
 
 @methods.add("rpc.discover", NoParams)
-async def discover(_: Context, __: NoParams) -> Json:
+async def discover(context: Context, _: NoParams) -> Json:
     """The OpenRPC document of this server."""
-    return methods.openrpc()
+    return context.table.openrpc()
 
 
 class Subscribe(Params, frozen=True):

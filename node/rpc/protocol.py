@@ -71,13 +71,13 @@ class Body:
     is_batch: bool
 
 
-def parse_untrusted(data: bytes) -> Body:
+def parse_untrusted(data: bytes, bytes_max: int = BODY_BYTES_MAX) -> Body:
     """Read the requests of a body; elements of a batch fail one by one.
 
     Raises:
         PeerError: ``too_large``, ``parse_error``, or ``invalid_request`` for an empty or too long batch.
     """
-    document = parse_json_untrusted(data)
+    document = parse_json_untrusted(data, bytes_max)
     if isinstance(document, list):
         if not 1 <= len(document) <= BATCH_MAX:
             raise PeerError("invalid_request", f"a batch has 1 to {BATCH_MAX} requests")
@@ -85,14 +85,14 @@ def parse_untrusted(data: bytes) -> Body:
     return Body((_request(document),), is_batch=False)
 
 
-def parse_json_untrusted(data: bytes) -> Json:
+def parse_json_untrusted(data: bytes, bytes_max: int = BODY_BYTES_MAX) -> Json:
     """Read one JSON document by the strict rules of this module.
 
     Raises:
         PeerError: ``too_large`` or ``parse_error``.
     """
-    if len(data) > BODY_BYTES_MAX:
-        raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
+    if len(data) > bytes_max:
+        raise PeerError("too_large", f"a body has at most {bytes_max} bytes")
     try:
         text = data.decode("utf-8")
         document: Json = json.loads(

@@ -79,6 +79,12 @@ class MethodTable(Generic[C]):
 
         return register
 
+    def joined(self, other: "MethodTable[C]") -> "MethodTable[C]":
+        """Return a table with the methods of both."""
+        table: MethodTable[C] = MethodTable()
+        table.methods = {**self.methods, **other.methods}
+        return table
+
     def find_untrusted(self, name: str) -> Method[C]:
         """Return a method.
 

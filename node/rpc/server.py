@@ -6,8 +6,10 @@ another site's page carries that site's ``Origin`` and is refused as well; no CO
 """
 
 import ipaddress
+import socket
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import cast
 
@@ -22,12 +24,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from consensus.ledger.errors import LocalError, PeerError
+from node import owner
+from node.owner import OwnerDesk
 from node.rpc import listener
 from node.rpc.backend import Backend
 from node.rpc.context import Context
 from node.rpc.dispatch import Dispatcher, Failure
 from node.rpc.feed import Feed
-from node.rpc.methods import methods
+from node.rpc.methods import methods, owner_methods
 from node.rpc.metrics import CONTENT_TYPE, RpcMetrics
 from node.rpc.protocol import BODY_BYTES_MAX, Json, encode_json, error_bytes
 from node.rpc.render import hex_of
@@ -75,12 +79,13 @@ async def serve_rpc(
     config: RpcConfig,
     *,
     stopping: trio.Event,
+    desk: OwnerDesk | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until ``stopping`` is set; ``started`` gives the port.
+    """Serve until ``stopping`` is set, with a ``desk`` on the owner's socket too; ``started`` gives the port.
 
     Raises:
-        LocalError: ``port_in_use``, ``bad_address``, ``rpc_not_loopback``.
+        LocalError: ``port_in_use``, ``bad_address``, ``rpc_not_loopback``, ``socket_in_use``, ``file_error``.
         StorageError, InvariantError: a read met them; the node must stop.
     """
     if not config.is_remote_allowed and not _is_loopback(config.host):
@@ -88,25 +93,37 @@ async def serve_rpc(
             "rpc_not_loopback",
             f"{config.host} is no loopback address; let a TLS proxy with access rules stand before the node",
         )
-    listening = listener.open_socket(config.host, config.port)
     failure = Failure()
     feed = Feed(backend)
     metrics = RpcMetrics(backend)
-    dispatcher = Dispatcher(Context(backend, feed), metrics, failure)
-    app = HostGuard(make_app(dispatcher, stopping), config.accepted_names)
+    serve = partial(listener.serve, connections_max=config.connections_max, metrics=metrics, stopping=stopping)
+    public = Dispatcher(Context(backend, feed), metrics, failure)
+    guarded = HostGuard(make_app(public, stopping), config.accepted_names)
+    listening = listener.open_socket(config.host, config.port)
+    local = None if desk is None else _open_owner_socket(desk, listening)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feed.run)
         nursery.start_soon(_raise_when_failed, failure)
         task_status.started(listening.getsockname()[1])
-        await listener.serve(
-            listening,
-            cast(ASGIFramework, app),
-            server_config(),
-            connections_max=config.connections_max,
-            metrics=metrics,
-            stopping=stopping,
-        )
+        async with trio.open_nursery() as serving:
+            serving.start_soon(serve, listening, cast(ASGIFramework, guarded), server_config())
+            if desk is not None and local is not None:
+                context = Context(backend, feed, owner=desk, table=methods.joined(owner_methods))
+                private = Dispatcher(context, metrics, failure, body_bytes_max=owner.BODY_BYTES_MAX)
+                app = cast(ASGIFramework, make_app(private, stopping))
+                try:
+                    await serve(local, app, server_config())
+                finally:
+                    desk.path.unlink(missing_ok=True)
         nursery.cancel_scope.cancel()
+
+
+def _open_owner_socket(desk: OwnerDesk, listening: socket.socket) -> socket.socket:
+    try:
+        return listener.open_unix_socket(desk.path)
+    except LocalError:
+        listening.close()
+        raise
 
 
 def server_config() -> anycorn.Config:
@@ -125,13 +142,13 @@ def server_config() -> anycorn.Config:
 def make_app(dispatcher: Dispatcher, stopping: trio.Event) -> Starlette:
     """Return the routes."""
     pages = _load_pages()
-    backend = dispatcher.context.backend
+    context, backend = dispatcher.context, dispatcher.context.backend
 
     async def call(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _json(error_bytes(None, PeerError("invalid_request", "the body must be application/json")), 415)
         try:
-            body = await _read_body_untrusted(request)
+            body = await _read_body_untrusted(request, dispatcher.body_bytes_max)
         except PeerError as error:
             return _json(error_bytes(None, error), 413 if error.code == "too_large" else 408, is_last=True)
         except ClientDisconnect:
@@ -140,7 +157,7 @@ def make_app(dispatcher: Dispatcher, stopping: trio.Event) -> Starlette:
         return _json(answer) if answer else Response(status_code=204)
 
     async def list_methods(_: Request) -> Response:
-        listed: Json = {"methods": {name: method.summary for name, method in sorted(methods.methods.items())}}
+        listed: Json = {"methods": {name: method.summary for name, method in sorted(context.table.methods.items())}}
         return _json(encode_json(listed))
 
     async def health(_: Request) -> Response:
@@ -208,7 +225,7 @@ def host_name(authority: str) -> str:
     return authority.partition(":")[0].lower()
 
 
-async def _read_body_untrusted(request: Request) -> bytes:
+async def _read_body_untrusted(request: Request, bytes_max: int) -> bytes:
     """Return the body.
 
     Raises:
@@ -220,8 +237,8 @@ async def _read_body_untrusted(request: Request) -> bytes:
             async with aclosing(request.stream()) as chunks:
                 async for chunk in chunks:
                     body += chunk
-                    if len(body) > BODY_BYTES_MAX:
-                        raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
+                    if len(body) > bytes_max:
+                        raise PeerError("too_large", f"a body has at most {bytes_max} bytes")
     except trio.TooSlowError:
         raise PeerError("timeout", "the body did not arrive in time") from None
     return bytes(body)
