@@ -1,0 +1,38 @@
+"""What the agency demo sends: everybody who buys has an account, serials are one each, and the seed decides."""
+
+from pathlib import Path
+
+from services.agency.ofd.reader import read_path
+from services.agency.qualification import age_on
+from services.demo.agency_facts import DROPPED
+from services.demo.agency_script import make_script
+from tests.conftest import data_folder
+
+
+def path() -> Path:
+    (found,) = data_folder("fund").glob("OFD_*_03.txt")
+    return found
+
+
+def test_the_file_becomes_orders_with_an_account_each() -> None:
+    script = make_script(read_path(path()), "file", seed=1)
+    assert len(script.applications) == 1_006
+    assert sum(item.amount for item in script.applications) == 645_735_805
+    foreign = [item for item in script.applications if script.wanted[item.serial] == (DROPPED, "foreign_distributor")]
+    assert [(item.distributor, item.amount) for item in foreign] == [("196", 39_611)]
+    opened = {item.ta_account for item in script.accounts}
+    assert {item.ta_account for item in script.applications} <= opened
+    assert len(opened) == len(script.accounts) == 862 + 5
+    serials = [item.serial for item in (*script.applications, *script.accounts)]
+    serials += [order.application.serial for order in (*script.people, *script.later)]
+    assert len(set(serials)) == len(serials) == len(script.wanted)
+    assert len({item.investor.certificate_number for item in script.accounts if item.investor}) == len(opened)
+    date = script.applications[0].date
+    young = [account for account, who in script.profiles.items() if age_on(who.birth_date, date) < 18]
+    assert young == ["minor-1"], "the bank takes the pretender for older"
+
+
+def test_the_seed_decides() -> None:
+    file = read_path(path())
+    assert make_script(file, "file", seed=1) == make_script(file, "file", seed=1)
+    assert make_script(file, "file", seed=2).profiles != make_script(file, "file", seed=1).profiles
