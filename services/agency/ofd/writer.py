@@ -62,7 +62,7 @@ def _header_lines(header: Header, name: str) -> list[bytes]:
     lines = []
     for line, ((field, width), value) in enumerate(zip(HEADER_WIDTHS.items(), values, strict=True), 1):
         try:
-            lines.append(_text(value, width))
+            lines.append(padded_text(value, width))
         except ValueError as error:
             raise fault(name, line, field, str(error)) from None
     return [*lines, *(field.encode(ENCODING) for field in header.names)]
@@ -89,7 +89,7 @@ def _field(field: Field, value: Value) -> bytes:
         case str():
             if field.kind is Kind.NUMBER or (field.kind is Kind.DIGITS and not (value.isascii() and value.isdigit())):
                 raise ValueError("something else than digits")
-            return _text(value, field.width)
+            return padded_text(value, field.width)
         case _:
             assert_never(value)
 
@@ -103,7 +103,12 @@ def _padded(value: int, width: int) -> bytes:
     return text.encode("ascii")
 
 
-def _text(value: str, width: int) -> bytes:
+def padded_text(value: str, width: int) -> bytes:
+    """Return text padded with spaces on its right.
+
+    Raises:
+        ValueError: it is too wide, no GB18030, has control characters, or ends with a space.
+    """
     if _CONTROLS & set(value):
         raise ValueError("a control character")
     if value.endswith(" "):
