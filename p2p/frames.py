@@ -22,7 +22,10 @@ HEADER_BYTES = _HEADER.size
 
 
 class FrameKind(IntEnum):
-    """What a payload is. The kinds from 64 on belong to the session itself and never reach a handler."""
+    """What a payload is. The kinds from 64 on belong to the session itself and never reach a handler.
+
+    Those from 32 on travel on private connections only (``p2p.private``), those below never do.
+    """
 
     CONSENSUS = 1
     TRANSACTIONS = 2
@@ -30,6 +33,9 @@ class FrameKind(IntEnum):
     SYNC_RESPONSE = 4
     RESULT_REQUEST = 5
     RESULT_RESPONSE = 6
+    PRIVATE_OPEN = 32
+    PRIVATE_MESSAGE = 33
+    PRIVATE_RECEIPT = 34
     GREETING = 64
     HELLO = 65
     ACK = 66

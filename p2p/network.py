@@ -16,6 +16,9 @@ whoever shares one with a validator could shut it out.
 from the next handshake on, new peers are dialled, and whoever is no longer let in loses its session at once.
 A name whose sessions clash again and again is worn by two processes (``p2p.doubles``).
 
+**Private connections** (``p2p.private``) come in at the same port and are told apart within TLS. They are shaken hands
+with here and then handed over: their sessions, penalties and bounds are no affair of this module.
+
 **Order.** Frames of one kind to one peer arrive in the order of ``send``, as long as the session lives;
 a session that ends loses what was queued. Whoever needs a frame to arrive sends it again.
 """
@@ -25,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import structlog
 import trio
@@ -37,9 +40,9 @@ from p2p.frames import FrameKind, encode_frame
 from p2p.handshake import Handshake, Handshaker
 from p2p.hello_machine import Side
 from p2p.penalties import PenaltyBook
-from p2p.session import Handler, Session, SessionLimits, system_wall_ms
+from p2p.session import Handler, Session, SessionLimits, system_wall_ms, takes_over
 from p2p.status import PeerStatus, peer_status
-from p2p.tls import PeerIdentity, TlsIdentity, Trust, client_context, server_context, trust_also
+from p2p.tls import PRIVATE, PUBLIC, PeerIdentity, TlsIdentity, Trust, client_context, server_context, trust_also
 
 __all__ = ["Admits", "Network", "NetworkConfig", "OnPeer", "PeerStatus"]
 
@@ -53,6 +56,19 @@ Admits: TypeAlias = Callable[[NodeName, str, bytes], bool]
 
 OnPeer: TypeAlias = Callable[[NodeName, bool], None]
 """Told when a session with a peer begins (True) and when the last one has ended (False)."""
+
+
+class PrivateSide(Protocol):
+    """Who takes the private connections that come in."""
+
+    def welcome(self, identity: PeerIdentity, side: Side) -> None:
+        """Raise PeerError when this member may have no private session now."""
+
+    async def serve(self, done: Handshake, address: str) -> None:
+        """Run the session of an accepted connection to its end, and close its stream."""
+
+    def recheck(self, is_admitted: Callable[[PeerIdentity], bool]) -> None:
+        """End the sessions of peers that are admitted no longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +111,7 @@ class Network:
         random: source of the jitter in dialling; nothing else depends on it.
         on_peer: told about sessions that begin and end.
         wall_ms: our clock, which peers' clocks are compared with; ms since 1970 UTC.
+        private: takes private connections; None turns them away.
     """
 
     def __init__(
@@ -106,8 +123,10 @@ class Network:
         random: Random,
         on_peer: OnPeer = lambda name, connected: None,
         wall_ms: Callable[[], int] = system_wall_ms,
+        private: PrivateSide | None = None,
     ) -> None:
         self._config = config
+        self._private = private
         self._handler = handler
         self._admits = admits
         self._random = random
@@ -117,10 +136,12 @@ class Network:
             chain_id=config.chain_id,
             identity=config.identity,
             trust=config.trust,
-            server_context=server_context(config.identity, config.trust),
+            server_context=server_context(config.identity, config.trust, (PUBLIC, PRIVATE) if private else (PUBLIC,)),
             client_context=client_context(config.identity, config.trust),
             welcome=self._check_welcome,
             timeout_ms=config.handshake_ms_max,
+            private_welcome=self._check_private_welcome,
+            private_context=client_context(config.identity, config.trust, PRIVATE),
         )
         self._sessions: dict[NodeName, Session] = {}
         self._peers = dict(config.peers)
@@ -225,7 +246,9 @@ class Network:
         Handshakes from now on are judged by ``trust``; sessions that ``admits`` no longer lets in end at once,
         and what was queued for them does not leave. Roots that TLS cannot load are left out and logged.
         """
-        for context in (self._handshaker.server_context, self._handshaker.client_context):
+        shaker = self._handshaker
+        contexts = (shaker.server_context, shaker.client_context, shaker.private_context)
+        for context in [context for context in contexts if context is not None]:
             for organisation in trust_also(context, trust, known=self._handshaker.trust):
                 log.warning("root not usable", organisation=organisation)
         self._handshaker = replace(self._handshaker, trust=trust)
@@ -239,6 +262,8 @@ class Network:
         for session in list(self._sessions.values()):
             if not self._is_admitted(session.identity):
                 session.finish("not_admitted", drop_queue=True)
+        if self._private is not None:
+            self._private.recheck(self._is_admitted)
 
     # Dialling
 
@@ -273,18 +298,31 @@ class Network:
     async def _dial(self, peer: NodeName, host: str, port: int) -> bool:
         """Connect, shake hands and run the session to its end; false when it ended before it had settled."""
         try:
-            with trio.fail_after(self._config.handshake_ms_max / 1000):
-                transport = await trio.open_tcp_stream(host, port)
-        except (OSError, trio.TooSlowError) as error:
-            self._note(peer, "unreachable", str(error))
-            return False
-        try:
-            done = await self._handshaker.shake(transport, Side.DIALLER, expected=peer)
+            done = await self._connect(peer, host, port, PUBLIC)
         except PeerError as error:
             if peer not in self._sessions:
                 self._note(peer, error.code, error.message)
             return False
         return await self._run_session(done, f"{host}:{port}", dialled=True)
+
+    async def dial_private(self, peer: NodeName) -> tuple[Handshake, str]:
+        """Return a private connection to a member, not yet served, and its address.
+
+        Raises:
+            PeerError: ``unreachable``, ``not_admitted`` for a name without an address, or a code of ``p2p.handshake``.
+        """
+        if peer not in self._peers:
+            raise PeerError("not_admitted", f"{peer} has no address")
+        host, port = self._peers[peer]
+        return await self._connect(peer, host, port, PRIVATE), f"{host}:{port}"
+
+    async def _connect(self, peer: NodeName, host: str, port: int, protocol: str) -> Handshake:
+        try:
+            with trio.fail_after(self._config.handshake_ms_max / 1000):
+                transport = await trio.open_tcp_stream(host, port)
+        except (OSError, trio.TooSlowError) as error:
+            raise PeerError("unreachable", str(error)) from None
+        return await self._handshaker.shake(transport, Side.DIALLER, expected=peer, protocol=protocol)
 
     # Accepting
 
@@ -313,8 +351,18 @@ class Network:
                     self._penalties.add(address, error.code, now_s=trio.current_time())
             finally:
                 self._handshakes.pop(scope, None)
-        if done is not None:
+        if done is None:
+            return
+        if done.protocol == PRIVATE and self._private is not None:
+            await self._private.serve(done, address)
+        else:
             await self._run_session(done, address, dialled=False)
+
+    def _check_private_welcome(self, identity: PeerIdentity, side: Side) -> None:
+        """Refuse a proven peer that is no member, or may not have a private session now."""
+        if identity.name == self._config.name or not self._is_admitted(identity) or self._private is None:
+            raise PeerError("not_admitted", f"{identity.name} of {identity.organisation} is no member node")
+        self._private.welcome(identity, side)
 
     def _check_welcome(self, identity: PeerIdentity, side: Side) -> None:
         """Refuse a proven peer that may not have a session now."""
@@ -325,7 +373,7 @@ class Network:
         if self._penalties.refusal_left_s(identity.name, now_s=trio.current_time()) > 0:
             raise PeerError("refused_for_a_while", f"{identity.name} made too many errors")
         session = self._sessions.get(identity.name)
-        if session is not None and not _takes_over(self.name, session, dialled=side is Side.DIALLER):
+        if session is not None and not takes_over(self.name, session, dialled=side is Side.DIALLER):
             session.probe()
             self._note_clash(session, identity)
             raise PeerError("duplicate_session", f"{identity.name} has a session already")
@@ -357,7 +405,7 @@ class Network:
             previous = self._sessions.get(name)
             if not self._is_admitted(done.identity):
                 session.finish("not_admitted", drop_queue=True)  # membership changed within the handshake
-            elif previous is not None and not _takes_over(self.name, previous, dialled=dialled):
+            elif previous is not None and not takes_over(self.name, previous, dialled=dialled):
                 session.finish("duplicate_session")
             else:
                 self._sessions[name] = session
@@ -403,11 +451,6 @@ class Network:
         if self._last_errors.get(name) != code:
             log.info("peer down", peer=name, code=code, message=message)
         self._last_errors[name] = code
-
-
-def _takes_over(own: NodeName, session: Session, *, dialled: bool) -> bool:
-    """Tell whether a new session with the same peer takes the place of this one; see the module for the rule."""
-    return dialled == session.dialled or dialled == (own < session.name)
 
 
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:

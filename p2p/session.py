@@ -1,8 +1,8 @@
 """One session with one peer: a reader, a writer, and a bounded queue between the node and the writer.
 
 Two queues, because a vote must not wait behind megabytes of transactions. *Urgent* holds consensus
-frames and sync requests, *bulk* holds transactions and sync answers; the writer empties urgent first
-and sends all that waits, up to a batch, at once. Order is kept within a kind.
+frames and sync requests, *bulk* holds transactions, sync answers and all that private channels say; the
+writer empties urgent first and sends all that waits, up to a batch, at once. Order is kept within a queue.
 
 When a queue is full: urgent drops its oldest frame, since newer votes make older ones needless; bulk
 refuses the new one, since dropping an older transaction would leave a gap in its lane. Both are
@@ -31,7 +31,12 @@ from p2p.hello_machine import decode_bye_untrusted, encode_bye
 from p2p.tls import PeerIdentity
 
 RECEIVE_BYTES = 64 * 1024
-_BULK = frozenset({FrameKind.TRANSACTIONS, FrameKind.SYNC_RESPONSE, FrameKind.RESULT_RESPONSE})
+_BULK = frozenset(
+    {
+        *(FrameKind.TRANSACTIONS, FrameKind.SYNC_RESPONSE, FrameKind.RESULT_RESPONSE),
+        *(FrameKind.PRIVATE_OPEN, FrameKind.PRIVATE_MESSAGE, FrameKind.PRIVATE_RECEIPT),
+    }
+)
 
 Handler: TypeAlias = Callable[[NodeName, FrameKind, bytes], Awaitable[None]]
 """Takes a frame of a peer; awaited, so that it slows the peer down. A PeerError is charged to the peer."""
@@ -331,6 +336,11 @@ class Session:
 
     def _end(self, code: str) -> None:
         self.reason = self.reason or code
+
+
+def takes_over(own: NodeName, session: Session, *, dialled: bool) -> bool:
+    """Tell whether a new session with the same peer takes the place of this one; see ``p2p.network``."""
+    return dialled == session.dialled or dialled == (own < session.name)
 
 
 def _now_ms() -> int:

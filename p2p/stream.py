@@ -49,6 +49,10 @@ class TlsStream(trio.abc.Stream):
         """Return the peer's certificate as DER."""
         return self._tls.getpeercert(binary_form=True) or b""
 
+    def protocol(self) -> str:
+        """Return what both sides agreed to speak (ALPN), empty when nothing was said of it."""
+        return self._tls.selected_alpn_protocol() or ""
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what came, at most one TLS record; empty at the end. Pauses only to wait for the peer."""
         while True:

@@ -7,11 +7,14 @@ so the root of one organisation never vouches for a node of another. Whether the
 the chain's affair (``admits`` of the network), and revocation happens there: by fingerprint, not by
 CRLs, which Python's ``ssl`` ignores when given in memory (R71).
 
+What a connection is for is agreed within TLS (ALPN), so that one port serves both: :data:`PUBLIC` for what all
+members share, :data:`PRIVATE` for the channels of two. Who offers nothing means the public one.
+
 There are no session tickets, so every connection shows its certificate again.
 """
 
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +32,8 @@ from consensus.ledger.ids import NodeName
 from consensus.ledger.keys import PrivateKey, PublicKey
 
 _NAME_CHARACTERS_MAX = 32
+PUBLIC = "hansa/1"
+PRIVATE = "hansa-private/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +135,19 @@ class Trust:
         return PeerIdentity(NodeName(name), organisation, sha256(der).digest(), key)
 
 
-def server_context(identity: TlsIdentity, trust: Trust) -> ssl.SSLContext:
+def server_context(identity: TlsIdentity, trust: Trust, protocols: Sequence[str] = (PUBLIC,)) -> ssl.SSLContext:
     """Return the settings for accepting connections: TLS 1.3 only, the peer shows a certificate, no tickets."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0
+    context.set_alpn_protocols([*protocols])
     return _with_identity(context, identity, trust)
 
 
-def client_context(identity: TlsIdentity, trust: Trust) -> ssl.SSLContext:
+def client_context(identity: TlsIdentity, trust: Trust, protocol: str = PUBLIC) -> ssl.SSLContext:
     """Return the settings for dialling; names are compared by the network, which knows nodes and not hosts."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    context.set_alpn_protocols([protocol])
     return _with_identity(context, identity, trust)
 
 

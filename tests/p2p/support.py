@@ -12,7 +12,7 @@ from consensus.ledger.ids import ChainId, NodeName
 from consensus.ledger.keys import PrivateKey
 from node.network.ca import Authority, to_pem, utc_now
 from p2p.frames import FrameKind
-from p2p.network import Network, NetworkConfig
+from p2p.network import Network, NetworkConfig, PrivateSide
 from p2p.session import SessionLimits, system_wall_ms
 from p2p.tls import TlsIdentity, Trust
 
@@ -93,6 +93,7 @@ def make_network(
     limits: SessionLimits | None = None,
     trust: Trust | None = None,
     wall_ms: Callable[[], int] = system_wall_ms,
+    private: PrivateSide | None = None,
     **settings: int,
 ) -> Network:
     """Return a network of a node that touches its inbox whenever a session begins or ends."""
@@ -114,6 +115,7 @@ def make_network(
         random=Random(name),
         on_peer=lambda peer, connected: inbox.touch(),
         wall_ms=wall_ms,
+        private=private,
     )
 
 
