@@ -216,11 +216,15 @@ class PackageState(Result, frozen=True):
 
 
 class RoundState(Result, frozen=True):
-    """One answer: its root, signature, and the anchoring transaction (empty, 0 before it is final)."""
+    """One answer, or a bank's claim, which has no outcome: its root, signature, and the anchoring transaction.
+
+    ``status`` is ``waiting``, ``MUTUAL``, ``CLAIMED`` or the code of a contract that refuses; transaction and height
+    are empty and 0 before it is final, the transaction also where the other side anchored it.
+    """
 
     round_number: int
-    outcome_root: HashBytes
-    previous: HashBytes
+    outcome_root: bytes
+    previous: bytes
     signature: bytes
     transaction_id: bytes
     height: int
@@ -235,14 +239,80 @@ class DiscloseQuery(Params, frozen=True):
     round_number: Round = 0
 
 
-class Status(Result, frozen=True):
+class Disclosed(Result, frozen=True):
+    """The file's object, see :mod:`services.agency.disclosure`."""
+
+    document: dict[str, object]
+
+
+class ChannelQuery(Params, frozen=True):
+    """``recover``: asks the other side for what the chain's log of this channel has and the gateway has not."""
+
+    bank: Party
+    issuer: Party
+
+
+class Recovered(Result, frozen=True):
+    """How many packages the log names, how many of them are missing, how many were asked for now."""
+
+    anchored: int
+    missing: int
+    asked: int
+
+
+class ExportQuery(Params, frozen=True):
+    """``export``: packages and answers of a channel, by their roots, from behind ``after`` on ("" at first)."""
+
+    bank: Party
+    issuer: Party
+    after: bytes = b""
+
+
+class ExportPage(Result, frozen=True):
+    """Messages as they travelled, each package before its answers; ``after`` for the next page."""
+
+    messages: list[bytes]
+    after: bytes
+    is_last: bool
+
+
+class Import(Params, frozen=True):
+    """``import``: takes exported messages back, each checked as if the other side had sent it again."""
+
+    bank: Party
+    issuer: Party
+    messages: list[bytes]
+
+
+class Imported(Result, frozen=True):
+    """How many packages were new here."""
+
+    packages: int
+
+
+class StatusQuery(Params, frozen=True):
     """``status``: how the gateway stands."""
+
+
+class Status(Result, frozen=True):
+    """How a gateway stands.
+
+    Args:
+        node: name of the node, "" before it has answered.
+        chain_id: 0x-hex, as ``business_key``.
+        channels: the node's, as ``owner_channels`` answers them; none while it is away.
+        packages: how many are in which state.
+        waiting_anchors: how many anchorings are not final.
+        alarms: the newest, "CODE CHANNEL what about"; newest first.
+        trouble: why nothing gets to the chain, "" while it does.
+    """
 
     organisation: str
     node: str
-    chain_id: bytes
-    business_key: bytes
+    chain_id: str
+    business_key: str
     channels: list[dict[str, object]]
     packages: dict[str, int]
     waiting_anchors: int
     alarms: list[str]
+    trouble: str
