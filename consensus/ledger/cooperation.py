@@ -10,6 +10,7 @@ guessed. Who discloses one order gives away its salt and no other's. Pure.
 from collections.abc import Sequence
 
 from consensus.ledger.codec import Value, encode
+from consensus.ledger.errors import LocalError
 from consensus.ledger.ids import HASH_BYTES, Hash, tagged_hash
 
 SALT_BYTES = 32
@@ -67,13 +68,27 @@ def answer_hash(
 
 
 def order_leaf(salt: bytes, application: bytes) -> Hash:
-    """Return the leaf of an application, in canonical bytes, under its package's orders' root."""
-    return tagged_hash("agency-order", salt, application)
+    """Return the leaf of an application, in canonical bytes, under its package's orders' root.
+
+    Raises:
+        LocalError: ``bad_salt`` for one that has not 32 bytes: a byte more could be the application's first.
+    """
+    return tagged_hash("agency-order", _checked_salt(salt), application)
 
 
 def outcome_leaf(salt: bytes, application_and_confirmation: bytes) -> Hash:
-    """Return the leaf of the canonical pair [application, confirmation] under the outcome root."""
-    return tagged_hash("agency-outcome", salt, application_and_confirmation)
+    """Return the leaf of the canonical pair [application, confirmation] under the outcome root.
+
+    Raises:
+        LocalError: ``bad_salt``.
+    """
+    return tagged_hash("agency-outcome", _checked_salt(salt), application_and_confirmation)
+
+
+def _checked_salt(salt: bytes) -> bytes:
+    if len(salt) != SALT_BYTES:
+        raise LocalError("bad_salt", f"a salt has {SALT_BYTES} bytes, not {len(salt)}")
+    return salt
 
 
 def _hash(*parts: Value) -> Hash:

@@ -13,7 +13,7 @@ revokes. Only an issuer speaks for its interfaces, products and net asset values
 **Channels.** The epoch of a channel counts from 1 and never falls. While it is open, a further agreement prolongs it
 within its epoch; once revoked or expired it is opened anew under the next one, so that what was sent under an old
 epoch never counts again. An epoch belongs to one pair of nodes: a party moves to another node while none of its
-channels lives. A channel is *open* while its status is OPEN and block time below ``expiresMs``; after that, up to
+channels is open. A channel is *open* while its status is OPEN and block time below ``expiresMs``; after that, up to
 ``graceUntilMs``, confirmations still travel; then it is closed.
 
 **Keys** never come back and belong to one party for one use. What a business key has signed counts while the key is in
@@ -128,7 +128,7 @@ class Cooperation(Contract):
         The caller holds the role ``sales`` or ``issuer``, and the same one ever after; the node is its organisation's.
         Keys are compressed P-256, 33 bytes, each new to the chain or in force for the same use already. Fails with
         ``unknown_node``, ``node_state`` about a removed node, ``bad_key``, ``key_used``, or ``channel_open`` where
-        another node is named while a channel of the party lives.
+        another node is named while a channel of the party is open.
         """
         account = _active_account(context)
         organisation = account.organisation
@@ -139,7 +139,7 @@ class Cooperation(Contract):
         found = _own_node(context, organisation, node)
         context.require(business_key != channel_key, "key_used", "a key is for one use")
         if old is not None and old["node"] != node:
-            _require_no_live_channel(context, organisation)
+            _require_no_open_channel(context, organisation)
         for use, key in (("business", business_key), ("channel", channel_key)):
             in_force: bytes | None = None if old is None else old[f"{use}Key"]
             if key != in_force:
@@ -696,14 +696,14 @@ def _is_open(context: Context, channel: Record) -> bool:
     return is_current and channel["status"] == OPEN
 
 
-def _require_no_live_channel(context: Context, organisation: str) -> None:
-    """Check that none of a party's channels is open or in its grace time."""
+def _require_no_open_channel(context: Context, organisation: str) -> None:
+    """Check that none of a party's channels is open."""
     partners = context.state.scan(f"partner/{organisation}/", limit=PARTNERS_MAX)
     for key, is_bank in partners:
         other = key[len(organisation) + 9 :]
         channel = _channel(context, organisation, other) if is_bank else _channel(context, other, organisation)
-        is_live = context.time_ms < channel["graceUntilMs"]
-        context.require(not is_live, "channel_open", f"the channel with {other} ends at its present node")
+        is_open = _is_open(context, channel)
+        context.require(not is_open, "channel_open", f"the channel with {other} ends at its present node")
 
 
 def _open_channel(context: Context, application: bytes, record: Record, issuer: str, nodes: tuple[str, str]) -> int:
