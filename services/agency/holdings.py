@@ -102,6 +102,7 @@ class RatioEntry(Record, frozen=True, tag="ratio"):
 class NumbersEntry(Record, frozen=True, tag="numbers"):
     """Counts since the beginning: numbers given to confirmations and accounts, and what became of applications."""
 
+    packages: int
     confirmations: int
     made_accounts: int
     users: int
@@ -225,7 +226,7 @@ class Books:
 
     def numbers(self) -> NumbersEntry:
         """Return the counts."""
-        return self._get(NumbersEntry, "numbers") or NumbersEntry(0, 0, 0, 0, 0, {})
+        return self._get(NumbersEntry, "numbers") or NumbersEntry(0, 0, 0, 0, 0, 0, {})
 
     def put_numbers(self, numbers: NumbersEntry) -> None:
         """Keep the counts."""

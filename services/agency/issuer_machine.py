@@ -78,6 +78,7 @@ class _Tally:
     """Numbers that a package uses up; they go into the books once."""
 
     numbers: NumbersEntry
+    packages: int = 0
     confirmations: int = 0
     made_accounts: int = 0
     users: int = 0
@@ -90,6 +91,7 @@ class _Tally:
         for reason, count in self.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
         return NumbersEntry(
+            self.numbers.packages + self.packages,
             self.numbers.confirmations + self.confirmations,
             self.numbers.made_accounts + self.made_accounts,
             self.numbers.users + self.users,
@@ -112,6 +114,7 @@ class Desk:
 
     def confirm(self, package: Package) -> list[Confirmation]:
         """Return the confirmations of round 0, one for each application in its place, and book them."""
+        self._tally.packages += 1
         confirmations = [self._confirm(application) for application in package.applications]
         self._books.put_numbers(self._tally.total())
         return confirmations
