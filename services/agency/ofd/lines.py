@@ -60,6 +60,8 @@ class Lines:
     def name(self, width_max: int = NAME_BYTES_MAX, field: str = "field name") -> str:
         """Return a line of free width, 1 to ``width_max`` bytes, that neither begins nor ends with a space."""
         raw = self._any(width_max, field, "a name")
+        if raw == END_MARK.encode():
+            raise fault(self._name, self.number, field, f"{END_MARK} comes too early: a name is expected")
         if not raw or len(raw) > width_max or raw != raw.strip():
             raise fault(self._name, self.number, field, f"1 to {width_max} bytes without spaces around are expected")
         return self._text(raw, field)
