@@ -81,10 +81,10 @@ def application(serial: str, code: str = Code.SUBSCRIPTION, **changes: Any) -> A
     return msgspec.structs.replace(plain, **changes)
 
 
-def opening(serial: str, ta_account: str = "100000000001", **changes: Any) -> Application:
-    """An application that opens an account."""
+def opening(serial: str, ta_account: str = "100000000001", *, code: str = "001", **changes: Any) -> Application:
+    """An application that opens an account, or another one about accounts."""
     changes = {"investor": ADULT, "product": "", "terms_version": 0, **changes}
-    return application(serial, Code.OPEN_ACCOUNT, ta_account=ta_account, **changes)
+    return application(serial, code, ta_account=ta_account, **changes)
 
 
 def package(*applications: Application, number: int = 1, bank: str = "bank-a", key: PrivateKey = BANK_KEY) -> Package:
