@@ -99,6 +99,10 @@ class ChannelRegistry:
             found.append(ChannelFacts(name, record.epoch, phase, is_bank, NodeName(peer), party.channel_key))
         return tuple(found)
 
+    def key_of(self, node: NodeName) -> bytes | None:
+        """Return the channel key under which a node's organisation is a party, None when it is none."""
+        return next((party.channel_key for party in self._parties.values() if party.node == node), None)
+
     def next_deadline_ms(self, now_ms: int) -> int | None:
         """Return the first block time after this one at which a channel may change by itself."""
         later = [time for record in self.channels.values() for time in record.deadlines() if time > now_ms]

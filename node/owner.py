@@ -34,14 +34,22 @@ class PrivateDesk(Protocol):
             LocalError: ``unknown_channel``, ``channel_closed``, ``channel_revoked``, ``outbox_full``, ``too_large``.
         """
 
-    def receive(self, after: int, limit: int, bytes_max: int) -> list[Delivery]:
-        """Return what came above a position, oldest first, up to these bounds but at least one."""
+    def receive(self, after: int, *, limit: int, bytes_max: int) -> list[Delivery]:
+        """Return what came above a position, oldest first, up to these bounds but at least one.
+
+        Raises:
+            LocalError: ``position_ahead`` for one that was never given, as after the loss of the private database.
+        """
 
     async def wait(self, after: int) -> None:
         """Return once something above the position is there."""
 
     async def done(self, position: int) -> None:
-        """Forget everything up to a position, durably."""
+        """Forget everything up to a position, durably.
+
+        Raises:
+            LocalError: ``position_ahead``.
+        """
 
     def status(self) -> Sequence[ChannelStatus]:
         """Return our channels, by name."""
@@ -67,12 +75,12 @@ class OwnerDesk:
 
     async def poll(self, after: int, *, limit: int, wait_ms: int) -> list[Delivery]:
         """Return what came above a position; waits so long for the first, and is empty when none came."""
-        found = self.private.receive(after, limit, PAGE_BYTES_MAX)
+        found = self.private.receive(after, limit=limit, bytes_max=PAGE_BYTES_MAX)
         if found or not wait_ms or self.stopping.is_set():
             return found
         with trio.move_on_after(wait_ms / 1_000):
             await _first_of(lambda: self.private.wait(after), self.stopping.wait)
-        return self.private.receive(after, limit, PAGE_BYTES_MAX)
+        return self.private.receive(after, limit=limit, bytes_max=PAGE_BYTES_MAX)
 
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:

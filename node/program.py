@@ -1,6 +1,6 @@
 """The program of one node: opens what it needs in order, runs it, and closes in order.
 
-    store → chain → vote log → engine → p2p → driver → RPC
+    store → chain → private part → vote log → engine → p2p → driver → RPC and the owner's socket
 
 SIGTERM and SIGINT end it within ``STOP_TIMEOUT_S``; a disk that fails or a chain that diverges ends it
 at once, with the reason in the log and in the exit code. ``kill -9`` at any moment loses nothing that
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import SystemRandom
 
@@ -39,13 +39,19 @@ from node.driver import Commit, Driver
 from node.intake import Intake
 from node.members import VALIDATOR, Members
 from node.mempool import Mempool, PoolLimits
+from node.network.keys import load_channel_key
+from node.owner import OwnerDesk
+from node.private import PrivatePart
 from node.rpc.node_backend import NodeBackend
 from node.rpc.server import RpcConfig, serve_rpc
 from node.storage.leveldb import LevelStore
+from node.storage.private import SealedStore
 from node.storage.store import Store
 from node.votes import Standing
 from p2p.frames import FrameKind
 from p2p.network import Network, NetworkConfig
+from p2p.private.port import PrivateStore
+from p2p.recorder import FrameRecorder
 from p2p.tls import TlsIdentity
 
 NOT_VOTING = NodeName("(not voting)")
@@ -157,9 +163,20 @@ def configure_logs(level: str) -> None:
 
 
 class Node:
-    """Everything that one node is made of, opened and wired; nothing runs yet."""
+    """Everything that one node is made of, opened and wired; nothing runs yet.
 
-    def __init__(self, config: NodeConfig, store: Store, *, clock: Clock | None = None) -> None:
+    Without a ``sealed`` store it has no private channels. A ``recorder`` gets every frame in clear.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        store: Store,
+        *,
+        clock: Clock | None = None,
+        sealed: PrivateStore | None = None,
+        recorder: FrameRecorder | None = None,
+    ) -> None:
         self.config = config
         self.is_ready = False
         self.clock = clock or SystemClock()
@@ -174,6 +191,7 @@ class Node:
         )
         self.mempool = Mempool(executor, self.chain.verifier, pool)
         self.members = Members.read(self.chain.state)
+        self.private = None if sealed is None else self._private_part(sealed)
         self.network = Network(
             NetworkConfig(
                 name=config.name,
@@ -183,11 +201,13 @@ class Node:
                 host=config.p2p.host,
                 port=config.p2p.port,
                 peers=self.members.to_dial(config.peers),
+                recorder=recorder,
             ),
             self._handle,
             admits=self._admits,
             random=SystemRandom(),
             wall_ms=self.clock.wall_ms,
+            private=self.private,
         )
         self.driver = Driver(
             name=config.name,
@@ -219,10 +239,22 @@ class Node:
             standing=self.standing,
             evidence=lambda: tuple(self.driver.evidence),
             certified_height=lambda: self.driver.certified_height,
+            private_figures=dict if self.private is None else self.private.figures,
         )
         self.driver.on_commit(self._on_commit)
         self.driver.on_commit(self.backend.on_commit)
         self.driver.on_view(self.backend.on_consensus)
+
+    def _private_part(self, sealed: PrivateStore) -> PrivatePart:
+        part = PrivatePart(
+            name=self.config.name,
+            chain_id=self.chain.chain_id,
+            key=load_channel_key(self.config.channel_key),
+            store=sealed,
+            random=SystemRandom(),
+        )
+        part.read(self.chain.state, self.chain.head.header.time_ms)
+        return part
 
     def _engine(self, store: Store) -> Engine:
         times, chain_id = self.config.consensus, self.chain.chain_id
@@ -265,11 +297,16 @@ class Node:
         return name in self.config.peers
 
     def _on_commit(self, commit: Commit) -> None:
-        """Follow what a block changed about who belongs, and say what it changed for this node."""
+        """Follow what a block changed about channels and about who belongs, and say what it changed for this node."""
+        if self.private is not None:
+            block, writes = commit.candidate.block, commit.candidate.execution.writes
+            self.private.committed(self.chain.state, writes, block.header.time_ms)
         if not Members.touched_by(commit.candidate.execution.writes):
             return
         self.members = Members.read(self.chain.state)
         self.network.members_changed(self.members.trust, self.members.to_dial(self.config.peers))
+        if self.private is not None:
+            self.private.recheck(lambda peer: self._admits(peer.name, peer.organisation, peer.fingerprint))
         standing = self.standing()
         if standing != self._last_standing:
             tell = log.info if standing in (Standing.VOTING, Standing.OBSERVING) else log.error
@@ -308,29 +345,36 @@ class Node:
 
 
 async def _main(config: NodeConfig) -> None:
-    store = LevelStore.open(config.data)
-    try:
-        node = Node(config, store)
+    chain_id = decode_genesis_untrusted(_read(config.genesis)).chain_id()
+    with ExitStack() as opened:
+        store = LevelStore.open(config.data)
+        opened.callback(store.close)
+        sealed = SealedStore.open(config.private_data, config.private_key, chain_id)
+        opened.callback(sealed.close)
+        recorder = None if config.record_frames is None else FrameRecorder(config.record_frames)
+        if recorder is not None:
+            opened.callback(recorder.close)
+            log.warning("every frame is recorded in clear", file=str(config.record_frames))
+        node = Node(config, store, sealed=sealed, recorder=recorder)
         # What is loaded by now stays for ever: the collector need not walk it again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
         await _run(node)
-    finally:
-        store.close()
 
 
 async def _run(node: Node) -> None:
     config = node.config
-    rpc = RpcConfig(host=config.rpc.host, port=config.rpc.port, host_names=frozenset(config.rpc_hosts))
     stopping, network_ended = trio.Event(), trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(_run_network, node.network, network_ended)
+            if node.private is not None:
+                await nursery.start(node.private.run, node.network)
             await nursery.start(node.driver.run)
             nursery.start_soon(node.intake.run)
             async with trio.open_nursery() as serving:
-                port = await serving.start(lambda task_status: _serve(node.backend, rpc, stopping, task_status))
+                port = await serving.start(_serve, node, stopping)
                 node.is_ready = True
                 log.info("ready", node=config.name, height=node.chain.head.header.height, rpc_port=port)
                 async for number in signals:
@@ -351,10 +395,13 @@ async def _run_network(network: Network, ended: trio.Event, *, task_status: trio
     ended.set()
 
 
-async def _serve(
-    backend: NodeBackend, config: RpcConfig, stopping: trio.Event, task_status: trio.TaskStatus[int]
-) -> None:
-    await serve_rpc(backend, config, stopping=stopping, task_status=task_status)
+async def _serve(node: Node, stopping: trio.Event, *, task_status: trio.TaskStatus[int]) -> None:
+    config = node.config
+    rpc = RpcConfig(host=config.rpc.host, port=config.rpc.port, host_names=frozenset(config.rpc_hosts))
+    desk = None
+    if node.private is not None:
+        desk = OwnerDesk(config.owner_socket, config.organisation, node.private.key, node.private, stopping)
+    await serve_rpc(node.backend, rpc, stopping=stopping, desk=desk, task_status=task_status)
 
 
 def _log_contract(contract: str, method: str, text: str) -> None:

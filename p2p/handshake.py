@@ -13,6 +13,7 @@ from consensus.ledger.errors import InvariantError, PeerError
 from consensus.ledger.ids import ChainId, NodeName
 from p2p.frames import FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX, FrameDecoder, FrameKind, encode_frames
 from p2p.hello_machine import NONCE_BYTES, HelloMachine, Side, encode_bye
+from p2p.recorder import FrameRecorder
 from p2p.stream import TlsStream
 from p2p.tls import PRIVATE, PUBLIC, PeerIdentity, TlsIdentity, Trust, tls_error
 
@@ -39,7 +40,8 @@ class Handshake:
 class Handshaker:
     """Shakes hands in the name of one node on one chain.
 
-    ``private_welcome`` and ``private_context`` are those of private connections, where the node has any.
+    ``private_welcome`` and ``private_context`` are those of private connections, where the node has any. A
+    ``recorder`` writes down what goes over all of them.
     """
 
     chain_id: ChainId
@@ -51,6 +53,7 @@ class Handshaker:
     timeout_ms: int
     private_welcome: Welcome | None = None
     private_context: ssl.SSLContext | None = None
+    recorder: FrameRecorder | None = None
 
     async def shake(
         self,
@@ -74,7 +77,8 @@ class Handshaker:
                 ``p2p.hello_machine``.
         """
         context = self._context(side, protocol)
-        stream = TlsStream(transport, context, server_side=side is Side.LISTENER)
+        tap = None if self.recorder is None else self.recorder.tap()
+        stream = TlsStream(transport, context, server_side=side is Side.LISTENER, tap=tap)
         done: Handshake | None = None
         try:
             with trio.fail_after(self.timeout_ms / 1000):

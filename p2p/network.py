@@ -40,6 +40,7 @@ from p2p.frames import FrameKind, encode_frame
 from p2p.handshake import Handshake, Handshaker
 from p2p.hello_machine import Side
 from p2p.penalties import PenaltyBook
+from p2p.recorder import FrameRecorder
 from p2p.session import Handler, Session, SessionLimits, system_wall_ms, takes_over
 from p2p.status import PeerStatus, peer_status
 from p2p.tls import PRIVATE, PUBLIC, PeerIdentity, TlsIdentity, Trust, client_context, server_context, trust_also
@@ -99,6 +100,8 @@ class NetworkConfig:
     back_off_ms_max: int = 4_000
     """Longest pause between two dials."""
     limits: SessionLimits = field(default_factory=SessionLimits)
+    recorder: FrameRecorder | None = None
+    """Writes down every frame in clear, for tests."""
 
 
 class Network:
@@ -142,6 +145,7 @@ class Network:
             timeout_ms=config.handshake_ms_max,
             private_welcome=self._check_private_welcome,
             private_context=client_context(config.identity, config.trust, PRIVATE),
+            recorder=config.recorder,
         )
         self._sessions: dict[NodeName, Session] = {}
         self._peers = dict(config.peers)

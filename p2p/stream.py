@@ -12,6 +12,8 @@ import ssl
 
 import trio
 
+from p2p.recorder import RECEIVED, SENT, Tap
+
 RECEIVE_BYTES = 64 * 1024
 """Encrypted bytes read at once."""
 
@@ -19,15 +21,19 @@ RECEIVE_BYTES = 64 * 1024
 class TlsStream(trio.abc.Stream):
     """One side of a TLS connection; :meth:`do_handshake` comes first. It owns the transport.
 
-    Raises trio's BrokenResourceError, with the error of TLS or of the socket as its cause.
+    Raises trio's BrokenResourceError, with the error of TLS or of the socket as its cause. A ``tap`` gets to see what
+    goes and comes in clear.
     """
 
-    def __init__(self, transport: trio.SocketStream, context: ssl.SSLContext, *, server_side: bool) -> None:
+    def __init__(
+        self, transport: trio.SocketStream, context: ssl.SSLContext, *, server_side: bool, tap: Tap | None = None
+    ) -> None:
         self._transport = transport
         self._socket = transport.socket
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        self._tap = tap
         self._unsent = b""
         """Encrypted bytes that the socket has not taken yet; whoever writes next begins with them."""
 
@@ -57,16 +63,22 @@ class TlsStream(trio.abc.Stream):
         """Return what came, at most one TLS record; empty at the end. Pauses only to wait for the peer."""
         while True:
             try:
-                return self._tls.read(RECEIVE_BYTES if max_bytes is None else max_bytes)
+                data = self._tls.read(RECEIVE_BYTES if max_bytes is None else max_bytes)
             except ssl.SSLWantReadError:
                 await self._fill()
             except ssl.SSLEOFError:
                 return b""
             except ssl.SSLError as error:
                 raise trio.BrokenResourceError from error
+            else:
+                if self._tap is not None:
+                    self._tap.take(RECEIVED, data)
+                return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send; a writer that is cancelled leaves the rest to the next one."""
+        if self._tap is not None:
+            self._tap.take(SENT, data)
         rest = memoryview(data)
         try:
             while rest:

@@ -20,6 +20,8 @@ VOTE_KEY_FILE = "vote.pem"
 NEXT_VOTE_KEY_FILE = "vote.next.pem"
 TLS_KEY_FILE = "tls.pem"
 CERTIFICATE_FILE = "tls.crt"
+CHANNEL_KEY_FILE = "channel.pem"
+PRIVATE_KEY_FILE = "private.key"
 ASIDE_MAX = 1_000
 """How many replaced files of one name stand beside their successor."""
 
@@ -34,6 +36,22 @@ def load_vote_key(keys: Path) -> PrivateKey:
         return PrivateKey.from_pem((keys / VOTE_KEY_FILE).read_bytes())
     except OSError as error:
         raise LocalError("no_home", f"{keys / VOTE_KEY_FILE}: {error.strerror}") from None
+
+
+def load_channel_key(path: Path) -> PrivateKey:
+    """Return the key in a node's ``channel.pem``, made when it is not there.
+
+    A new one is worth nothing until the chain knows it: the node's organisation has to be registered with it.
+
+    Raises:
+        LocalError: ``bad_key``, ``file_error``.
+    """
+    try:
+        if not path.exists():
+            replace_secret(path, PrivateKey.generate().to_pem(None))
+        return PrivateKey.from_pem(path.read_bytes())
+    except OSError as error:
+        raise LocalError("file_error", f"{path}: {error.strerror}") from None
 
 
 def renew_vote_key(keys: Path) -> PrivateKey:

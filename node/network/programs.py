@@ -33,9 +33,20 @@ SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
         "rights-center": ("rights", "center", "serve"),
         "rights-business": ("rights", "business", "serve"),
         "rights-server": ("rights", "server", "serve"),
-    }
+    },
+    "agency": {
+        "authority": ("channel", "authority", "serve"),
+        "bank-a-gateway": ("agency", "gateway", "serve"),
+        "issuer-c-gateway": ("agency", "gateway", "serve"),
+        "issuer-f-gateway": ("agency", "gateway", "serve"),
+        "bank-a-sales": ("agency", "sales", "serve"),
+        "issuer-c-end": ("agency", "issuer", "serve"),
+        "issuer-f-end": ("agency", "issuer", "serve"),
+    },
 }
 """The programs of each system in the order in which they start, with the commands that run them."""
+PATIENT = frozenset({"agency"})
+"""Systems whose programs wait for each other by themselves, so that they start side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,7 @@ class Program:
     """A program of a service: its folder, its command, and where it listens (None: on no TCP port of its own).
 
     ``fault`` says why its ``service.toml`` cannot be read, "" where it can: it does not start, and can be stopped.
+    One that ``is_patient`` waits by itself for those that it needs.
     """
 
     name: str
@@ -50,6 +62,7 @@ class Program:
     command: tuple[str, ...]
     listen: Endpoint | None
     fault: str = ""
+    is_patient: bool = False
 
     @property
     def process(self) -> LocalProcess:
@@ -89,12 +102,12 @@ def find_programs(network: LocalNetwork, system: str | None = None) -> list[Prog
         raise LocalError("unknown_system", f"{system} is none of: {', '.join(SYSTEMS)}")
     wanted = SYSTEMS if system is None else {system: SYSTEMS[system]}
     found: list[Program] = []
-    for commands in wanted.values():
+    for owner, commands in wanted.items():
         for name, command in commands.items():
             folder = network.folder / "services" / name
             if (folder / SERVICE_FILE).is_file():
                 listen, fault = _listen(folder / SERVICE_FILE)
-                found.append(Program(name, folder, command, listen, fault))
+                found.append(Program(name, folder, command, listen, fault, owner in PATIENT))
     return found
 
 
@@ -110,10 +123,15 @@ def find_program(network: LocalNetwork, name: str) -> Program:
     raise LocalError("unknown_program", f"{name} is not set up in {network.folder / 'services'}")
 
 
+def system_of(name: str) -> str:
+    """Return the system that a program belongs to."""
+    return next(system for system, commands in SYSTEMS.items() if name in commands)
+
+
 async def start(
     network: LocalNetwork, programs: Sequence[Program], *, timeout_ms: int = READY_MS_MAX
 ) -> list[ProgramStatus]:
-    """Start programs one after the other, each when the one before is ready; those that run stay.
+    """Start programs one after the other, each when the one before is ready or is patient; those that run stay.
 
     On an error the programs that this call has started are ended again.
 
@@ -132,6 +150,9 @@ async def start(
         try:
             for program in programs:
                 program.process.start(environment())
+                if not program.is_patient:
+                    await _wait_ready(program, timeout_ms)
+            for program in programs:
                 await _wait_ready(program, timeout_ms)
             if new:
                 # What only the first work touches may be broken.

@@ -144,9 +144,7 @@ def _running_before(folder: Path | None) -> list[str]:
     return [home.name for home in load_network(folder).nodes if local.node_process(home).pid() is not None]
 
 
-async def _start(
-    folder: Path, validators: int, prepare: Callable[[LocalNetwork], None] | None
-) -> LocalNetwork:
+async def _start(folder: Path, validators: int, prepare: Callable[[LocalNetwork], None] | None) -> LocalNetwork:
     """Make the network if need be and start all nodes; look for other ports when some are taken meanwhile."""
     if is_network(folder):
         network = load_network(folder)

@@ -77,6 +77,7 @@ def open_unix_socket(path: Path) -> socket.socket:
     """
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _short_name(path) as name:
             if path.is_socket():
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

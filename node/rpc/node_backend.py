@@ -103,6 +103,7 @@ class NodeBackend:
         standing: what the chain lets the node do with its vote key.
         evidence: what validators have been proven guilty of lately, oldest first.
         certified_height: the highest block that a certificate has been seen for.
+        private_figures: what the private channels count, for ``/metrics``.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class NodeBackend:
         standing: Callable[[], Standing] = lambda: Standing.VOTING,
         evidence: Callable[[], Sequence[Evidence]] = tuple,
         certified_height: Callable[[], int] = lambda: 0,
+        private_figures: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self._name = name
         self._chain = chain
@@ -133,6 +135,7 @@ class NodeBackend:
         self._standing = standing
         self._evidence = evidence
         self._certified_height = certified_height
+        self._private_figures = private_figures
         self.final = NodeReads(chain)
         self._proofs = ProofMaker(chain)
         self._committed = trio.Event()
@@ -310,4 +313,5 @@ class NodeBackend:
             "consensus_view": status.view,
             "validators": len(status.validators),
             "quorum": status.quorum,
+            **self._private_figures(),
         }

@@ -7,8 +7,6 @@ of a channel find that out by its numbers.
 
 The key file stands with the node's other keys and is made when neither it nor data are there. A key seals at most
 2^32 values: a year at 136 a second.
-
-Writes that come together share one sync, in the order in which they were asked for.
 """
 
 import os
@@ -28,8 +26,6 @@ from node.storage.store import Write
 FORMAT = b"1"
 META = b"\0meta"
 """Under it stand format and chain, sealed: they open with the right key alone. No scan with a prefix meets it."""
-BATCH_BYTES_MAX = 16 * 1024 * 1024
-"""Size of waiting writes from which on the next one waits for those before it to be on the disk."""
 
 
 class SealedStore:
@@ -38,12 +34,6 @@ class SealedStore:
     def __init__(self, database: LevelStore, sealer: Sealer) -> None:
         self._database = database
         self._sealer = sealer
-        self._waiting: list[Write] = []
-        self._waiting_bytes = 0
-        self._turn = 0
-        """Counts the batches that were taken to be written."""
-        self._writing = trio.Lock()
-        self._failure: StorageError | None = None
 
     @classmethod
     def open(cls, folder: Path, key_file: Path, chain_id: ChainId) -> "SealedStore":
@@ -79,34 +69,12 @@ class SealedStore:
             yield key, self._sealer.open(key, sealed)
 
     async def write(self, batch: Iterable[Write]) -> None:
-        """Write all or nothing, and return once it is on the disk.
-
-        Whether a write whose caller was cancelled took place is unknown.
+        """Write all or nothing, and return once it is on the disk; one caller at a time.
 
         Raises:
             StorageError: the disk refuses; every further write fails too.
         """
-        while self._waiting_bytes > BATCH_BYTES_MAX:
-            await self._flush(self._turn)
-        items = list(batch)
-        self._waiting += items
-        self._waiting_bytes += sum(len(key) + len(value or b"") for key, value in items)
-        await self._flush(self._turn)
-
-    async def _flush(self, turn: int) -> None:
-        """Return when what waited in this turn is on the disk; whoever comes first writes for all."""
-        async with self._writing:
-            if self._failure is not None:
-                raise self._failure
-            if self._turn > turn:
-                return  # the one before us took ours along
-            items, self._waiting, self._waiting_bytes = self._waiting, [], 0
-            self._turn += 1
-            try:
-                await trio.to_thread.run_sync(self._write, items)
-            except StorageError as error:
-                self._failure = error
-                raise
+        await trio.to_thread.run_sync(self._write, list(batch))
 
     def _write(self, items: list[Write]) -> None:
         seal = self._sealer.seal

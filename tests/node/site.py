@@ -22,6 +22,7 @@ from node.network.genesis import activations_of, default_plan
 from node.network.homes import init_network
 from node.program import Node, leaves
 from node.storage.leveldb import LevelStore
+from node.storage.private import SealedStore
 from node.storage.store import Store
 from p2p.frames import FrameKind
 from p2p.network import Network, NetworkConfig
@@ -36,8 +37,9 @@ VALIDITY_MS = 600_000
 class Running:
     """One node at work; ``errors`` are what ended it."""
 
-    def __init__(self, node: Node, store: Store, touch: Callable[[], None]) -> None:
+    def __init__(self, node: Node, store: Store, touch: Callable[[], None], sealed: SealedStore | None = None) -> None:
         self.node = node
+        self._sealed = sealed
         self.ended = trio.Event()
         self.errors: list[BaseException] = []
         self._store = store
@@ -55,6 +57,8 @@ class Running:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self.node.network.run)
+                    if self.node.private is not None:
+                        await nursery.start(self.node.private.run, self.node.network)
                     await nursery.start(self.node.driver.run)
                     nursery.start_soon(self.node.intake.run)
                     task_status.started()
@@ -62,6 +66,8 @@ class Running:
             self.errors = list(leaves(group))
         finally:
             self._store.close()
+            if self._sealed is not None:
+                self._sealed.close()
             self.ended.set()
             self._touch()
 
@@ -120,19 +126,23 @@ class Site:
         wrap: Callable[[Store], Store] = lambda store: store,
         prepare: Callable[[Node], None] = lambda node: None,
         clock: Clock | None = None,
+        is_private: bool = False,
     ) -> list[Running]:
         """Open nodes and run them.
 
         ``wrap`` may put a faulting store around the real one, ``prepare`` change a node before it runs, and
-        ``clock`` be another than this machine's.
+        ``clock`` be another than this machine's. With ``is_private`` they have private channels.
         """
         # The smaller name of a pair dials first: who starts last finds everyone.
         for name in sorted(names or self.names, reverse=True):
             config = self.config(name)
             store = wrap(LevelStore.open(config.data))
-            node = Node(config, store, clock=clock)
+            sealed = None
+            if is_private:
+                sealed = SealedStore.open(config.private_data, config.private_key, self.chain_id)
+            node = Node(config, store, clock=clock, sealed=sealed)
             prepare(node)
-            self.running[name] = Running(node, store, self.touch)
+            self.running[name] = Running(node, store, self.touch, sealed)
             await self._nursery.start(self.running[name].run)
         await self.meet()
         return [self.running[name] for name in names or self.names]

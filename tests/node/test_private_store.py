@@ -5,11 +5,9 @@ from pathlib import Path
 
 import plyvel
 import pytest
-import trio
 
 from consensus.ledger.errors import LocalError, StorageError
 from consensus.ledger.ids import ChainId
-from node.storage import private
 from node.storage.leveldb import LevelStore
 from node.storage.private import SealedStore
 
@@ -119,72 +117,6 @@ async def test_data_that_do_not_say_how_they_are_sealed_are_refused(folder: Path
     with pytest.raises(StorageError) as caught:
         open_store(folder)
     assert caught.value.code == "corrupted"
-
-
-async def test_writers_at_the_same_time_keep_their_order_and_share_syncs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store(folder)
-    syncs = 0
-    write = LevelStore.write
-
-    def counted(self: LevelStore, batch: object) -> None:
-        nonlocal syncs
-        syncs += 1
-        write(self, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LevelStore, "write", counted)
-
-    order: list[int] = []
-
-    async def writer(number: int) -> None:
-        order.append(number)
-        await store.write([(b"last", b"%d" % number), (b"n%03d" % number, b"x")])
-        assert store.get(b"n%03d" % number) == b"x"
-
-    async with trio.open_nursery() as nursery:
-        for number in range(100):
-            nursery.start_soon(writer, number)
-    assert len(list(store.scan(b"n"))) == 100
-    assert syncs < 10
-    assert store.get(b"last") == b"%d" % order[-1]
-    store.close()
-
-
-async def test_much_that_waits_makes_the_next_writer_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private, "BATCH_BYTES_MAX", 1_000)
-    store = open_store(folder)
-    async with trio.open_nursery() as nursery:
-        for number in range(20):
-            nursery.start_soon(store.write, [(b"n%d" % number, bytes(400))])
-    assert len(list(store.scan(b"n"))) == 20
-    store.close()
-
-
-async def test_after_a_failure_nobody_is_told_that_his_write_is_on_the_disk(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store(folder)
-
-    def broken(self: LevelStore, batch: object) -> None:
-        raise StorageError("disk_failed")
-
-    monkeypatch.setattr(LevelStore, "write", broken)
-    failed = 0
-
-    async def writer(number: int) -> None:
-        nonlocal failed
-        with pytest.raises(StorageError):
-            await store.write([(b"%d" % number, b"x")])
-        failed += 1
-
-    async with trio.open_nursery() as nursery:
-        for number in range(5):
-            nursery.start_soon(writer, number)
-    monkeypatch.setattr(LevelStore, "write", lambda self, batch: None)
-    await writer(6)
-    assert failed == 6
-    store.close()
 
 
 async def test_an_older_copy_of_the_folder_opens(folder: Path) -> None:

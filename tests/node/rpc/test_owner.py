@@ -44,7 +44,7 @@ class Loop:
             self.came = trio.Event()
         return 1, self.ids[message_id]
 
-    def receive(self, after: int, limit: int, bytes_max: int) -> list[Delivery]:
+    def receive(self, after: int, *, limit: int, bytes_max: int) -> list[Delivery]:
         found: list[Delivery] = []
         for item in self.kept:
             if item.position > after:
@@ -56,7 +56,7 @@ class Loop:
 
     async def wait(self, after: int) -> None:
         self.waiting += 1
-        while not self.receive(after, 1, 1):
+        while not self.receive(after, limit=1, bytes_max=1):
             await self.came.wait()
 
     async def done(self, position: int) -> None:
