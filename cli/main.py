@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "contract": ("cli.contract:contract", "The contracts on the chain and how to call them."),
     "consensus": ("cli.consensus:consensus", "Who votes, in which view, and what the quorum lacks."),
     "rights": ("cli.rights:rights", "Reward rights: the programs, campaigns, users, messages."),
+    "channel": ("cli.channel:channel", "Private channels of bank and issuer: agreements, opening, revoking."),
+    "agency": ("cli.agency:agency", "Agency sale: orders of a bank for an issuer's products, records, evidence."),
     "demo": ("cli.demo:demo", "The business stories on a network of their own."),
     "bench": ("cli.bench:bench", "The benchmarks."),
 }

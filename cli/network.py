@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -35,6 +35,21 @@ _port_base = click.option(
     show_default="26600",
     help="First p2p port; RPC listens 100 above.",
 )
+
+
+class Systems(click.ParamType[tuple[str, ...]]):
+    """Names of systems with commas between them."""
+
+    name = "systems"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names, or say which there are."""
+        from node.network.programs import SYSTEMS
+
+        names = value if isinstance(value, tuple) else tuple(str(value).split(","))
+        if unknown := [name for name in names if name not in SYSTEMS]:
+            self.fail(f"{unknown[0]!r} is none of: {', '.join(SYSTEMS)}", param, ctx)
+        return names
 
 
 @click.group()
@@ -71,10 +86,10 @@ def init(
 @click.option(
     "--with",
     "systems",
-    metavar="rights",
-    type=click.Choice(["rights"]),
+    metavar="rights,agency",
+    type=Systems(),
     multiple=True,
-    help="Set this system up and start its programs too.",
+    help="Set these systems up and start their programs too.",
 )
 @json_option
 def up(
@@ -82,7 +97,7 @@ def up(
     option: Path | None,
     validators: int | None,
     port_base: int | None,
-    systems: tuple[str, ...],
+    systems: tuple[tuple[str, ...], ...],
     output: Output,
 ) -> None:
     """Start all nodes that do not run, wait until they are ready, and print the card.
@@ -90,14 +105,14 @@ def up(
     A folder without a network is initialised first; --validators and --port-base count for that alone.
     Exit code 1, and a line that says why, when all run and yet too few vote or a validator casts no vote.
 
-    Example: hansa network up net --with rights
+    Example: hansa network up net --with rights,agency
     """
     import trio
 
     from node.network.homes import is_network, load_network
     from node.network.local import node_process, start
     from node.network.local import status as read_status
-    from node.network.programs import find_programs, status
+    from node.network.programs import find_programs, status, system_of
 
     place = _chosen(folder, option)
     made = load_network(place) if is_network(place) else _init(place, validators, port_base)
@@ -105,13 +120,16 @@ def up(
     if stopped:
         output.progress(f"starting {', '.join(stopped)} …")
     statuses = trio.run(start, made)
-    for system in dict.fromkeys(systems):
+    for system in dict.fromkeys(name for names in systems for name in names):
         _start_system(made, system, output)
     if systems:
         statuses = trio.run(read_status, made)
     programs = status(find_programs(made))
-    if any(program.pid is None for program in programs) and not systems:
-        output.progress("programs are set up beside the nodes and do not run: hansa network up --with rights")
+    idle = dict.fromkeys(system_of(item.program.name) for item in programs if item.pid is None)
+    if idle and not systems:
+        output.progress(
+            f"programs are set up beside the nodes and do not run: hansa network up --with {','.join(idle)}"
+        )
     data = _card(made, statuses, programs)
     output.show(data, lambda console: _draw(console, data))
     if not data["ok"]:
@@ -122,11 +140,15 @@ def _start_system(made: "LocalNetwork", system: str, output: Output) -> None:
     """Set a system up on the running network and start its programs."""
     import trio
 
+    from cli import agency, rights
     from cli.place import Place
-    from cli.rights import BUSINESS, prepare
     from node.network.programs import find_programs, start
 
-    prepare(Place(made.folder, (), None), BUSINESS, output)
+    place = Place(made.folder, (), None)
+    if system == "agency":
+        agency.prepare(place, output)
+    else:
+        rights.prepare(place, rights.BUSINESS, output)
     programs = find_programs(made, system)
     if stopped := [program.name for program in programs if program.process.pid() is None]:
         output.progress(f"starting {', '.join(stopped)} …")
@@ -264,8 +286,11 @@ def _card(
                 "ending": None if status is None or status.ending is None else status.ending.words,
             }
         )
+    from node.network.programs import system_of
+
     attention = _attention(statuses) + [
-        f"{item.program.name} does not run: {item.ending.words}; hansa network up --with rights starts it"
+        f"{item.program.name} does not run: {item.ending.words};"
+        f" hansa network up --with {system_of(item.program.name)} starts it"
         for item in programs
         if item.ending is not None
     ]
