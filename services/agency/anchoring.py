@@ -46,7 +46,7 @@ class Anchoring:
         account = gateway.settings.account
         # A lane of its own: whoever else signs for the account does not take its numbers.
         lanes = client.lanes(account, count=1, prefix=b"ag" + sha256(gateway.settings.name.encode()).digest()[:8])
-        self._submitter = Submitter(client, account, lanes)
+        self._submitter = Submitter(client, account, lanes, now_ms=gateway.now_ms)
 
     @property
     def trouble(self) -> str:

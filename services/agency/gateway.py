@@ -24,13 +24,14 @@ import gc
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import structlog
 import trio
 
-from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.errors import HansaError, LocalError, PeerError
 from consensus.ledger.genesis import Genesis
 from services.agency.chain import ChainReader
 from services.agency.gateway_store import Alarm, Changes, GatewayStore, Posting, Store
@@ -321,23 +322,54 @@ async def serve(
     """Serve until ``stopping`` is set; errors as for :func:`run`."""
     with single_errors():
         async with (
-            open_client(settings.genesis, settings.nodes) as client,
+            open_client(settings.genesis, settings.nodes, now_ms=now_ms) as client,
             OwnerLink(settings.owner) as owner,
             trio.open_nursery() as background,
         ):
             gateway = Gateway(settings, store, ChainReader(client), owner, now_ms=now_ms)
-            service = LocalService()
-            _start_parts(gateway, client, service, background)
+            service, ending = LocalService(), Ending(stopping)
+            background.start_soon(ending.follow)
+            for loop in _loops(gateway, client, service):
+                background.start_soon(ending.guard, loop)
             async with trio.open_nursery() as front:
                 with ready_file(settings.run):
-                    await front.start(serve_local, settings.socket, service, stopping)
+                    await front.start(serve_local, settings.socket, service, ending.event)
                     log.info("ready", organisation=settings.organisation)
                     task_status.started(gateway)
-                    await stopping.wait()
+                    await ending.event.wait()
             background.cancel_scope.cancel()
+        ending.check()
 
 
-def _start_parts(gateway: Gateway, client: Client, service: LocalService, nursery: trio.Nursery) -> None:
+class Ending:
+    """When a program ends: when it is told to, or when a loop fails for good; its socket closes in order first."""
+
+    def __init__(self, stopping: trio.Event) -> None:
+        self.event = trio.Event()
+        self._stopping = stopping
+        self._failure: HansaError | None = None
+
+    async def follow(self) -> None:
+        """End when the program is told to."""
+        await self._stopping.wait()
+        self.event.set()
+
+    async def guard(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop; end when it fails."""
+        try:
+            await loop()
+        except HansaError as error:
+            self._failure = self._failure or error
+            self.event.set()
+
+    def check(self) -> None:
+        """Raise what a loop has failed with."""
+        if self._failure is not None:
+            raise self._failure
+
+
+def _loops(gateway: Gateway, client: Client, service: LocalService) -> list[Callable[[], Awaitable[None]]]:
+    """Make both parts, add their methods, and return what runs beside the socket."""
     # The parts know the gateway, so they are known here and not above.
     from services.agency.anchoring import Anchoring
     from services.agency.desk import Desk
@@ -348,8 +380,10 @@ def _start_parts(gateway: Gateway, client: Client, service: LocalService, nurser
     sales, issuer = SalesNode(gateway), IssuerNode(gateway)
     for part in (sales, issuer, Desk(gateway, client, anchoring, sales, issuer)):
         part.add_methods(service)
-    nursery.start_soon(gateway.check_node)
-    nursery.start_soon(gateway.receive_forever, sales, issuer)
-    nursery.start_soon(gateway.post_forever, sales, issuer)
-    nursery.start_soon(sales.ask_forever)
-    nursery.start_soon(anchoring.run)
+    return [
+        gateway.check_node,
+        partial(gateway.receive_forever, sales, issuer),
+        partial(gateway.post_forever, sales, issuer),
+        sales.ask_forever,
+        anchoring.run,
+    ]
