@@ -185,7 +185,7 @@ def _signer(context: Context, keys: list[bytes], signature: bytes, purpose: Purp
     for key in keys:
         if context.verifies(key, signature, purpose, payload):
             return key
-    raise Revert("bad_signature", f"no key of the party made it, for {purpose}")
+    raise Revert("bad_signature", "none of the party's business keys made it")
 
 
 def _mark_contradicted(context: Context, prefix: str, outcome_root: bytes) -> bool:

@@ -129,6 +129,7 @@ def test_r42_any_block_executes_and_replays(seed: int) -> None:
 def digest_of_plays() -> str:
     """Return one hash over several plays and over every bomb's receipts; run in several processes."""
     from consensus.ledger.ids import tagged_hash
+    from tests.contracts.domain.agency import play_agency
     from tests.contracts.domain.consortium import play_membership
     from tests.contracts.runtime.samples import contract_of
     from tests.contracts.runtime.test_metering import BOMBS
@@ -139,7 +140,7 @@ def digest_of_plays() -> str:
     for index in range(len(BOMBS)):
         call = make_call(f"bomb-{index}", "run", {})
         parts.append(b"".join(roots(chain.block([chain.transaction("alice", call)]))))
-    parts.append(play_membership())
+    parts += [play_membership(), play_agency()]
     return tagged_hash("plays", *parts).hex()
 
 
