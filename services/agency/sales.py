@@ -29,7 +29,7 @@ from services.agency.interfaces import (
     ProductQuery,
     ProductTerms,
 )
-from services.agency.orders import application_codec
+from services.agency.orders import APPLICATION_BYTES_MAX, application_codec
 from services.agency.qualification import date_of
 from services.agency.records import BLOCK_ORDERS_MAX, PLAN_ORDERS_MAX, Placed, Plan, SalesStore, Store, Waiting
 from services.agency.sales_interface import (
@@ -127,8 +127,8 @@ class SalesEnd:
 
     async def take(self, params: ApplicationsTake) -> Taken:
         """Add applications to the window; ``window_full``, ``too_large`` for an application beyond its bound."""
-        for application in params.applications:
-            application_codec.encode(application)
+        if any(len(application_codec.encode(item)) > APPLICATION_BYTES_MAX for item in params.applications):
+            raise LocalError("too_large", f"an application has at most {APPLICATION_BYTES_MAX} bytes")
         async with self._lock:
             known = self._store.known_source(params.source)
             if known is None:
