@@ -1,8 +1,10 @@
 """What people of an institution do on the chain: agreements, channels, terms. One function an errand, over a client."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
+import trio
 
 from consensus.ledger.codec import Value, decode_untrusted
 from consensus.ledger.errors import PeerError
@@ -12,6 +14,7 @@ from services.client.errors import Refused
 
 CONTRACT = "cooperation"
 PAGE = 100
+DECISION_POLL_MS = 100
 
 T = TypeVar("T")
 
@@ -218,6 +221,26 @@ async def newest_version(client: Client, bank: str, issuer: str, subject: str) -
     """Return the newest version of a subject's terms, 0 where there is none; a proposal names the one after it."""
     version = await _state(client, f"terms-now/{bank}/{issuer}/{subject}")
     return version if isinstance(version, int) else 0
+
+
+async def business_keys(client: Client, organisations: Iterable[str]) -> dict[str, list[bytes]]:
+    """Return the business keys in force, by organisation; none of one that has not registered."""
+    found = {name: await party(client, name) for name in organisations}
+    return {name: [] if record is None else [record.business_key] for name, record in found.items()}
+
+
+async def await_decision(client: Client, application_id: bytes, *, timeout_ms: int) -> ApplicationRecord:
+    """Return an application once it is decided, or as it stands when time is up.
+
+    Raises:
+        Refused: ``unknown_application``.
+    """
+    deadline = trio.current_time() + timeout_ms / 1000
+    while True:
+        found = await ask(client, "application", {"application": application_id}, ApplicationRecord)
+        if found.status != "PENDING" or trio.current_time() >= deadline:
+            return found
+        await trio.sleep(DECISION_POLL_MS / 1000)
 
 
 async def application_of(client: Client, bank: str, number: str) -> ApplicationRecord | None:
