@@ -16,19 +16,15 @@ def text_of(raw: bytes) -> str:
     """Return text without the spaces on its right.
 
     Raises:
-        BadValueError: it is not GB18030, or has another spelling that a writer would not give back.
+        BadValueError: it is not GB18030, in which each character has one spelling.
     """
     raw = raw.rstrip(b" ")
     if raw.isascii():
         return raw.decode("ascii")
     try:
-        text = raw.decode(ENCODING)
-        is_same = text.encode(ENCODING) == raw
+        return raw.decode(ENCODING)
     except UnicodeError:
         raise BadValueError("not GB18030") from None
-    if not is_same:
-        raise BadValueError("not the canonical GB18030 of its characters")
-    return text
 
 
 def is_digits(text: str, width: int) -> bool:

@@ -7,7 +7,7 @@ R2  Header lines have their widths. Version 20 or 21, a known file type, digits 
 R3  Each field is named once (in any case), is known, and stands in the layout's order; the required ones are there.
 R4  As many records as the header counts, at most 200,000, each exactly as many bytes of GB18030 as its fields have.
 R5  A number is digits through its whole width, or blank. Digits-as-text begin on the left and are padded with spaces.
-R6  Text is valid GB18030 within its field, in its one canonical spelling, without control characters.
+R6  Text is valid GB18030 within its field, without control characters.
 
 Memory is bounded by one line while a :class:`FundReader` is iterated over.
 """

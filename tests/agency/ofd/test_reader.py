@@ -156,6 +156,19 @@ def test_fields_may_be_spelled_in_any_case_and_optional_ones_left_out() -> None:
     assert write(again) == data
 
 
+@pytest.mark.parametrize("file_type", FileType)
+def test_each_required_field_is_missed(file_type: FileType) -> None:
+    whole = LAYOUTS[file_type]
+    for missing in whole.required:
+        layout = whole.only([field.name for field in whole.fields if field.name != missing])
+        header = new_header(file_type, creator="996", receiver="H0", date="20170427")
+        header = dataclasses.replace(header, names=tuple(field.name for field in layout.fields))
+        data = write(FundFile("f", header, layout, []))
+        assert f"{missing}: type {file_type} needs this field" in refusal(lambda data=data: read(data, "f"))  # type: ignore[misc]
+    expected = {"01": 10, "02": 8, "03": 10, "04": 12, "05": 7}
+    assert len(whole.required) == expected[file_type]
+
+
 def test_a_name_of_the_standards_form_says_what_the_header_says(tmp_path: Path) -> None:
     for name in ("OFD_996_H0_20170427_03.TXT", "ofd_996_h0_20170427_03_001.txt", "orders.txt", "OFD_996.txt"):
         (tmp_path / name).write_bytes(SMALL)
