@@ -206,8 +206,14 @@ class Gateway:
                 origin = self._origin(item)
                 await self._take(item, origin, sales if origin.is_bank else issuer)
             if items:
-                position = items[-1].position
-                await patiently("node", lambda position=position: self.owner.done(position))  # type: ignore[misc]
+                await patiently("node", partial(self._done, items[-1].position))
+
+    async def _done(self, position: int) -> None:
+        try:
+            await self.owner.done(position)
+        except Refused as error:
+            if error.code != "position_ahead":  # the node's store was replaced: it has nothing to forget
+                raise
 
     def _origin(self, item: OwnerItem) -> Origin:
         bank, _, issuer = item.channel.partition("/")

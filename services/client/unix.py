@@ -1,7 +1,7 @@
 """JSON-RPC to a program of the same machine over its unix socket: the connection is made when needed, and kept."""
 
 import itertools
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,22 @@ CONNECTIONS_MAX = 64
 
 _BROKEN = frozenset({"stopping", "node_failed"})
 """Codes of a program that ends: nothing is known about the request."""
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's bytes in one part. Not a generator, as httpx has it: a call that is cancelled leaves none behind."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data, self._data = self._data, None
+        if data is None:
+            raise StopAsyncIteration
+        return data
 
 
 class UnixLink:
@@ -67,8 +83,11 @@ class UnixLink:
         timeout = httpx.Timeout(timeout_ms / 1000, connect=CONNECT_TIMEOUT_MS / 1000)
         answer = bytearray()
         try:
-            request = self._connected().stream("POST", "http://localhost/rpc", content=body, timeout=timeout)
-            async with request as response:
+            client = self._connected()
+            headers = {"content-type": "application/json", "content-length": str(len(body)), "host": "localhost"}
+            request = httpx.Request("POST", "http://localhost/rpc", headers=headers, stream=_Body(body))
+            request.extensions["timeout"] = timeout.as_dict()
+            async with aclosing(await client.send(request, stream=True)) as response:
                 async for part in response.aiter_bytes():
                     answer += part
                     if len(answer) > ANSWER_BYTES_MAX:
@@ -92,6 +111,5 @@ class UnixLink:
             address = self._open.enter_context(address_of(self.path))
             limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
             transport = httpx.AsyncHTTPTransport(uds=address, limits=limits, verify=False, trust_env=False)
-            headers = {"content-type": "application/json"}
-            self._client = httpx.AsyncClient(transport=transport, headers=headers, trust_env=False)
+            self._client = httpx.AsyncClient(transport=transport, trust_env=False)
         return self._client

@@ -1,53 +1,374 @@
-"""Two gateways over real sockets: packages out, answers back, anchors on the chain."""
+"""Two gateways over real sockets and a real chain: packages out, answers back, anchors, and what may go wrong."""
 
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+import pytest
 import trio
 
-from services.agency.interfaces import PackageState, RootQuery
+from consensus.ledger.cooperation import FIRST_ANSWER
+from consensus.ledger.errors import LocalError
+from consensus.ledger.keys import PrivateKey
+from services.agency.interfaces import (
+    ChannelQuery,
+    Done,
+    ExportPage,
+    ExportQuery,
+    Import,
+    Imported,
+    Next,
+    OutcomesNext,
+    PackagesNext,
+    PackageState,
+    ProductQuery,
+    ProductTerms,
+    Recovered,
+    RootQuery,
+    Status,
+    StatusQuery,
+)
+from services.agency.packages import Message, Question, make_answer, message_codec
+from services.client.errors import Refused
+from services.local.link import LocalLink
 from tests.agency.world import (
     BANK,
-    INTERFACE,
+    BUSINESS,
+    CHANNEL,
     ISSUER,
+    NODES,
+    OTHER,
     OTHER_INTERFACE,
+    PRODUCT,
+    MemoryStore,
+    World,
     answer_next,
+    answer_to,
     application,
     outcomes,
+    package_of,
     submit,
+    submit_of,
     world,
 )
+from tests.rights.server_world import pause
+
+ORDERS = [application(number) for number in range(12)]
+
+
+@contextmanager
+def refused(code: str) -> Iterator[None]:
+    """Expect a refusal with this code."""
+    with pytest.raises(Refused) as caught:
+        yield
+    assert caught.value.code == code
+
+
+async def state_of(gateway: LocalLink, root: bytes) -> PackageState:
+    return await gateway.call("package", RootQuery(root), PackageState)
+
+
+async def alarms_of(gateway: LocalLink) -> list[str]:
+    status = await gateway.call("status", StatusQuery(), Status)
+    return [alarm.split()[0] for alarm in status.alarms]
+
+
+async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    """Ask other programs until they say so; nothing here is told of it."""
+    with trio.fail_after(20):
+        while not await is_so():
+            await pause()
+
+
+async def until_alarm(gateway: LocalLink, code: str) -> None:
+    async def is_raised() -> bool:
+        return code in await alarms_of(gateway)
+
+    await until(is_raised)
+
+
+async def until_state(gateway: LocalLink, root: bytes, state: str, status: str = "") -> PackageState:
+    """Return how a package stands once it stands so, and its first round too."""
+
+    async def is_so() -> bool:
+        try:
+            found = await state_of(gateway, root)
+        except Refused:
+            return False
+        return found.state == state and (not status or (bool(found.rounds) and found.rounds[0].status == status))
+
+    await until(is_so)
+    return await state_of(gateway, root)
+
+
+async def until_held(found: World) -> None:
+    async def is_held() -> bool:
+        return bool(found.wire.held)
+
+    await until(is_held)
+
+
+async def anchors_on_chain(found: World, root: bytes) -> list[dict[str, object]]:
+    arguments = {"bank": BANK, "issuer": ISSUER, "root": root, "round_number": 0}
+    record = await found.client.query("evidence", "anchor_of", arguments)  # type: ignore[arg-type]
+    return [] if record is None else record["anchors"]  # type: ignore[index,call-overload,return-value]
+
+
+async def log_count(found: World) -> int:
+    log = await found.client.query("evidence", "log", {"bank": BANK, "issuer": ISSUER})
+    return log["count"]  # type: ignore[index,call-overload,return-value]
+
+
+def sent_messages(found: World, sender: str) -> list[Message]:
+    return [message_codec.decode_untrusted(payload) for name, _, payload in found.wire.posted if name == sender]
 
 
 async def test_a_batch_travels_as_one_package_an_interface_and_comes_back_anchored(tmp_path: Path) -> None:
     async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
-        with trio.fail_after(20):
-            orders = [application(number) for number in range(20)]
-            submitted = await submit(
-                bank, *orders, application(50, interface=OTHER_INTERFACE), application(51, interface="X")
-            )
-            assert [(item.serial, item.code) for item in submitted.refused] == [
-                ("A00000050", "no_channel"),
-                ("A00000051", "unknown_interface"),
-            ]
-            (package,) = submitted.packages
-            assert package.serials == [item.serial for item in orders]
-            _, answer = await answer_next(issuer)
+        submitted = await submit(
+            bank, *ORDERS, application(50, interface=OTHER_INTERFACE), application(51, interface="X"), ORDERS[0]
+        )
+        assert [(item.serial, item.code) for item in submitted.refused] == [
+            (ORDERS[0].serial, "duplicate_serial"),
+            ("A00000050", "no_channel"),
+            ("A00000051", "unknown_interface"),
+        ]
+        (package,) = submitted.packages
+        assert package.serials == [item.serial for item in ORDERS]
+        _, answer = await answer_next(issuer)
+        answered, anchored = await outcomes(bank, 2)
+        assert (answered.kind, answered.root, answered.confirmations) == (
+            "answered",
+            package.root,
+            answer.confirmations,
+        )
+        assert (anchored.kind, anchored.root) == ("anchored", package.root)
+        state = await state_of(bank, package.root)
+        assert (state.state, state.is_bank, state.count) == ("answered", True, len(ORDERS))
+        assert [(item.status, item.transaction_id) for item in state.rounds] == [("MUTUAL", anchored.transaction_id)]
+        (anchor,) = await anchors_on_chain(found, package.root)
+        assert anchor["outcomeRoot"] == answer.outcome_root
+        assert [name for name, _, _ in found.wire.posted] == [BANK, ISSUER]
+
+
+async def test_the_same_batch_again_has_the_first_result_also_after_a_restart(tmp_path: Path) -> None:
+    async with world(tmp_path) as found:
+        found.wire.is_holding = True
+        async with found.gateway(BANK) as bank:
+            first = await submit(bank, *ORDERS)
+            assert await submit(bank, *ORDERS) == first
+        async with found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+            assert await submit(bank, *ORDERS[:3]) == first
+            found.wire.release()
+            await answer_next(issuer)
+            assert [item.kind for item in await outcomes(bank, 2)] == ["answered", "anchored"]
+        assert len(sent_messages(found, BANK)) == 1
+        assert await log_count(found) == 1
+
+
+async def test_terms_and_product_come_through_the_own_node(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank:
+        query = ProductQuery(PRODUCT, BANK)
+        assert (await bank.call("product", query, ProductTerms)).terms is None
+        await found.agree()
+        first = await bank.call("product", query, ProductTerms)
+        assert first.terms is not None
+        assert (first.interface, first.nav, first.terms.version, first.terms_before) == ("C-FUNDS", 10_000, 1, None)
+        await found.agree(version=2, ageMin=20)
+        second = await bank.call("product", query, ProductTerms)
+        assert second.terms is not None
+        assert (second.terms.version, second.terms.age_min, second.terms_before) == (2, 20, first.terms)
+        with refused("unknown_product"):
+            await bank.call("product", ProductQuery("999999", BANK), ProductTerms)
+
+
+async def test_nothing_is_sold_through_a_revoked_channel_and_what_is_under_way_is_told(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank:
+        found.wire.refusal = "channel_revoked"
+        root = (await submit(bank, ORDERS[0])).packages[0].root
+        (refused,) = await outcomes(bank, 1)
+        assert (refused.kind, refused.root, refused.code) == ("refused", root, "channel_revoked")
+        found.wire.refusal = ""
+        root = (await submit(bank, ORDERS[1], batch="batch-2")).packages[0].root
+        found.wire.sides[BANK].deliver(f"{BANK}/{ISSUER}", b"", message_id=root.hex(), code="channel_closed")
+        (refused,) = await outcomes(bank, 1, after=refused.position)
+        assert (refused.kind, refused.root, refused.code) == ("refused", root, "channel_closed")
+        await found.revoke()
+        assert [item.code for item in (await submit(bank, ORDERS[2], batch="batch-3")).refused] == ["channel_revoked"]
+
+
+async def test_a_full_outbox_keeps_packages_waiting_and_loses_none(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        found.wire.refusal = "outbox_full"
+        for number in range(3):
+            await submit(bank, ORDERS[number], batch=f"batch-{number}")
+        assert found.wire.posted == []
+        found.wire.refusal = ""
+        place = 0
+        for number in range(3):
+            place, answer = await answer_next(issuer, place)
+            assert answer.confirmations[0].serial == ORDERS[number].serial
+        assert {item.kind for item in await outcomes(bank, 6)} == {"answered", "anchored"}
+
+
+async def test_forged_and_misplaced_answers_are_dropped_with_an_alarm(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        root = (await submit(bank, *ORDERS)).packages[0].root
+        page = await issuer.call("packages_next", Next(0, 10_000, 1), PackagesNext)
+        package = package_of(page.items[0])
+        good, inbox = answer_to(package), found.wire.sides[BANK]
+        for channel, answer, code in (
+            (f"{BANK}/{ISSUER}", answer_to(package, key=BUSINESS[OTHER]), "bad_signature"),
+            (f"{BANK}/{OTHER}", good, "wrong_channel"),
+            (f"{BANK}/{ISSUER}", msgspec.structs.replace(good, outcome_root=bytes(32)), "bad_root"),
+            (f"{BANK}/{ISSUER}", msgspec.structs.replace(good, epoch=2), "wrong_package"),
+            (f"{BANK}/{ISSUER}", msgspec.structs.replace(good, root=bytes(32)), "unknown_package"),
+        ):
+            inbox.deliver(channel, message_codec.encode(answer))
+            await until_alarm(bank, code)
+        inbox.deliver(f"{BANK}/{ISSUER}", b"no message")
+        await until_alarm(bank, "malformed")
+        assert (await state_of(bank, root)).state == "sent"
+        await issuer.call("answer_submit", submit_of(good), Done)
+        assert [item.kind for item in await outcomes(bank, 2)] == ["answered", "anchored"]
+
+
+async def test_two_answers_to_one_package_are_both_evidence_and_the_first_counts(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        root = (await submit(bank, *ORDERS)).packages[0].root
+        page = await issuer.call("packages_next", Next(0, 10_000, 1), PackagesNext)
+        package = package_of(page.items[0])
+        _, first = await answer_next(issuer)
+        assert [item.kind for item in await outcomes(bank, 2)] == ["answered", "anchored"]
+        found.wire.sides[BANK].deliver(f"{BANK}/{ISSUER}", message_codec.encode(first))
+        confirmed = [msgspec.structs.replace(item, volume=item.volume + 1) for item in first.confirmations]
+        other = make_answer(BUSINESS[ISSUER], found.client.chain_id, package, confirmed, previous=FIRST_ANSWER)
+        found.wire.sides[BANK].deliver(f"{BANK}/{ISSUER}", message_codec.encode(other))
+        await until_alarm(bank, "contradicted")
+
+        async def is_anchored() -> bool:
+            return len(await anchors_on_chain(found, root)) == 2
+
+        await until(is_anchored)
+        assert all(anchor["isContradicted"] for anchor in await anchors_on_chain(found, root))
+        news = await bank.call("outcomes_next", Next(0, 0, 8), OutcomesNext)
+        assert [item.kind for item in news.items] == ["answered", "anchored"]
+        assert news.items[0].confirmations == first.confirmations
+
+
+async def test_an_issuer_s_new_key_is_read_from_the_chain(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        await submit(bank, ORDERS[0])
+        await answer_next(issuer)
+        await outcomes(bank, 2)
+        await submit(bank, ORDERS[1], batch="batch-2")
+        page = await issuer.call("packages_next", Next(1, 10_000, 1), PackagesNext)
+        key = PrivateKey.from_secret(7_777)
+        keys = {"business_key": key.public.compressed, "channel_key": CHANNEL[ISSUER].public.compressed}
+        await found.call(ISSUER, "register_party", node=NODES[ISSUER], **keys)
+        answer = answer_to(package_of(page.items[0]), key=key)
+        found.wire.sides[BANK].deliver(f"{BANK}/{ISSUER}", message_codec.encode(answer))
+        assert [item.kind for item in await outcomes(bank, 2, after=2)] == ["answered", "anchored"]
+
+
+async def test_a_late_answer_is_asked_for_and_a_package_never_assumed_to_have_failed(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        root = (await submit(bank, *ORDERS)).packages[0].root
+        page = await issuer.call("packages_next", Next(0, 10_000, 1), PackagesNext)
+        found.wire.is_holding = True
+        await issuer.call("answer_submit", submit_of(answer_to(package_of(page.items[0]))), Done)
+        await until_held(found)
+        found.wire.held.clear()
+        found.wire.is_holding = False
+        assert (await state_of(bank, root)).state == "sent"
+        found.clock.time_ms += 31_000
+        assert (await outcomes(bank, 1))[0].kind == "answered"
+        asked = [item for item in sent_messages(found, BANK) if isinstance(item, Question)]
+        assert asked == [Question(root, is_lost=False)]
+
+
+async def test_the_issuer_anchors_what_its_bank_has_not_and_the_bank_s_own_adds_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(ISSUER) as issuer:
+        found.wire.is_holding = True
+        async with found.gateway(BANK) as bank:
+            root = (await submit(bank, *ORDERS)).packages[0].root
+            await until_held(found)
+        found.wire.release()
+        await answer_next(issuer)
+        assert await anchors_on_chain(found, root) == []
+        found.clock.time_ms += 61_000
+        state = await until_state(issuer, root, "answered", "MUTUAL")
+        assert await log_count(found) == 1
+        async with found.gateway(BANK) as bank:
             answered, anchored = await outcomes(bank, 2)
-            assert (answered.kind, answered.root, answered.confirmations) == (
-                "answered",
-                package.root,
-                answer.confirmations,
-            )
-            assert (anchored.kind, anchored.root) == ("anchored", package.root)
-            state = await bank.call("package", RootQuery(package.root), PackageState)
-            assert state.state == "answered"
-            assert [(item.status, item.transaction_id) for item in state.rounds] == [
-                ("MUTUAL", anchored.transaction_id)
-            ]
-            record = await found.client.query(
-                "evidence", "anchor_of", {"bank": BANK, "issuer": ISSUER, "root": package.root, "round_number": 0}
-            )
-            assert isinstance(record, dict)
-            assert record["anchors"][0]["outcomeRoot"] == answer.outcome_root  # type: ignore[index,call-overload]
-            assert len(found.wire.posted) == 2
-            assert orders[0].interface == INTERFACE
+            assert (answered.kind, anchored.kind) == ("answered", "anchored")
+            assert anchored.height == state.rounds[0].height
+        assert await log_count(found) == 1
+
+
+async def test_nobody_can_veto_evidence_a_claim_stands_until_both_signatures_do(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        root = (await submit(bank, *ORDERS)).packages[0].root
+        state = await bank.call("claim", RootQuery(root), PackageState)
+        assert [(item.status, item.outcome_root) for item in state.rounds] == [("CLAIMED", b"")]
+        await issuer.call("packages_next", Next(0, 10_000, 1), PackagesNext)
+        with refused("nothing_to_claim"):
+            await issuer.call("claim", RootQuery(root), PackageState)
+        await answer_next(issuer)
+        await outcomes(bank, 2)
+        assert [anchor["status"] for anchor in await anchors_on_chain(found, root)] == ["MUTUAL"]
+        with refused("already_anchored"):
+            await bank.call("claim", RootQuery(root), PackageState)
+        claimed = await issuer.call("claim", RootQuery(root), PackageState)
+        assert [item.status for item in claimed.rounds] == ["MUTUAL"]
+
+
+@pytest.mark.parametrize("loser", [BANK, ISSUER])
+async def test_who_lost_its_payload_gets_it_again_and_it_is_checked(tmp_path: Path, loser: str) -> None:
+    keeper = ISSUER if loser == BANK else BANK
+    async with world(tmp_path) as found, found.gateway(keeper) as kept:
+        async with found.gateway(loser, MemoryStore()) as lost:
+            bank, issuer = (lost, kept) if loser == BANK else (kept, lost)
+            root = (await submit(bank, *ORDERS)).packages[0].root
+            _, answer = await answer_next(issuer)
+            await outcomes(bank, 2)
+        async with found.gateway(loser, MemoryStore()) as lost:
+            with refused("unknown_package"):
+                await state_of(lost, root)
+            asked = await lost.call("recover", ChannelQuery(BANK, ISSUER), Recovered)
+            assert asked == Recovered(anchored=1, missing=1, asked=1)
+            state = await until_state(lost, root, "answered")
+            assert [item.outcome_root for item in state.rounds] == [answer.outcome_root]
+            pages = [await side.call("export", ExportQuery(BANK, ISSUER), ExportPage) for side in (lost, kept)]
+            assert pages[0] == pages[1]
+            assert len(pages[0].messages) == 2
+        assert await log_count(found) == 1
+
+
+async def test_a_backup_is_taken_back_and_a_forged_one_is_not(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(ISSUER) as issuer:
+        async with found.gateway(BANK) as bank:
+            root = (await submit(bank, *ORDERS)).packages[0].root
+            await answer_next(issuer)
+            await outcomes(bank, 2)
+            page = await bank.call("export", ExportQuery(BANK, ISSUER), ExportPage)
+        async with found.gateway(BANK, MemoryStore()) as bank:
+            package = message_codec.decode_untrusted(page.messages[0])
+            forged = msgspec.structs.replace(package, signature=bytes(63) + b"\1")  # type: ignore[type-var]
+            with refused("bad_signature"):
+                await bank.call("import", Import(BANK, ISSUER, [message_codec.encode(forged)]), Imported)
+            with refused("wrong_package"):
+                await bank.call("import", Import(BANK, ISSUER, page.messages[1:]), Imported)
+            taken = await bank.call("import", Import(BANK, ISSUER, page.messages), Imported)
+            assert taken.packages == 1
+            await until_state(bank, root, "answered", "MUTUAL")
+
+
+async def test_a_node_of_somebody_else_is_not_talked_to(tmp_path: Path) -> None:
+    async with world(tmp_path) as found:
+        (tmp_path / BANK / "owner.sock").unlink()
+        (tmp_path / BANK / "owner.sock").symlink_to(tmp_path / OTHER / "owner.sock")
+        with pytest.RaisesGroup(pytest.RaisesExc(LocalError, match="is a node of issuer-f"), flatten_subgroups=True):
+            async with found.gateway(BANK):
+                await trio.sleep_forever()

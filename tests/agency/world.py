@@ -5,8 +5,8 @@ side, and keeps it there until that side is done with it. It can hold messages b
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -225,6 +225,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.data: dict[bytes, bytes] = {}
         self.writes = 0
+        self.deaths = 0
         self.dies_at = 0
         self.is_written = False
         """Whether the write it dies at reaches the disk."""
@@ -295,9 +296,9 @@ class World:
         settings, stopping = self.settings(organisation), trio.Event()
         async with LocalLink(settings.socket) as link, trio.open_nursery() as nursery:
             await nursery.start(self._serve, settings, store, stopping)
-            yield link
-            await link.aclose()
-            stopping.set()
+            with ending(stopping) as failed:
+                yield link
+        failed.check()
 
     async def _serve(
         self,
@@ -377,40 +378,69 @@ class World:
 
 
 @asynccontextmanager
+async def client_of(node: SoloNode) -> AsyncIterator[Client]:
+    """Give a client of a node whose clock stands still."""
+    async with open_client(CONSORTIUM.genesis, [node.url], now_ms=lambda: NOW_MS) as client:
+        yield client
+
+
+class Failed:
+    """What the body of a block failed with."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def ending(stopping: trio.Event) -> Iterator[Failed]:
+    """Have what runs beside the block end in order, also where the block fails; that is raised afterwards."""
+    failed = Failed()
+    try:
+        yield failed
+    except Exception as error:
+        failed.error = error
+    stopping.set()
+
+
+@asynccontextmanager
 async def world(folder: Path) -> AsyncIterator[World]:
     """Give a world with parties, interfaces, one product, and a channel of bank-a and issuer-c."""
     node = SoloNode(folder / "chain", CONSORTIUM)
-    async with running(node), trio.open_nursery() as nursery:
-        async with open_client(CONSORTIUM.genesis, [node.url], now_ms=lambda: NOW_MS) as client:
-            found = World(folder, node, client, nursery)
-            for name in (BANK, ISSUER, OTHER):
-                keys = {
-                    "business_key": BUSINESS[name].public.compressed,
-                    "channel_key": CHANNEL[name].public.compressed,
-                }
-                await found.call(name, "register_party", node=NODES[name], **keys)
-            await found.call(ISSUER, "set_interface", interface=INTERFACE, node=NODES[ISSUER])
-            await found.call(OTHER, "set_interface", interface=OTHER_INTERFACE, node=NODES[OTHER])
-            await found.call(
-                ISSUER,
-                "set_product",
-                product=PRODUCT,
-                interface=INTERFACE,
-                product_type="money-market",
-                risk=1,
-                currency="CNY",
-                charge_basis_points=0,
-                is_open=True,
-            )
-            await found.call(ISSUER, "set_nav", product=PRODUCT, date=20_231_114, nav=10_000)
-            await found.join(ISSUER)
-            stopping = trio.Event()
-            for name in (BANK, ISSUER, OTHER):
-                (folder / name).mkdir()
-                owner = folder / name / "owner.sock"
-                await nursery.start(serve_local, owner, found.wire.service(name), stopping)
+    async with running(node), trio.open_nursery() as nursery, client_of(node) as client:
+        found = World(folder, node, client, nursery)
+        for name in (BANK, ISSUER, OTHER):
+            keys = {
+                "business_key": BUSINESS[name].public.compressed,
+                "channel_key": CHANNEL[name].public.compressed,
+            }
+            await found.call(name, "register_party", node=NODES[name], **keys)
+        await found.call(ISSUER, "set_interface", interface=INTERFACE, node=NODES[ISSUER])
+        await found.call(OTHER, "set_interface", interface=OTHER_INTERFACE, node=NODES[OTHER])
+        await found.call(
+            ISSUER,
+            "set_product",
+            product=PRODUCT,
+            interface=INTERFACE,
+            product_type="money-market",
+            risk=1,
+            currency="CNY",
+            charge_basis_points=0,
+            is_open=True,
+        )
+        await found.call(ISSUER, "set_nav", product=PRODUCT, date=20_231_114, nav=10_000)
+        await found.join(ISSUER)
+        stopping = trio.Event()
+        for name in (BANK, ISSUER, OTHER):
+            (folder / name).mkdir()
+            owner = folder / name / "owner.sock"
+            await nursery.start(serve_local, owner, found.wire.service(name), stopping)
+        with ending(stopping) as failed:
             yield found
-            stopping.set()
+    failed.check()
 
 
 # -- orders ------------------------------------------------------------------------------------------------

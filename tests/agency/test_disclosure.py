@@ -1,0 +1,163 @@
+"""One order disclosed: checked offline against genesis alone; whatever is altered in the file is told by a code."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from consensus.ledger.errors import PeerError
+from services.agency.disclosure import (
+    Disclosure,
+    Verdict,
+    decode_disclosure_untrusted,
+    encode_disclosure,
+    load_untrusted,
+    save,
+    verify_disclosure,
+)
+from services.agency.interfaces import Disclosed, DiscloseQuery, PackageState, RootQuery
+from services.client.errors import Refused
+from services.local.link import LocalLink
+from tests.agency.test_gateway import until
+from tests.agency.world import (
+    BANK,
+    CONSORTIUM,
+    ISSUER,
+    World,
+    answer_next,
+    application,
+    investor,
+    outcomes,
+    submit,
+    world,
+)
+from tests.node.support import make_consortium
+
+ORDERS = [*(application(number) for number in range(12)), application(12, code="001", product="", investor=investor(1))]
+
+
+async def disclosed(gateway: LocalLink, root: bytes, serial: str) -> Disclosure:
+    answer = await gateway.call("disclose", DiscloseQuery(root, serial), Disclosed)
+    return decode_disclosure_untrusted(msgspec.json.encode(answer.document))
+
+
+async def until_posted(found: World) -> None:
+    async def is_posted() -> bool:
+        return bool(found.wire.posted)
+
+    await until(is_posted)
+
+
+def seal(found: World) -> None:
+    """Have the newest state proven: a block without transactions."""
+    found.node.decide()
+
+
+async def test_either_side_discloses_one_order_and_anybody_checks_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        root = (await submit(bank, *ORDERS)).packages[0].root
+        seal(found)
+        with pytest.raises(Refused) as early:
+            await disclosed(bank, root, ORDERS[0].serial)
+        assert early.value.code == "not_anchored"
+        _, answer = await answer_next(issuer)
+        _, anchored = await outcomes(bank, 2)
+        seal(found)
+        for gateway in (bank, issuer):
+            for place in (0, 7, 12):
+                file = await disclosed(gateway, root, ORDERS[place].serial)
+                save(file, tmp_path / "disclosure.json")
+                verdict = verify_disclosure(load_untrusted(tmp_path / "disclosure.json"), CONSORTIUM.genesis)
+                assert verdict.application == ORDERS[place]
+                assert verdict.confirmation == answer.confirmations[place]
+                assert (verdict.status, verdict.claimed_by, verdict.is_contradicted) == ("MUTUAL", "", False)
+                assert (verdict.root, verdict.anchored_height) == (root, anchored.height)
+                text = (tmp_path / "disclosure.json").read_text()
+                others = [item.serial for item in ORDERS if item is not ORDERS[place]]
+                assert not [serial for serial in others if f'"{serial}"' in text]
+        with pytest.raises(PeerError) as elsewhere:
+            verify_disclosure(file, make_consortium().genesis)
+        assert elsewhere.value.code == "wrong_chain"
+        with pytest.raises(Refused) as unknown:
+            await disclosed(bank, root, "NOBODY")
+        assert unknown.value.code == "unknown_order"
+        check_every_alteration(file, verify_disclosure(file, CONSORTIUM.genesis))
+
+
+def check_every_alteration(file: Disclosure, proven: Verdict) -> None:
+    """Alter each value in the file by a little; none of them proves anything else."""
+    document = json.loads(encode_disclosure(file))
+    codes: dict[str, int] = {}
+    places = [*leaves(document)]
+    assert len(places) > 60
+    for place in places:
+        altered = json.loads(json.dumps(document))
+        alter(altered, place)
+        try:
+            verdict = verify_disclosure(decode_disclosure_untrusted(json.dumps(altered).encode()), CONSORTIUM.genesis)
+        except PeerError as error:
+            codes[error.code] = codes.get(error.code, 0) + 1
+        else:
+            # Parts of the proof may be there in another order of its own; what is proven is the same.
+            assert place[0] == "proof", place
+            assert verdict.application == proven.application
+            assert verdict.confirmation == proven.confirmation
+    assert {"malformed", "bad_path", "wrong_anchor", "bad_proof"} <= {*codes}
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the places of all plain values."""
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield from leaves(inner, (*place, key))
+        case list():
+            for index, inner in enumerate(value):
+                yield from leaves(inner, (*place, index))
+        case _:
+            yield place
+
+
+def alter(document: Any, place: tuple[Any, ...]) -> None:
+    """Change the value at a place into another of its type."""
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    match inner[place[-1]]:
+        case bool() as old:
+            inner[place[-1]] = not old
+        case int() as old:
+            inner[place[-1]] = old + 1
+        case str() as old if old[:2] == "0x" and len(old) > 2:
+            inner[place[-1]] = old[:-1] + ("0" if old[-1] != "0" else "1")
+        case str() as old:
+            inner[place[-1]] = old[:-1] + ("0" if not old.endswith("0") else "1")
+        case _:
+            inner[place[-1]] = "x"
+
+
+@pytest.mark.parametrize("claimant", [BANK, ISSUER])
+async def test_a_claim_is_told_from_what_both_signed(tmp_path: Path, claimant: str) -> None:
+    async with world(tmp_path) as found, found.gateway(ISSUER) as issuer:
+        async with found.gateway(BANK) as bank:
+            root = (await submit(bank, *ORDERS)).packages[0].root
+            if claimant == BANK:
+                await bank.call("claim", RootQuery(root), PackageState)
+                seal(found)
+                file = await disclosed(bank, root, ORDERS[3].serial)
+            else:
+                await until_posted(found)
+        if claimant == ISSUER:
+            _, answer = await answer_next(issuer)
+            await issuer.call("claim", RootQuery(root), PackageState)
+            seal(found)
+            file = await disclosed(issuer, root, ORDERS[3].serial)
+        verdict = verify_disclosure(file, CONSORTIUM.genesis)
+        assert (verdict.status, verdict.application) == ("CLAIMED", ORDERS[3])
+        if claimant == BANK:
+            assert (verdict.claimed_by, verdict.confirmation) == ("bank", None)
+        else:
+            assert (verdict.claimed_by, verdict.confirmation) == ("issuer", answer.confirmations[3])
