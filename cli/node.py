@@ -36,14 +36,20 @@ def node() -> None:
 
 @node.command("run")
 @_home_option(required=True)
-def run(home: Path) -> None:
+@click.option(
+    "--record-frames",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="For tests: append every frame of every connection to FILE, in clear.",
+)
+def run(home: Path, record_frames: Path | None) -> None:
     """Run a node in the foreground until SIGTERM or Ctrl-C.
 
     Example: hansa node run --home net/nodes/bank-a
     """
     from node.program import run as run_node
 
-    leave(run_node(home))
+    leave(run_node(home, record_frames=record_frames))
 
 
 @node.command("rejoin")
@@ -124,11 +130,13 @@ def _prepare(home: Path, keep_data: bool, output: Output) -> None:
         "node": config.name,
         "voteKey": "0x" + done.vote_key.hex(),
         "dataAside": str(done.data_aside) if done.data_aside else None,
+        "privateAside": str(done.private_aside) if done.private_aside else None,
         "next": steps,
     }
     fields = {
         "new vote key": data["voteKey"],
         "data": str(done.data_aside or ("stay where they are" if keep_data else "there were none")),
+        **({"private data": f"do not open, and are in {done.private_aside}"} if done.private_aside else {}),
         "old key": f"beside it, as vote.aside-N.pem in {config.keys}; it never votes again",
         **{f"next {number}": step for number, step in enumerate(steps, 1)},
     }

@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import SystemRandom
 
+import msgspec
 import structlog
 import trio
 
@@ -69,8 +70,12 @@ EXIT_INVARIANT = 4
 log = structlog.get_logger("node")
 
 
-def run(home: Path) -> int:
+def run(home: Path, *, record_frames: Path | None = None) -> int:
     """Run the node whose home folder this is until it is told to stop; return the exit code.
+
+    Args:
+        home: the folder.
+        record_frames: where every frame is written down in clear, instead of what its configuration says.
 
     Raises:
         LocalError: it cannot start: ``bad_config``, ``bad_genesis``, ``wrong_chain``, ``store_locked``,
@@ -78,6 +83,8 @@ def run(home: Path) -> int:
     """
     check_packages()
     config = load_config(home)
+    if record_frames is not None:
+        config = msgspec.structs.replace(config, record_frames=record_frames)
     configure_logs(config.log_level)
     try:
         trio.run(_main, config, strict_exception_groups=True)

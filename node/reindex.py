@@ -2,8 +2,8 @@
 
 The blocks of a stopped node are executed again from genesis, each checked against its certificate, into a
 second database; the votes and their incarnation are copied; then the folders change places, and the old one
-stays as ``data.aside-N``. What does not follow from anything – blocks, certificates, votes – must be readable
-with its checksums; where it is not, the node has to rejoin.
+stays as ``data.aside-N``, without the private database, which goes along. What does not follow from anything –
+blocks, certificates, votes – must be readable with its checksums; where it is not, the node has to rejoin.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from contracts.runtime.execution import Executor
 from contracts.runtime.registry import Registry
 from node.audit import AuditFailure, AuditResult, StoreSource, rebuild
 from node.chain import Chain
-from node.config import NodeConfig
+from node.config import PRIVATE_FOLDER, NodeConfig
 from node.network.rejoin import has_data, mount_point_error, require_stopped, set_data_aside, sync_folder, verify_data
 from node.storage import layout
 from node.storage.check import check_files
@@ -57,7 +57,7 @@ def reindex(config: NodeConfig, *, on_height: Callable[[int], None] = lambda _: 
     if config.data.is_mount():
         raise mount_point_error(config.data)
     shutil.rmtree(unfinished, ignore_errors=True)
-    set_data_aside(complete)  # whatever it is: the node may have run since
+    set_data_aside(complete, with_private=True)  # whatever it is: the node may have run since
     try:
         result = _build(config, unfinished, on_height)
     except (AuditFailure, StorageError) as error:
@@ -91,6 +91,8 @@ def _build(config: NodeConfig, folder: Path, on_height: Callable[[int], None]) -
 def _put_in_place(complete: Path, data: Path) -> None:
     (data / "LOCK").unlink(missing_ok=True)
     if data.is_dir():
+        if (data / PRIVATE_FOLDER).exists():
+            (data / PRIVATE_FOLDER).rename(complete / PRIVATE_FOLDER)
         data.rmdir()
     complete.rename(data)
     sync_folder(data.parent)

@@ -5,7 +5,8 @@ Layout::
     network.toml            chain id, hash of genesis.json, each node's name, p2p and RPC address
     genesis.json
     ca/ORGANISATION.crt     root certificates        ca/ORGANISATION.pem   their keys
-    nodes/NAME/             node.toml genesis.json keys/{tls.pem,tls.crt,vote.pem} data/ log/ run/
+    nodes/NAME/             node.toml genesis.json keys/{tls.pem,tls.crt,vote.pem} data/ log/ run/;
+                            made at the first start: keys/{channel.pem,private.key} data/private/
     identities/NAME.pem     account keys, encrypted  identities/passphrase
     services/
 

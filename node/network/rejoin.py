@@ -4,6 +4,10 @@ A vote key whose log is lost must never vote again (:mod:`node.vote_log`), so th
 deleted: data go to ``data.aside-N``, or to ``data/aside-N`` where ``data`` is a mount point, the key and its
 incarnation to files beside their successors. A home that is lost itself is made anew first. Every step looks first
 at what is there and what the chain says, so a rejoin that was interrupted is simply run again.
+
+The private database is no part of the chain: it stays in ``data/private`` where all of it opens with its key, and goes
+to ``data/private.aside-N`` where not. What its channels had under way is lost then, and the other sides, who hear of
+numbers that begin again, take nothing more until the channels are opened anew.
 """
 
 import errno
@@ -15,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from consensus.ledger.errors import HansaError, LocalError
+from consensus.ledger.errors import HansaError, LocalError, StorageError
 from consensus.ledger.genesis import decode_genesis_untrusted
 from contracts.runtime.execution import Executor
 from contracts.runtime.registry import Registry
 from node.audit import AuditResult, StoreSource, verify_chain
-from node.config import NodeConfig, load_config
+from node.config import PRIVATE_FOLDER, NodeConfig, load_config
 from node.members import REMOVED
 from node.network import local
 from node.network.homes import LocalNetwork
@@ -30,18 +34,24 @@ from node.network.members import STEP_MS_MAX, MembershipChain, Tell, find_node, 
 from node.network.restore import restore_home
 from node.storage.check import check_files
 from node.storage.leveldb import LevelStore
+from node.storage.private import SealedStore
 
 _ATTEMPTS = 2
 _MOVING = "aside.moving"
-_NO_DATA = {"LOCK", "lost+found", _MOVING}
+_NO_DATA = {"LOCK", "lost+found", PRIVATE_FOLDER, _MOVING}
+_NO_DATA_PREFIXES = ("aside-", f"{PRIVATE_FOLDER}.aside-")
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A home that is ready to rejoin: its new vote key (33 bytes), and where its data went, None if they stayed."""
+    """A home that is ready to rejoin: its new vote key (33 bytes), and where its data went, None if they stayed.
+
+    ``private_aside`` likewise says where a private database went that did not open.
+    """
 
     vote_key: bytes
     data_aside: Path | None
+    private_aside: Path | None
 
 
 def prepare(
@@ -65,8 +75,9 @@ def prepare(
         verify_data(config, on_height=on_height)
     else:
         aside = set_data_aside(config.data, within=True)
+    private_aside = _set_private_aside(config)
     # The key last: a node that is started in between still has the old one, without its log, and does not vote.
-    return Prepared(renew_vote_key(config.keys).public.compressed, aside)
+    return Prepared(renew_vote_key(config.keys).public.compressed, aside, private_aside)
 
 
 def require_stopped(config: NodeConfig) -> None:
@@ -98,17 +109,20 @@ def has_data(data: Path) -> bool:
     return data.is_dir() and bool(_entries(data))
 
 
-def set_data_aside(data: Path, *, within: bool = False) -> Path | None:
-    """Rename a node's data folder to ``data.aside-N`` and leave an empty one; None when it held nothing.
+def set_data_aside(data: Path, *, within: bool = False, with_private: bool = False) -> Path | None:
+    """Rename a node's data folder to ``data.aside-N`` and leave an empty one; None when it held no chain.
 
     Args:
         data: the folder.
         within: where it is a mount point, which cannot be renamed, move what it holds to ``data/aside-N``.
+        with_private: the private database goes along; else it comes back.
 
     Raises:
         LocalError: ``file_error``.
     """
     if not has_data(data) and not (data / _MOVING).exists():
+        if not with_private:
+            _bring_private_back(data)  # which an interrupted run has not done
         return None
     aside = _free_name(data.parent, f"{data.name}.aside")
     try:
@@ -121,7 +135,45 @@ def set_data_aside(data: Path, *, within: bool = False) -> Path | None:
         return _set_aside_within(data)
     data.mkdir(mode=0o700)
     sync_folder(data.parent)
+    if not with_private:
+        _bring_private_back(data)
     return aside
+
+
+def _bring_private_back(data: Path) -> None:
+    """Take the private database out of what was set aside last: it is none of the chain's."""
+    names = (data.with_name(f"{data.name}.aside-{number}") for number in range(ASIDE_MAX, 0, -1))
+    last = next((path for path in names if path.exists()), data) / PRIVATE_FOLDER
+    if last.exists() and not (data / PRIVATE_FOLDER).exists():
+        data.mkdir(mode=0o700, exist_ok=True)
+        last.rename(data / PRIVATE_FOLDER)
+        sync_folder(data)
+
+
+def _set_private_aside(config: NodeConfig) -> Path | None:
+    """Rename a private database that does not open, or not all of it, to ``private.aside-N``; None where it stays."""
+    if not config.private_data.exists() or _opens(config):
+        return None
+    aside = _free_name(config.data, f"{PRIVATE_FOLDER}.aside")
+    config.private_data.rename(aside)
+    sync_folder(config.data)
+    return aside
+
+
+def _opens(config: NodeConfig) -> bool:
+    """Tell whether all of the private database opens with its key."""
+    try:
+        check_files(config.private_data)
+        chain_id = decode_genesis_untrusted(config.genesis.read_bytes()).chain_id()
+        store = SealedStore.open(config.private_data, config.private_key, chain_id)
+        try:
+            for _ in store.scan(b""):
+                pass
+        finally:
+            store.close()
+    except (StorageError, LocalError):
+        return False
+    return True
 
 
 def mount_point_error(data: Path) -> LocalError:
@@ -150,7 +202,9 @@ def _set_aside_within(data: Path) -> Path:
 
 def _entries(data: Path) -> list[Path]:
     """Return what belongs to a database in a folder, which what was set aside does not."""
-    return [entry for entry in data.iterdir() if entry.name not in _NO_DATA and not entry.name.startswith("aside-")]
+    return [
+        entry for entry in data.iterdir() if entry.name not in _NO_DATA and not entry.name.startswith(_NO_DATA_PREFIXES)
+    ]
 
 
 def sync_folder(folder: Path) -> None:
@@ -220,6 +274,8 @@ async def rejoin(
             prepared = prepare(config, keep_data=keep_data)
             if prepared.data_aside is not None:
                 tell(f"{name}: its data are in {prepared.data_aside} now")
+            if prepared.private_aside is not None:
+                tell(f"{name}: its private database does not open and is in {prepared.private_aside} now")
             tell(f"{name}: has a new vote key")
         try:
             tell(f"{name}: starting")

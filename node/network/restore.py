@@ -8,10 +8,17 @@ import shutil
 from pathlib import Path
 
 from consensus.ledger.errors import LocalError
-from node.config import CONFIG_FILE
+from node.config import CONFIG_FILE, PRIVATE_FOLDER
 from node.network import homes, local
 from node.network.homes import GENESIS_FILE, LocalNetwork
-from node.network.keys import ASIDE_MAX, CERTIFICATE_FILE, TLS_KEY_FILE, VOTE_KEY_FILE
+from node.network.keys import (
+    ASIDE_MAX,
+    CERTIFICATE_FILE,
+    CHANNEL_KEY_FILE,
+    PRIVATE_KEY_FILE,
+    TLS_KEY_FILE,
+    VOTE_KEY_FILE,
+)
 from node.network.members import Tell
 
 _NEEDED = (
@@ -48,6 +55,7 @@ async def restore_home(network: LocalNetwork, name: str, tell: Tell) -> None:
     )
     if aside is not None:
         _keep_old_keys(aside / "keys", home.folder / "keys")
+        _keep_private(aside, home.folder)
 
 
 def _set_aside(home: homes.NodeHome) -> Path | None:
@@ -65,6 +73,15 @@ def _keep_old_keys(old: Path, keys: Path) -> None:
         for path in (*sorted(old.glob(f"{kind}.aside-*{suffix}")), old / f"{kind}{suffix}"):
             if path.is_file():
                 shutil.copy2(path, _free(keys / kind, suffix))
+
+
+def _keep_private(old: Path, home: Path) -> None:
+    """Take the private database and its keys over: partners know this node by the one, and nothing else opens it."""
+    for name in (CHANNEL_KEY_FILE, PRIVATE_KEY_FILE):
+        if (old / "keys" / name).is_file():
+            shutil.copy2(old / "keys" / name, home / "keys" / name)
+    if (old / "data" / PRIVATE_FOLDER).exists():
+        (old / "data" / PRIVATE_FOLDER).rename(home / "data" / PRIVATE_FOLDER)
 
 
 def _free(path: Path, suffix: str) -> Path:
