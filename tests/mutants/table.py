@@ -1,6 +1,14 @@
 """All mutants, in the order in which the table shows them."""
 
-from tests.mutants import table_consensus, table_ledger, table_membership, table_messages, table_node, table_rights
+from tests.mutants import (
+    table_agency,
+    table_consensus,
+    table_ledger,
+    table_membership,
+    table_messages,
+    table_node,
+    table_rights,
+)
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -10,4 +18,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_membership.MUTANTS,
     *table_messages.MUTANTS,
     *table_rights.MUTANTS,
+    *table_agency.MUTANTS,
 )

@@ -356,7 +356,7 @@ MUTANTS = (
     Mutant(
         "body without a cap",
         "node/rpc/server.py",
-        "if len(body) > BODY_BYTES_MAX:",
+        "if len(body) > bytes_max:",
         "if False:",
         "one request takes the memory (R73)",
         _RPC + "test_server.py::test_r73_an_oversized_body_is_refused_before_it_is_buffered",
