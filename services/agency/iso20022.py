@@ -16,6 +16,7 @@ executes nothing and so has no confirmation here; neither have account applicati
 """
 
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -34,6 +35,37 @@ _CURRENCIES: Final = {"156": "CNY", "344": "HKD", "840": "USD", "978": "EUR", "8
 """ISO 4217 numeric codes, as CurrencyType has them, of currencies with two decimals."""
 _OFFSET = "+08:00"
 """Dates and times of applications are Chinese ones."""
+
+
+def messages_of(
+    application: Application, confirmations: Iterable[Confirmation], *, created_ms: int
+) -> dict[str, bytes]:
+    """Return the order and each confirmation that executed something, as messages by file name.
+
+    An order's message has the application's serial as its id, a confirmation's the issuer's serial.
+
+    Raises:
+        LocalError: ``no_iso_message``.
+    """
+    order_id = application.serial
+    order = order_message(application, message_id=order_id, created_ms=created_ms)
+    is_subscription = _is_subscription(application)
+    kind = SUBSCRIPTION_ORDER if is_subscription else REDEMPTION_ORDER
+    messages = {f"{kind}-{order_id}.xml": order}
+    kind = SUBSCRIPTION_CONFIRMATION if is_subscription else REDEMPTION_CONFIRMATION
+    for confirmation in confirmations:
+        if has_executed(confirmation):
+            own_id = confirmation.ta_serial
+            messages[f"{kind}-{own_id}.xml"] = confirmation_message(
+                application, confirmation, message_id=own_id, order_message_id=order_id, created_ms=created_ms
+            )
+    return messages
+
+
+def has_executed(confirmation: Confirmation) -> bool:
+    """Tell whether a confirmation executed something: a rejection and an acknowledgement (120) did not."""
+    is_acknowledgement = confirmation.code == Code.INITIAL_SUBSCRIPTION.confirmation
+    return confirmation.is_accepted and not is_acknowledgement and confirmation.nav > 0
 
 
 def order_message(application: Application, *, message_id: str, created_ms: int) -> bytes:
@@ -91,8 +123,7 @@ def confirmation_message(
         LocalError: ``no_iso_message`` as above, and for what executed nothing.
     """
     is_subscription = _is_subscription(application)
-    acknowledged = confirmation.code == Code.INITIAL_SUBSCRIPTION.confirmation
-    if not confirmation.is_accepted or acknowledged or not confirmation.nav:
+    if not has_executed(confirmation):
         raise LocalError("no_iso_message", f"order {application.serial}: nothing was executed")
     if is_subscription:
         document, root = _document(SUBSCRIPTION_CONFIRMATION, "SbcptOrdrConf")

@@ -15,6 +15,7 @@ from services.agency.iso20022 import (
     SUBSCRIPTION_CONFIRMATION,
     SUBSCRIPTION_ORDER,
     confirmation_message,
+    messages_of,
     order_message,
 )
 from services.agency.ofd.mapping import applications_of
@@ -203,3 +204,16 @@ def test_what_executed_nothing_has_no_confirmation(confirmation: Confirmation) -
 def test_a_charge_above_the_amount_is_refused() -> None:
     with pytest.raises(LocalError, match="more than the amount"):
         deal_tree(ORDER, replace(DEAL, charge=100_006))
+
+
+def test_an_orders_messages_have_names_and_refer_to_each_other() -> None:
+    order = replace(ORDER, code="020")
+    acknowledged = replace(DEAL, code="120", amount=0, volume=0, is_final=False)
+    messages = messages_of(order, [acknowledged, replace(DEAL, code="130")], created_ms=CREATED_MS)
+    assert list(messages) == ["setr.010.001.04-S1.xml", "setr.012.001.05-TA7.xml"]
+    lines = flat(ET.fromstring(messages["setr.012.001.05-TA7.xml"]), SUBSCRIPTION_CONFIRMATION)
+    assert "/Document/SbcptOrdrConf/RltdRef/Ref=S1" in lines
+    rejected = replace(REDEEMED, return_code="9052", reason="insufficient_units")
+    assert list(messages_of(REDEMPTION, [rejected], created_ms=CREATED_MS)) == ["setr.004.001.04-S1.xml"]
+    with pytest.raises(LocalError, match="036 has no message"):
+        messages_of(replace(ORDER, code="036"), [], created_ms=CREATED_MS)
