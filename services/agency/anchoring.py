@@ -62,7 +62,7 @@ class Anchoring:
     async def anchor_due(self) -> int:
         """Anchor what is due now, up to one transaction full; return how many were dealt with."""
         now_ms = self._gateway.now_ms()
-        due = [job for job in self._store.jobs() if job.due_ms <= now_ms][:ANCHORS_PER_TRANSACTION_MAX]
+        due = self._store.jobs_due(now_ms, ANCHORS_PER_TRANSACTION_MAX)
         waiting = [job for job in due if not await self._is_anchored(job)]
         if waiting:
             outcome = await self._submitter.submit([_call(job) for job in waiting])

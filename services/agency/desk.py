@@ -101,7 +101,7 @@ class Desk:
             changes.set_job(job)
             await self._store.commit(changes)
         with trio.move_on_after(CLAIM_WAIT_MS / 1000):
-            while any(item == job for item in self._store.jobs()):
+            while self._store.has_job(job):
                 await self._store.wait_anchored()
             return self._state(root, self._head(root))
         raise Unreachable("the claim is kept and not yet on the chain", code="outcome_unknown")
@@ -228,7 +228,7 @@ class Desk:
             hex_of(gateway.business.public.compressed),
             channels,
             packages,
-            len(store.jobs()),
+            store.job_count(),
             alarms,
             self._anchoring.trouble,
         )

@@ -246,7 +246,7 @@ class Gateway:
                 pause_ms = min(2 * pause_ms, PAUSE_MAX_MS)
 
     async def _post_all(self, sales: Part, issuer: Part) -> bool:
-        """Return whether nothing is left; a channel whose outbox is full keeps nobody else waiting."""
+        """Return whether nothing is left; a channel that takes nothing now keeps no other one waiting."""
         after, full, is_all = 0, set[str](), True
         while page := self.store.postings_after(after, POSTINGS_PAGE):
             taken: list[int] = []
@@ -261,17 +261,29 @@ class Gateway:
                     await self.store.posted(taken)
                     return False
                 except Refused as error:
-                    if error.code == "outbox_full":
+                    is_bank = posting.bank == self.organisation
+                    origin = Origin(posting.bank, posting.issuer, 0, 0, is_bank=is_bank)
+                    if not await self._is_final(origin, error.code):
                         full.add(channel)
                         is_all = False
                         continue
-                    is_bank = posting.bank == self.organisation
-                    origin = Origin(posting.bank, posting.issuer, 0, 0, is_bank=is_bank)
                     await (sales if is_bank else issuer).on_lost(origin, posting.id, error.code)
                 taken.append(place)
             await self.store.posted(taken)
             after = page[-1][0]
         return is_all
+
+    async def _is_final(self, origin: Origin, code: str) -> bool:
+        """Tell whether the node will never take a message; a channel just opened may be news to its private part."""
+        if code in {"too_large", "bad_id"}:
+            return True
+        if code not in {"unknown_channel", "channel_closed", "channel_revoked"}:
+            return False
+        try:
+            channel = await self.chain.channel(*origin.parties)
+        except (Unreachable, Refused):
+            return False
+        return channel is None or channel.status != "OPEN" or channel.expires_ms <= self.now_ms()
 
     async def check_node(self) -> None:
         """Make sure, once the node answers, that it is the organisation's and on this chain.

@@ -6,7 +6,7 @@
     a ROOT ROUND OUTCOME  an answer, as it travels; ROUND is one byte
     f ROOT ROUND          the outcome root of the answer that counts, where several came: the first
     r ROOT ROUND OUTCOME  its anchoring: :class:`Anchored`
-    j ROOT ROUND OUTCOME  an anchoring to be done: :class:`AnchorJob`
+    j DUE ROOT ROUND OUTCOME  an anchoring to be done: :class:`AnchorJob`; DUE is its ``due_ms``, 8 bytes
     b BATCH               the result of ``orders_submit``, JSON
     n POSITION            news for the sales end: :class:`News`; POSITION is 8 bytes, big-endian, from 1
     i POSITION            a package for the issuer end: its root
@@ -30,6 +30,7 @@ from services.agency.interfaces import OrdersSubmitted
 from services.agency.packages import Answer, Message, Package, message_codec
 
 ALARMS_SHOWN_MAX = 20
+ALARMS_KEPT_MAX = 1_000
 _POSITION_BYTES = 8
 _PACKAGES_CACHED_MAX = 16
 
@@ -190,15 +191,19 @@ class Changes:
 
     def set_job(self, job: AnchorJob) -> None:
         """Have something anchored."""
-        self.writes.append((b"j" + round_key(job.root, job.round_number, job.outcome_root), _job_codec.encode(job)))
+        self.writes.append((_job_key(job), _job_codec.encode(job)))
 
     def drop_job(self, job: AnchorJob) -> None:
         """Have it no more anchored."""
-        self.writes.append((b"j" + round_key(job.root, job.round_number, job.outcome_root), None))
+        self.writes.append((_job_key(job), None))
 
     def keep_batch(self, batch: str, result: bytes) -> None:
         """Keep what a batch of the sales end led to."""
         self.writes.append((b"b" + batch.encode(), result))
+
+
+def _job_key(job: AnchorJob) -> bytes:
+    return b"j" + job.due_ms.to_bytes(8, "big") + round_key(job.root, job.round_number, job.outcome_root)
 
 
 def round_key(root: bytes, round_number: int, outcome_root: bytes) -> bytes:
@@ -216,8 +221,8 @@ class _Counter:
         self._changed = trio.Event()
 
     def key(self, ahead: int) -> bytes:
-        """Return the key of the position that comes ``ahead`` after the last."""
-        return self.prefix + position_bytes(self.last + ahead)
+        """Return the key of the position that comes ``ahead`` after the last; none stands at 0."""
+        return self.prefix + position_bytes(max(0, self.last + ahead))
 
     def advance(self, count: int) -> None:
         if count:
@@ -262,6 +267,7 @@ class GatewayStore:
                 (self.postings.key(n), _posting_codec.encode(item)) for n, item in enumerate(changes.postings, 1)
             ]
             writes += [(self.alarms.key(n), _alarm_codec.encode(item)) for n, item in enumerate(changes.alarms, 1)]
+            writes += [(self.alarms.key(n - ALARMS_KEPT_MAX), None) for n, _ in enumerate(changes.alarms, 1)]
             if not writes:
                 return
             with trio.CancelScope(shield=True):  # what the disk has, the counters must know
@@ -341,9 +347,18 @@ class GatewayStore:
         value = self._store.get(b"b" + batch.encode())
         return None if value is None else msgspec.json.decode(value, type=OrdersSubmitted)
 
-    def jobs(self) -> list[AnchorJob]:
-        """Return what is to be anchored."""
-        return [_known(_job_codec, value) for _, value in self._store.scan(b"j")]
+    def jobs_due(self, now_ms: int, limit: int) -> list[AnchorJob]:
+        """Return what is to be anchored now, what is due longest first."""
+        found = [_known(_job_codec, value) for _, value in self._store.scan(b"j", limit=limit)]
+        return [job for job in found if job.due_ms <= now_ms]
+
+    def job_count(self) -> int:
+        """Return how many anchorings are not final."""
+        return sum(1 for _ in self._store.scan(b"j"))
+
+    def has_job(self, job: AnchorJob) -> bool:
+        """Tell whether an anchoring is still to be done."""
+        return self._store.get(_job_key(job)) is not None
 
     async def wait_job(self, timeout_ms: int) -> None:
         """Return when there is something new to be anchored, or time is up."""
