@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from consensus.ledger.errors import InvariantError, LocalError
-from services.agency.gateway import patiently
+from services.agency.gateway import Ending, patiently
 from services.agency.interfaces import (
     Next,
     OrdersSubmit,
@@ -339,11 +339,14 @@ async def serve(
         async with LocalLink(settings.gateway) as gateway, trio.open_nursery() as background:
             end, service = SalesEnd(settings, store, gateway, now_ms=now_ms), LocalService()
             end.add_methods(service)
-            background.start_soon(end.run)
+            ending = Ending(stopping)
+            background.start_soon(ending.follow)
+            background.start_soon(ending.guard, end.run)
             async with trio.open_nursery() as front:
                 with ready_file(settings.run):
-                    await front.start(serve_local, settings.socket, service, stopping)
+                    await front.start(serve_local, settings.socket, service, ending.event)
                     log.info("ready", organisation=settings.organisation)
                     task_status.started(end)
-                    await stopping.wait()
+                    await ending.event.wait()
             background.cancel_scope.cancel()
+        ending.check()

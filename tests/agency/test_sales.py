@@ -335,8 +335,6 @@ async def test_more_than_a_package_goes_in_several(tmp_path: Path) -> None:
         assert sorted(len(sent) for sent in gateway.packages.values()) == [904, 1_024, 1_024, 1_024, 1_024]
 
 
-# A request that is given up leaves httpx a generator that nobody closes.
-@pytest.mark.filterwarnings("ignore:Exception ignored in.*ByteStream:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("is_written", [False, True])
 async def test_it_may_die_at_every_write(tmp_path: Path, is_written: bool) -> None:
     deaths = 0
