@@ -18,7 +18,7 @@ import trio
 
 from consensus.ledger.errors import InvariantError, LocalError
 from consensus.ledger.ids import ChainId
-from services.agency.gateway import patiently
+from services.agency.gateway import Ending, patiently
 from services.agency.holdings import HoldingEntry, TotalEntry, UserEntry
 from services.agency.interfaces import (
     AnswerSubmit,
@@ -48,7 +48,7 @@ from services.agency.issuer_interface import (
     UsersQuery,
 )
 from services.agency.issuer_machine import Desk, Products, products_of, waiting_places
-from services.agency.issuer_store import IssuerStore, Kept, Unsent
+from services.agency.issuer_store import BlindStore, IssuerStore, Kept, Unsent
 from services.agency.packages import Answer, Package, make_answer, orders_root
 from services.agency.qualification import date_of
 from services.client.answers import hex_of
@@ -58,7 +58,7 @@ from services.client.tasks import single_errors
 from services.local.link import LocalLink
 from services.local.service import LocalService
 from services.local.service import serve as serve_local
-from services.local.vault import Vault, open_vault
+from services.local.vault import open_vault
 from services.messages.logs import configure_logs, ready_file, stop_signals
 
 WAIT_MS = 20_000
@@ -376,7 +376,7 @@ async def run(settings: IssuerSettings) -> None:
 
 async def serve(
     settings: IssuerSettings,
-    vault: Vault,
+    vault: BlindStore,
     stopping: trio.Event,
     *,
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
@@ -386,16 +386,18 @@ async def serve(
     with single_errors():
         async with LocalLink(settings.gateway) as gateway, trio.open_nursery() as background:
             issuer = Issuer(settings, IssuerStore(vault), gateway, now_ms=now_ms)
-            service = LocalService()
+            service, ending = LocalService(), Ending(stopping)
             issuer.add_methods(service)
-            background.start_soon(issuer.answer_forever)
+            background.start_soon(ending.follow)
+            background.start_soon(ending.guard, issuer.answer_forever)
             async with trio.open_nursery() as front:
                 with ready_file(settings.run):
-                    await front.start(serve_local, settings.socket, service, stopping)
+                    await front.start(serve_local, settings.socket, service, ending.event)
                     log.info("ready", organisation=settings.organisation)
                     task_status.started(issuer)
-                    await stopping.wait()
+                    await ending.event.wait()
             background.cancel_scope.cancel()
+        ending.check()
 
 
 def _package(arrived: PackageArrived) -> Package:

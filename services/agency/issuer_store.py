@@ -15,14 +15,21 @@ submits it again, byte for byte.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from consensus.ledger.codec import Record, RecordCodec
 from consensus.ledger.cooperation import FIRST_ANSWER
 from consensus.ledger.errors import PeerError, StorageError
-from services.agency.gateway_store import Write
+from services.agency.gateway_store import Store, Write
 from services.agency.holdings import Books, Entry, Name, entry_codec
 from services.agency.packages import MESSAGE_BYTES_MAX, Answer, Package, answer_id, message_codec
-from services.local.vault import Vault
+
+
+class BlindStore(Store, Protocol):
+    """What is asked of a vault: keys that say nothing, too."""
+
+    def blind(self, *parts: str) -> bytes:
+        """Return bytes that stand for a name in keys, always the same ones."""
 
 
 class Kept(Record, frozen=True):
@@ -48,7 +55,7 @@ class Unsent:
 class IssuerStore:
     """Reads typed; every method that writes is one synced write, and memory follows it."""
 
-    def __init__(self, vault: Vault) -> None:
+    def __init__(self, vault: BlindStore) -> None:
         """Take the vault; reads what is not yet done."""
         self._vault = vault
         self.position = self._integer(b"p")
