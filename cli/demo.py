@@ -10,6 +10,7 @@ from cli.options import Number, json_option
 from cli.output import Output, leave
 
 if TYPE_CHECKING:
+    from services.demo.agency_network import AgencyConsortium
     from services.demo.network import Consortium
 
 _keep = click.option("--keep", is_flag=True, help="Leave the network running at the end.")
@@ -72,7 +73,26 @@ def rights(
     Example: hansa demo rights --orders orders/ --json
     """
 
-    _play_rights(folder, output, seed=seed, keep=keep, orders=orders, limit=limit, rate=rate, store=store)
+    leave(_play_rights(folder, output, seed=seed, keep=keep, orders=orders, limit=limit, rate=rate, store=store))
+
+
+@demo.command("agency")
+@click.option(
+    "--applications",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Fund file of type 03 (JR/T 0017) with orders of product 000198; else a seeded synthetic one.",
+)
+@_seed
+@_keep
+@_folder
+@json_option
+def agency(applications: Path | None, seed: int, keep: bool, folder: Path | None, output: Output) -> None:
+    """Sell a fund file's orders over a private channel while programs of bank, issuer and permission desk die.
+
+    Example: hansa demo agency --applications OFD_996_H0_20170427_03.txt
+    """
+    leave(_play_agency(folder, output, seed=seed, keep=keep, applications=applications))
 
 
 @demo.command("all")
@@ -81,12 +101,14 @@ def rights(
 @_folder
 @json_option
 def everything(seed: int, keep: bool, folder: Path | None, output: Output) -> None:
-    """Play every act there is.
+    """Play every act there is, one after the other, on one network where a folder is named.
+
+    With --json each act prints its own object on a line.
 
     Example: hansa demo all
     """
-
-    _play_rights(folder, output, seed=seed, keep=keep)
+    code = _play_rights(folder, output, seed=seed, keep=keep)
+    leave(_play_agency(folder, output, seed=seed, keep=keep) or code)
 
 
 def _play_rights(
@@ -99,14 +121,14 @@ def _play_rights(
     limit: int | None = None,
     rate: float | None = None,
     store: str = "embedded",
-) -> None:
+) -> int:
     from cli.rights_trial import rights_trial
     from services.demo.rights import main
 
     def open_network() -> "AbstractAsyncContextManager[Consortium]":
         return rights_trial(folder, keep=keep)
 
-    code = main(
+    return main(
         open_network=open_network,
         orders=orders,
         limit=limit,
@@ -115,4 +137,15 @@ def _play_rights(
         store=store,
         as_json=output.as_json,
     )
-    leave(code)
+
+
+def _play_agency(
+    folder: Path | None, output: Output, *, seed: int, keep: bool, applications: Path | None = None
+) -> int:
+    from cli.agency_trial import agency_trial
+    from services.demo.agency import main
+
+    def open_network() -> "AbstractAsyncContextManager[AgencyConsortium]":
+        return agency_trial(folder, keep=keep, records_frames=True)
+
+    return main(open_network=open_network, applications=applications, seed=seed, as_json=output.as_json)

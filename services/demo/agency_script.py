@@ -6,12 +6,12 @@ Everything follows from the file and a seed, serials too: so the same demo on a 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from random import Random
 
 import msgspec
 
 from services.agency.ofd.files import FundFile
 from services.agency.ofd.mapping import applications_of
+from services.agency.ofd.synthetic import investor_of
 from services.agency.orders import Application, Code, Investor
 from services.demo.agency_facts import CONFIRMED, DROPPED, REJECTED
 
@@ -44,7 +44,7 @@ class Script:
         source: where the file is from, for people.
         file: as it was read; ``applications`` are its orders.
         interfaces: product → interface id, for reading it.
-        profiles: TA account → investor as the bank has him.
+        profiles: TA account → investor, for the accounts where the bank has another profile than the issuer.
         accounts: account applications, one for each TA account.
         people: orders of single persons, sent as one window.
         later: what they do with what they got.
@@ -54,7 +54,7 @@ class Script:
     file: FundFile
     interfaces: Mapping[str, str]
     applications: Sequence[Application]
-    profiles: Mapping[str, Investor]
+    profiles: dict[str, Investor]
     accounts: Sequence[Application]
     people: Sequence[Order]
     later: Sequence[Order]
@@ -79,9 +79,8 @@ def make_script(file: FundFile, source: str, *, seed: int) -> Script:
     """
     interfaces = {PRODUCT: INTERFACE, RISKY: INTERFACE, NEW: INTERFACE}
     applications = applications_of(file, interfaces)
-    random = Random(seed)
     first = {item.ta_account: item for item in reversed(applications)}
-    profiles = {account: adult(random, account) for account in sorted(first)}
+    profiles = {account: investor_of(seed, account, on=applications[0].date) for account in sorted(first)}
     cast = _cast(applications[0], seed)
     profiles |= {person.account: person.at_issuer for person in cast.values() if person.at_issuer}
     accounts = [
@@ -95,22 +94,10 @@ def make_script(file: FundFile, source: str, *, seed: int) -> Script:
         file=file,
         interfaces=interfaces,
         applications=applications,
-        profiles=profiles | at_bank,
+        profiles=at_bank,
         accounts=accounts,
         people=_people(applications[0], cast, seed),
         later=_later(applications[0], cast, seed),
-    )
-
-
-def adult(random: Random, account: str) -> Investor:
-    """Return a profile of somebody of age who may buy at least R1: a number, no name."""
-    digest = sha256(account.encode()).hexdigest()
-    return Investor(
-        name=f"holder {digest[:10]}",
-        certificate_type="0",
-        certificate_number=f"{int(digest[:15], 16) % 10**18:018d}",
-        birth_date=random.randrange(1940, 1999) * 10_000 + random.randrange(1, 13) * 100 + random.randrange(1, 29),
-        risk_class=random.randrange(1, 6),
     )
 
 

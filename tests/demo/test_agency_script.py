@@ -28,11 +28,13 @@ def test_the_file_becomes_orders_with_an_account_each() -> None:
     assert len(set(serials)) == len(serials) == len(script.wanted)
     assert len({item.investor.certificate_number for item in script.accounts if item.investor}) == len(opened)
     date = script.applications[0].date
-    young = [account for account, who in script.profiles.items() if age_on(who.birth_date, date) < 18]
-    assert young == ["minor-1"], "the bank takes the pretender for older"
+    investors = {item.ta_account: item.investor for item in script.accounts if item.investor}
+    assert [who for who, item in investors.items() if age_on(item.birth_date, date) < 18] == ["minor-1", "pretender-1"]
+    assert list(script.profiles) == ["pretender-1"], "the bank takes this one for older"
+    assert age_on(script.profiles["pretender-1"].birth_date, date) >= 18
 
 
 def test_the_seed_decides() -> None:
     file = read_path(path())
     assert make_script(file, "file", seed=1) == make_script(file, "file", seed=1)
-    assert make_script(file, "file", seed=2).profiles != make_script(file, "file", seed=1).profiles
+    assert make_script(file, "file", seed=2).accounts != make_script(file, "file", seed=1).accounts
