@@ -1,5 +1,584 @@
-"""``hansa agency``: what a bank does with orders: send, follow, look at records, prove."""
+"""``hansa agency``: what a bank does with orders: register, send, follow, look at records."""
 
-import click
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-COMMANDS: tuple[click.Command, ...] = ()
+import rich_click as click
+
+from cli.agency_place import GATEWAY, SALES, Json, ask_program, money, socket_of, socket_option
+from cli.options import Number, json_option, network_option
+from cli.output import EXIT_REFUSED, Output, leave, panel, table
+from cli.place import Place, network_folder
+from consensus.ledger.errors import LocalError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from services.agency.interfaces import PackageState
+    from services.agency.orders import Confirmation, Investor
+    from services.agency.sales_interface import OrderRecord, Progress, Total
+    from services.agency.sending import Batch, Report
+    from services.local.link import LocalLink
+
+STATES = ("NEW", "DROPPED", "PENDING", "CONFIRMED", "REJECTED", "ALLOTTED")
+LIST_MAX = 50
+"""How many orders are listed, unless told otherwise."""
+SEED = 1
+
+_bank = click.option("--bank", metavar="ORG", required=True, help="The bank whose sales end is asked.")
+_wait = click.option("--wait/--no-wait", "waits", default=True, help="Wait until all is answered and anchored.")
+_outcomes = click.option(
+    "--outcomes",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what came of each order as CSV.",
+)
+_out = click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the confirmation file goes; else beside the file, under its standard name.",
+)
+
+
+# -- sending ---------------------------------------------------------------------------------------------
+
+
+@click.command("send")
+@_bank
+@click.option(
+    "--file",
+    "file",
+    metavar="FILE",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A fund file of type 03, as it is.",
+)
+@_out
+@_outcomes
+@_wait
+@socket_option
+@network_option
+@json_option
+def send(
+    bank: str,
+    file: Path,
+    out: Path | None,
+    outcomes: Path | None,
+    waits: bool,
+    socket: Path | None,
+    place: Place,
+    output: Output,
+) -> None:
+    """Send the orders of a fund file, follow them until they are anchored, and write the confirmation file.
+
+    The same file again sends nothing and says how it stands; after an interruption, too. Orders that are rejected are
+    outcomes: the exit code is 0.
+
+    Example: hansa agency send --bank bank-a --file OFD_996_H0_20170427_03.txt
+    """
+    from services.agency.clerk import products
+    from services.agency.sending import trades_of
+
+    begin = time.monotonic()
+    interfaces = {item.product: item.interface for item in place.ask(products)}
+    batch = trades_of(file, interfaces)
+    output.progress(f"{file.name}: {len(batch.applications):,} orders")
+    _bring(batch, file, out, outcomes, socket_of(place, bank, SALES, socket), output, waits=waits, begin=begin)
+
+
+@click.command("register")
+@_bank
+@click.option("--issuer", metavar="ORG", required=True, help="The issuer that registers them.")
+@click.option("--user", metavar="NAME", help="Register one user of this name; the options below say the rest.")
+@click.option("--ta-account", metavar="ID", default="", help="The user's TA account; else the issuer gives one.")
+@click.option("--transaction-account", metavar="ID", help="The user's account at the bank; else as the name.")
+@click.option("--certificate", metavar="NUMBER", help="Of the user's identity document.")
+@click.option("--certificate-type", metavar="CODE", default="0", show_default=True, help="As in the standard.")
+@click.option("--birth", metavar="YYYY-MM-DD", help="The user's date of birth.")
+@click.option("--risk", metavar="C0…C5", help="The investor's class; C0 is the lowest inside C1.")
+@click.option("--professional", is_flag=True, help="A professional investor.")
+@click.option("--institution", is_flag=True, help="No natural person.")
+@click.option(
+    "--file",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Register many: a fund file of type 01, or a CSV of profiles.",
+)
+@click.option(
+    "--holders-of",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="For trials: register the holders in a fund file of type 03 with made-up profiles.",
+)
+@click.option("--seed", metavar="N", type=Number(0, 2**31), default=SEED, help="Of the made-up profiles.")
+@click.option("--distributor", metavar="CODE", help="The bank's code; else as its sales end has it.")
+@_out
+@_outcomes
+@_wait
+@socket_option
+@network_option
+@json_option
+def register(
+    bank: str,
+    issuer: str,
+    user: str | None,
+    ta_account: str,
+    transaction_account: str | None,
+    certificate: str | None,
+    certificate_type: str,
+    birth: str | None,
+    risk: str | None,
+    professional: bool,
+    institution: bool,
+    file: Path | None,
+    holders_of: Path | None,
+    seed: int,
+    distributor: str | None,
+    out: Path | None,
+    outcomes: Path | None,
+    waits: bool,
+    socket: Path | None,
+    place: Place,
+    output: Output,
+) -> None:
+    """Register users with an issuer through its node, and wait for what it says; exit code 1 if one user is refused.
+
+    A CSV has the columns ta_account, transaction_account, name, certificate_type, certificate_number, birth_date,
+    risk_class, and may have is_institution and is_professional.
+
+    Example: hansa agency register --bank bank-a --issuer issuer-c --user user-b --birth 1990-05-17 --risk C3
+    --certificate 11010119900517001X
+    """
+    from services.agency import sending
+    from services.agency.qualification import date_of
+
+    if [user is not None, file is not None, holders_of is not None].count(True) != 1:
+        raise click.UsageError("give one of --user, --file and --holders-of")
+    begin = time.monotonic()
+    interface = _interface_of(place, issuer)
+    code = distributor or _distributor_of(place, bank)
+    today = date_of(time.time_ns() // 1_000_000)
+    if user is not None:
+        investor = _investor(user, certificate, certificate_type, birth, risk, professional, institution)
+        application = sending.registration(
+            ta_account=ta_account,
+            transaction_account=user if transaction_account is None else transaction_account,
+            investor=investor,
+            interface=interface,
+            distributor=code,
+            date=today,
+        )
+        batch = sending.Batch(f"user:{application.serial}", [application])
+    elif holders_of is not None:
+        batch = sending.holders_of(holders_of, seed, interface=interface)
+    elif file is not None and sending.is_fund_file(file):
+        batch = sending.accounts_of(file, interface)
+    else:
+        batch = sending.profiles_of(file or Path(), interface=interface, distributor=code, date=today)
+    name = file or holders_of or Path(user or "")
+    report = _bring(batch, name, out, outcomes, socket_of(place, bank, SALES, socket), output, waits=waits, begin=begin)
+    if user is not None and any(total.reason for total in report.totals):
+        leave(EXIT_REFUSED)
+
+
+def _interface_of(place: Place, issuer: str) -> str:
+    """Return an issuer's interface id: that of its products."""
+    from services.agency.clerk import products
+    from services.client.errors import Refused
+
+    found = sorted({item.interface for item in place.ask(products) if item.issuer == issuer})
+    if not found:
+        raise Refused("unknown_interface", f"{issuer} has no product on this chain, so no interface id is known")
+    return found[0]
+
+
+def _distributor_of(place: Place, bank: str) -> str:
+    """Return the bank's code in fund files, as its sales end's service.toml has it."""
+    from services.agency.config import SalesFile
+    from services.local.files import existing
+
+    file = existing(network_folder(place.given) / "services" / f"{bank}-sales", SalesFile)
+    if file is None or not file.distributor:
+        raise LocalError("no_distributor", f"nothing here says the code of {bank} in fund files: give --distributor")
+    return file.distributor
+
+
+def _investor(
+    user: str,
+    certificate: str | None,
+    certificate_type: str,
+    birth: str | None,
+    risk: str | None,
+    professional: bool,
+    institution: bool,
+) -> "Investor":
+    from services.agency.sending import investor_from, risk_class
+
+    if not (certificate and risk and (birth or institution)):
+        raise click.UsageError("--user needs --certificate, --risk and --birth too")
+    digits = (birth or "0").replace("-", "")
+    if not digits.isdecimal():
+        raise click.UsageError(f"--birth {birth}: a date is YYYY-MM-DD")
+    values: dict[str, object] = {
+        "name": user,
+        "certificate_type": certificate_type,
+        "certificate_number": certificate,
+        "birth_date": int(digits),
+        "risk_class": risk_class(risk),
+        "is_institution": institution,
+        "is_professional": professional,
+    }
+    return investor_from(values)
+
+
+def _bring(
+    batch: "Batch",
+    file: Path,
+    out: Path | None,
+    outcomes: Path | None,
+    path: Path,
+    output: Output,
+    *,
+    waits: bool,
+    begin: float,
+) -> "Report":
+    """Send a batch, write what came of it, and print the card."""
+    from services.agency.sending import records_of, write_confirmations, write_outcomes
+    from services.agency.sending import send as send_batch
+
+    async def run(link: "LocalLink") -> "tuple[Report, list[OrderRecord]]":
+        report = await send_batch(link, batch, _teller(output), waits=waits)
+        return report, await records_of(link, [source for source, _ in batch.parts])
+
+    report, records = ask_program(path, run)
+    if not report.is_new:
+        output.progress("taken before: nothing is sent twice")
+    written = write_confirmations(batch, records, out, file.parent)
+    if outcomes is not None:
+        write_outcomes(records, outcomes)
+    roots = sorted({record.root for record in records if record.root})
+    heights = sorted({anchor.height for record in records for anchor in record.anchors})
+    data: Json = {
+        "source": batch.source,
+        "new": report.is_new,
+        "done": report.is_done,
+        "orders": report.count,
+        "amount": str(sum(total.amount for total in report.totals)),
+        "waiting": report.waiting,
+        "unanchored": report.unanchored,
+        "totals": [_total_json(total) for total in report.totals],
+        "packages": ["0x" + root.hex() for root in roots],
+        "heights": heights,
+        "confirmations": None if written is None else str(written),
+        "outcomes": None if outcomes is None else str(outcomes),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
+    if len(records) == 1:
+        data["order"] = _record_json(records[0])
+    output.show(data, lambda console: _draw_report(console, file.name, data, records))
+    return report
+
+
+def _teller(output: Output) -> "Callable[[Progress], None]":
+    def tell(progress: "Progress") -> None:
+        answered = progress.count - progress.waiting
+        output.progress(
+            f"{answered:,} of {progress.count:,} answered, {progress.unanchored:,} of these still to be anchored"
+        )
+
+    return tell
+
+
+def _total_json(total: "Total") -> Json:
+    return {
+        "state": total.state.value,
+        "reason": total.reason,
+        "count": total.count,
+        "amount": str(total.amount),
+    }
+
+
+def _draw_report(console: "Console", name: str, data: Json, records: "list[OrderRecord]") -> None:
+    shown: dict[str, object] = {"orders": f"{data['orders']:,}", "amount": money(int(data["amount"]))}
+    shown["packages"] = "\n".join(data["packages"]) or "none"
+    if data["heights"]:
+        shown["anchored in"] = f"block {', '.join(map(str, data['heights']))}"
+    if not data["done"]:
+        shown["still to come"] = f"{data['waiting']:,} answers, {data['unanchored']:,} anchors"
+    if data["confirmations"]:
+        shown["confirmations"] = data["confirmations"]
+    if data["outcomes"]:
+        shown["outcomes"] = data["outcomes"]
+    if len(records) == 1 and (confirmation := records[0].confirmation) is not None and confirmation.is_accepted:
+        shown["TA account"] = confirmation.ta_account
+    shown["took"] = f"{data['seconds']:.1f} s"
+    panel(console, name, shown, good=bool(data["done"]))
+    rows = [
+        (item["state"], item["reason"] or "–", f"{item['count']:,}", money(int(item["amount"])))
+        for item in data["totals"]
+    ]
+    table(console, ["state", "reason", ">orders", ">amount"], rows)
+
+
+# -- looking ---------------------------------------------------------------------------------------------
+
+
+_state = click.option("--state", type=click.Choice(STATES), help="Only orders in this state.")
+_limit = click.option(
+    "--limit", metavar="N", type=Number(1, 1_000_000), default=LIST_MAX, show_default=True, help="How many."
+)
+_of_file = click.option(
+    "--file",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Only orders of this file.",
+)
+
+
+@click.command("orders")
+@_bank
+@_state
+@_of_file
+@_limit
+@socket_option
+@network_option
+@json_option
+def orders(
+    bank: str,
+    state: str | None,
+    file: Path | None,
+    limit: int,
+    socket: Path | None,
+    place: Place,
+    output: Output,
+) -> None:
+    """List orders in the sequence they were taken in, with states and reasons.
+
+    Example: hansa agency orders --bank bank-a --state REJECTED
+    """
+    found = _find(place, bank, state, file, limit, socket)
+    rows = [
+        (
+            record.application.serial,
+            record.application.code,
+            record.application.product or "–",
+            record.application.ta_account or "–",
+            _quantity(record.application.amount, record.application.volume),
+            record.state.value,
+            record.reason or "–",
+        )
+        for record in found
+    ]
+    data: Json = {"orders": [_record_json(record) for record in found]}
+    columns = ["order", "code", "product", "TA account", ">amount", "state", "reason"]
+    output.show(data, lambda console: table(console, columns, rows))
+
+
+@click.command("records")
+@_bank
+@_state
+@_of_file
+@_limit
+@socket_option
+@network_option
+@json_option
+def records(
+    bank: str,
+    state: str | None,
+    file: Path | None,
+    limit: int,
+    socket: Path | None,
+    place: Place,
+    output: Output,
+) -> None:
+    """List business records: what was confirmed of each order, its package's root and the block of its anchor.
+
+    Example: hansa agency records --bank bank-a --limit 20
+    """
+    from cli.views import short
+
+    found = _find(place, bank, state, file, limit, socket)
+    rows = []
+    for record in found:
+        confirmed = record.allotment or record.confirmation
+        rows.append(
+            (
+                record.application.serial,
+                record.state.value,
+                record.reason or "–",
+                money(confirmed.amount) if confirmed else "–",
+                money(confirmed.volume) if confirmed else "–",
+                short("0x" + record.root.hex(), 6) if record.root else "–",
+                record.anchors[-1].height if record.anchors else None,
+            )
+        )
+    data: Json = {"records": [_record_json(record) for record in found]}
+    columns = ["order", "state", "reason", ">amount", ">units", "package", ">block"]
+    output.show(data, lambda console: table(console, columns, rows))
+
+
+def _find(
+    place: Place, bank: str, state: str | None, file: Path | None, limit: int, socket: Path | None
+) -> "list[OrderRecord]":
+    from services.agency.sales_interface import SALES_PAGE_MAX, OrdersQuery, State
+    from services.agency.sending import orders as ask_orders
+    from services.agency.sending import source_of_file
+
+    source = "" if file is None else source_of_file(file)
+    query = OrdersQuery(None if state is None else State(state), source, limit=min(limit, SALES_PAGE_MAX))
+    path = socket_of(place, bank, SALES, socket)
+    return ask_program(path, lambda link: ask_orders(link, query, records_max=limit))
+
+
+@click.command("order")
+@click.argument("serial", metavar="ORDER")
+@_bank
+@socket_option
+@network_option
+@json_option
+def order(serial: str, bank: str, socket: Path | None, place: Place, output: Output) -> None:
+    """Print one order: what was applied for, what was confirmed, its package's hashes, and the block of its anchor.
+
+    Example: hansa agency order 2017042700001234 --bank bank-a
+    """
+    record = find_order(place, bank, serial, socket)
+    package = _package(place, bank, record.root) if record.root else None
+    data: Json = {"order": _record_json(record)}
+    if package is not None:
+        data["package"] = _package_json(package)
+
+    def draw(console: "Console") -> None:
+        application = record.application
+        shown: dict[str, object] = {
+            "state": f"{record.state.value}{', ' if record.reason else ''}{record.reason}",
+            "applied for": f"{application.code} {application.product}".strip(),
+            "amount": _quantity(application.amount, application.volume),
+            "TA account": application.ta_account or "–",
+            "issuer": record.issuer or "–",
+            "terms": f"version {application.terms_version}" if application.terms_version else "–",
+        }
+        for confirmation in (record.confirmation, record.allotment):
+            if confirmation is not None:
+                shown[f"confirmed {confirmation.code}"] = _confirmed(confirmation)
+        if record.root:
+            shown["package"] = "0x" + record.root.hex()
+        if package is not None:
+            for item in package.rounds:
+                shown[f"outcome root {item.round_number}"] = "0x" + item.outcome_root.hex()
+                shown[f"anchor {item.round_number}"] = (
+                    f"{item.status} in block {item.height}" if item.height else "waits"
+                )
+        panel(console, f"Order {serial}", shown, good=record.state.value not in ("REJECTED", "DROPPED"))
+
+    output.show(data, draw)
+
+
+def find_order(place: Place, bank: str, serial: str, socket: Path | None = None) -> "OrderRecord":
+    """Return an order by its serial; ``unknown_order``."""
+    from services.agency.sales_interface import OrderQuery, OrderRecord
+
+    path = socket_of(place, bank, SALES, socket)
+    return ask_program(path, lambda link: link.call("order", OrderQuery(serial), OrderRecord))
+
+
+def _package(place: Place, bank: str, root: bytes) -> "PackageState | None":
+    """Return what the bank's gateway has of a package, None where it does not answer."""
+    from services.agency.interfaces import PackageState, RootQuery
+    from services.client.errors import Refused, Unreachable
+
+    path = socket_of(place, bank, GATEWAY, None)
+    try:
+        return ask_program(path, lambda link: link.call("package", RootQuery(root), PackageState))
+    except (Unreachable, Refused):
+        return None
+
+
+def _package_json(package: "PackageState") -> Json:
+    return {
+        "root": "0x" + package.root.hex(),
+        "state": package.state,
+        "code": package.code,
+        "count": package.count,
+        "epoch": package.epoch,
+        "signature": "0x" + package.signature.hex(),
+        "rounds": [
+            {
+                "round": item.round_number,
+                "outcomeRoot": "0x" + item.outcome_root.hex(),
+                "previous": "0x" + item.previous.hex(),
+                "signature": "0x" + item.signature.hex(),
+                "transactionId": "0x" + item.transaction_id.hex(),
+                "height": item.height,
+                "status": item.status,
+            }
+            for item in package.rounds
+        ],
+    }
+
+
+def _record_json(record: "OrderRecord") -> Json:
+    application = record.application
+    return {
+        "serial": application.serial,
+        "source": record.source,
+        "place": record.place,
+        "state": record.state.value,
+        "reason": record.reason,
+        "code": application.code,
+        "product": application.product,
+        "issuer": record.issuer,
+        "taAccount": application.ta_account,
+        "amount": str(application.amount),
+        "volume": str(application.volume),
+        "termsVersion": application.terms_version,
+        "root": "0x" + record.root.hex() if record.root else None,
+        "confirmations": [
+            _confirmation_json(item) for item in (record.confirmation, record.allotment) if item is not None
+        ],
+        "anchors": [
+            {"round": item.round_number, "transactionId": "0x" + item.transaction_id.hex(), "height": item.height}
+            for item in record.anchors
+        ],
+    }
+
+
+def _confirmation_json(confirmation: "Confirmation") -> Json:
+    return {
+        "code": confirmation.code,
+        "taSerial": confirmation.ta_serial,
+        "taAccount": confirmation.ta_account,
+        "returnCode": confirmation.return_code,
+        "reason": confirmation.reason,
+        "amount": str(confirmation.amount),
+        "volume": str(confirmation.volume),
+        "nav": str(confirmation.nav),
+        "charge": str(confirmation.charge),
+        "date": confirmation.date,
+        "final": confirmation.is_final,
+    }
+
+
+def _confirmed(confirmation: "Confirmation") -> str:
+    if not confirmation.is_accepted:
+        return f"rejected {confirmation.return_code} {confirmation.reason}".strip()
+    parts = [f"{money(confirmation.amount)} for {money(confirmation.volume)} units"]
+    if confirmation.nav:
+        parts.append(f"at {confirmation.nav // 10_000}.{confirmation.nav % 10_000:04d}")
+    if confirmation.charge:
+        parts.append(f"charge {money(confirmation.charge)}")
+    is_empty = not (confirmation.amount or confirmation.volume)
+    return "accepted" if is_empty else ", ".join(parts)
+
+
+def _quantity(amount: int, volume: int) -> str:
+    if amount:
+        return money(amount)
+    return f"{money(volume)} units" if volume else "–"
+
+
+COMMANDS: Iterable[click.Command] = (register, send, orders, records, order)

@@ -2,7 +2,7 @@
 
 from consensus.ledger.errors import LocalError
 from node.network.homes import LocalNetwork
-from services.agency.setup import INTERFACES, PRODUCTS, Institution, Plan
+from services.agency.setup import DISTRIBUTORS, INTERFACES, PRODUCTS, Institution, Plan
 
 BANKS = ("bank-a",)
 PERMISSION = "permission"
@@ -38,5 +38,5 @@ def plan_of(network: LocalNetwork) -> Plan:
 def institution(network: LocalNetwork, organisation: str) -> Institution:
     """Return an organisation with its node; the first one where it has several."""
     node = next(node for node in network.nodes if node.organisation == organisation)
-    interface = INTERFACES.get(organisation, "")
-    return Institution(organisation, node.name, node.rpc_url, node.run / OWNER_SOCKET, interface)
+    codes = (INTERFACES.get(organisation, ""), DISTRIBUTORS.get(organisation, ""))
+    return Institution(organisation, node.name, node.rpc_url, node.run / OWNER_SOCKET, *codes)

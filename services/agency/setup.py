@@ -53,7 +53,8 @@ INITIAL = ("020", "024")
 class Institution:
     """A bank or an issuer: its account of the same name, its node, and how that is reached.
 
-    ``owner`` is the node's owner socket, ``interface`` an issuer's interface id, "" for a bank.
+    ``owner`` is the node's owner socket, ``interface`` an issuer's interface id, "" for a bank, ``distributor`` a
+    bank's code in fund files.
     """
 
     organisation: str
@@ -61,6 +62,7 @@ class Institution:
     url: str
     owner: Path
     interface: str = ""
+    distributor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ PRODUCTS = (
     Product("C00003", "issuer-c", "bond", 2, 10_000, INITIAL, charge_basis_points=60),
     Product("F00001", "issuer-f", "mixed", 3, 12_345, charge_basis_points=80),
 )
+DISTRIBUTORS = {"bank-a": "996"}
 INTERFACES = {"issuer-c": "C-FUNDS", "issuer-f": "F-FUNDS"}
 CURRENCY = "156"
 
@@ -348,7 +351,8 @@ def _files(plan: Plan) -> list[tuple[Path, ServiceFile]]:
             end = IssuerFile(organisation=name, gateway=socket, business=gateway.business, **shared)
             files.append((plan.services / issuer_name(name), end))
         else:
-            files.append((plan.services / sales_name(name), SalesFile(organisation=name, gateway=socket)))
+            sales = SalesFile(organisation=name, gateway=socket, distributor=institution.distributor)
+            files.append((plan.services / sales_name(name), sales))
     return files
 
 

@@ -1,0 +1,391 @@
+"""What a bank's people do with orders over the sales end's socket: bring a file, follow it, write what came of it.
+
+A file is known by its SHA-256, so that the same file again changes nothing and says how it stands. Larger ones than the
+sales end takes at once go in parts, each a source of its own.
+"""
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from consensus.ledger.errors import LocalError
+from services.agency.interfaces import WAIT_MS_MAX
+from services.agency.ofd.files import FundFile, file_name
+from services.agency.ofd.layout import FileType
+from services.agency.ofd.mapping import applications_of, confirmation_file
+from services.agency.ofd.reader import read
+from services.agency.ofd.synthetic import registrations
+from services.agency.ofd.writer import write
+from services.agency.orders import Account, Application, Code, Investor
+from services.agency.sales_interface import (
+    SALES_PAGE_MAX,
+    TAKE_MAX,
+    ApplicationsTake,
+    OrderRecord,
+    Orders,
+    OrdersQuery,
+    Progress,
+    ProgressQuery,
+    State,
+    Taken,
+    Total,
+)
+from services.local.files import replace_file
+from services.local.link import LocalLink
+
+FILE_BYTES_MAX = 256 * 1024 * 1024
+PROFILES_BYTES_MAX = 64 * 1024 * 1024
+TAKE_TIMEOUT_MS = 120_000
+PROFILE_COLUMNS = (
+    "ta_account",
+    "transaction_account",
+    "name",
+    "certificate_type",
+    "certificate_number",
+    "birth_date",
+    "risk_class",
+    "is_institution",
+    "is_professional",
+)
+"""Of a CSV of profiles; the last two may be missing. Dates are YYYYMMDD, classes C0 to C5, truth is 1 or 0."""
+OUTCOME_COLUMNS = (
+    *("line", "serial", "code", "ta_account", "product", "amount", "volume", "state", "reason", "issuer"),
+    *("confirmed_amount", "confirmed_volume", "nav", "charge", "ta_serial", "root", "height"),
+)
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Applications that belong together: where they come from, and the fund file that they stood in, if any."""
+
+    source: str
+    applications: list[Application]
+    creator: str = ""
+    file: FundFile | None = None
+
+    @property
+    def parts(self) -> list[tuple[str, list[Application]]]:
+        """What is brought at a time, each with its own source."""
+        count = len(self.applications)
+        if count <= TAKE_MAX:
+            return [(self.source, self.applications)]
+        starts = range(0, count, TAKE_MAX)
+        return [(f"{self.source}.{n}", self.applications[start : start + TAKE_MAX]) for n, start in enumerate(starts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a batch stands: totals by state and reason, and what is still to come."""
+
+    count: int
+    totals: tuple[Total, ...]
+    waiting: int
+    unanchored: int
+    is_new: bool
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every order was answered or dropped, and all answers are anchored."""
+        return not (self.waiting or self.unanchored)
+
+
+def trades_of(path: Path, interfaces: dict[str, str]) -> Batch:
+    """Read a fund file of type 03; ``interfaces`` says the interface id of each product.
+
+    Raises:
+        LocalError: ``bad_fund_file``, ``file_error``.
+    """
+    return _batch(path, FileType.TRADE_APPLICATIONS, interfaces, "")
+
+
+def accounts_of(path: Path, interface: str) -> Batch:
+    """Read a fund file of type 01, for the issuer with this interface id; errors as for :func:`trades_of`."""
+    return _batch(path, FileType.ACCOUNT_APPLICATIONS, {}, interface)
+
+
+def _batch(path: Path, file_type: FileType, interfaces: dict[str, str], account_interface: str) -> Batch:
+    data = _content(path, FILE_BYTES_MAX)
+    file = read(data, path.name)
+    if file.header.file_type is not file_type:
+        raise LocalError("bad_fund_file", f"{path.name} is of type {file.header.file_type}, not {file_type}")
+    applications = applications_of(file, interfaces, account_interface=account_interface)
+    return Batch(source_of(data, account_interface), applications, file.header.creator, file)
+
+
+def source_of(data: bytes, issuer: str = "") -> str:
+    """Return what a file's content is known by; the same profiles for two issuers are two sources."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}" + (f":{issuer}"[:20] if issuer else "")
+
+
+def source_of_file(path: Path) -> str:
+    """Return what a fund file of type 03 is known by; ``bad_file``."""
+    return source_of(_content(path, FILE_BYTES_MAX))
+
+
+def holders_of(path: Path, seed: int, *, interface: str) -> Batch:
+    """Return applications to open an account for each holder in a fund file of type 03, with made-up profiles.
+
+    Raises:
+        LocalError: ``bad_fund_file``, ``bad_file``.
+    """
+    trades = trades_of(path, {})
+    own = [item for item in trades.applications if item.distributor == trades.creator]
+    made = registrations(own, seed, interface=interface, distributor=trades.creator)
+    return Batch(f"{trades.source}:{seed}:{interface}"[:90], made)
+
+
+def is_fund_file(path: Path) -> bool:
+    """Tell a fund file from a table by how it begins."""
+    return _content(path, FILE_BYTES_MAX)[:8] == b"OFDCFDAT"
+
+
+def profiles_of(path: Path, *, interface: str, distributor: str, date: int) -> Batch:
+    """Read a CSV of profiles, see :data:`PROFILE_COLUMNS`, as applications to open accounts.
+
+    Raises:
+        LocalError: ``bad_profiles`` with line and column.
+    """
+    data = _content(path, PROFILES_BYTES_MAX)
+    try:
+        rows = list(csv.DictReader(data.decode("utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LocalError("bad_profiles", f"{path}: {error}") from None
+    missing = [name for name in PROFILE_COLUMNS[:-2] if rows and name not in rows[0]]
+    if not rows or missing:
+        raise LocalError("bad_profiles", f"{path} has no {'lines' if not rows else f'column {missing[0]}'}")
+    applications = [
+        _registration(row, f"{path}, line {line}", interface, distributor, date) for line, row in enumerate(rows, 2)
+    ]
+    return Batch(source_of(data, interface), applications)
+
+
+def registration(
+    *, ta_account: str, transaction_account: str, investor: Investor, interface: str, distributor: str, date: int
+) -> Application:
+    """Return the application that opens an account; its serial follows from what it says, so it is the same again.
+
+    Raises:
+        LocalError: ``bad_profiles`` for an account that cannot be one.
+    """
+    for name, value in (("ta_account", ta_account), ("transaction_account", transaction_account)):
+        try:
+            msgspec.convert(value, Account)
+        except msgspec.ValidationError:
+            raise LocalError(
+                "bad_profiles", f"{name}: {value[:40]!r} is not up to 20 letters, digits, - and _"
+            ) from None
+    facts = msgspec.msgpack.encode([ta_account, transaction_account, investor, interface, distributor])
+    return Application(
+        serial=f"A{hashlib.sha256(facts).hexdigest()[:23].upper()}",
+        code=Code.OPEN_ACCOUNT.value,
+        interface=interface,
+        product="",
+        target_product="",
+        ta_account=ta_account,
+        transaction_account=transaction_account,
+        distributor=distributor,
+        target_distributor="",
+        amount=0,
+        volume=0,
+        currency="156",
+        date=date,
+        time=0,
+        terms_version=0,
+        is_warned=False,
+        investor=investor,
+        fields={},
+    )
+
+
+def investor_from(values: dict[str, object]) -> Investor:
+    """Return a checked profile.
+
+    Raises:
+        LocalError: ``bad_profiles`` naming the field.
+    """
+    for name in Investor.__struct_fields__:
+        try:
+            single = {**_SPECIMEN, name: values.get(name, _SPECIMEN[name])}
+            msgspec.convert([single[field] for field in Investor.__struct_fields__], Investor)
+        except msgspec.ValidationError as error:
+            raise LocalError("bad_profiles", f"{name}: {str(error).split(' - at')[0]}") from None
+    return msgspec.convert([values.get(name, _SPECIMEN[name]) for name in Investor.__struct_fields__], Investor)
+
+
+_SPECIMEN: dict[str, object] = {
+    "name": "",
+    "certificate_type": "0",
+    "certificate_number": "0",
+    "birth_date": 0,
+    "risk_class": 0,
+    "is_institution": False,
+    "is_professional": False,
+}
+
+
+def risk_class(text: str) -> int:
+    """Return 0…5 of an investor's class C0…C5, as a number or with its letter.
+
+    Raises:
+        LocalError: ``bad_profiles``.
+    """
+    digits = text.strip().upper().removeprefix("C")
+    if digits not in {"0", "1", "2", "3", "4", "5"}:
+        raise LocalError("bad_profiles", f"risk_class: {text[:20]!r} is none of C0 to C5")
+    return int(digits)
+
+
+async def send(sales: LocalLink, batch: Batch, on_progress: OnProgress, *, waits: bool = True) -> Report:
+    """Bring applications to the sales end and follow them until all are answered and anchored.
+
+    Raises:
+        Refused, Unreachable: the sales end's; what it has taken goes on by itself.
+    """
+    is_new = False
+    for source, applications in batch.parts:
+        take = ApplicationsTake(source, applications, batch.creator)
+        is_new |= (await sales.call("applications_take", take, Taken, timeout_ms=TAKE_TIMEOUT_MS)).is_new
+    found = [await _follow(sales, source, on_progress, waits=waits) for source, _ in batch.parts]
+    return Report(
+        sum(item.count for item in found),
+        merged(total for item in found for total in item.totals),
+        sum(item.waiting for item in found),
+        sum(item.unanchored for item in found),
+        is_new,
+    )
+
+
+async def _follow(sales: LocalLink, source: str, on_progress: OnProgress, *, waits: bool) -> Progress:
+    version = 0
+    while True:
+        wait_ms = WAIT_MS_MAX if version and waits else 0
+        query = ProgressQuery(source, version, wait_ms)
+        found = await sales.call("progress", query, Progress, timeout_ms=TAKE_TIMEOUT_MS)
+        if found.version != version:
+            on_progress(found)
+        if not waits or not (found.waiting or found.unanchored):
+            return found
+        version = found.version
+
+
+def merged(totals: Iterable[Total]) -> tuple[Total, ...]:
+    """Return totals with one for each state and reason, in that order."""
+    sums: dict[tuple[State, str], tuple[int, int]] = {}
+    for total in totals:
+        count, amount = sums.get((total.state, total.reason), (0, 0))
+        sums[total.state, total.reason] = (count + total.count, amount + total.amount)
+    order = list(State)
+    found = [Total(state, reason, count, amount) for (state, reason), (count, amount) in sums.items()]
+    return tuple(sorted(found, key=lambda item: (order.index(item.state), item.reason)))
+
+
+async def records_of(sales: LocalLink, sources: Sequence[str]) -> list[OrderRecord]:
+    """Return the records of all orders of these sources, in the order in which they were taken."""
+    records: list[OrderRecord] = []
+    for source in sources:
+        records += await orders(sales, OrdersQuery(source=source, limit=SALES_PAGE_MAX))
+    return records
+
+
+async def orders(sales: LocalLink, query: OrdersQuery, *, records_max: int | None = None) -> list[OrderRecord]:
+    """Return the records that a query selects, page by page, up to ``records_max``."""
+    found: list[OrderRecord] = []
+    while records_max is None or len(found) < records_max:
+        page = await sales.call("orders", query, Orders, timeout_ms=TAKE_TIMEOUT_MS)
+        found += page.items
+        if not page.next:
+            break
+        query = msgspec.structs.replace(query, after=page.next)
+    return found[:records_max]
+
+
+def write_confirmations(batch: Batch, records: Iterable[OrderRecord], out: Path | None, beside: Path) -> Path | None:
+    """Write the fund file that answers a batch's: 04 to a 03, 02 to an 01; None where nothing was confirmed.
+
+    It goes to ``out``, else under its standard name into the folder ``beside``.
+
+    Raises:
+        LocalError: ``bad_fund_file``, ``bad_file``.
+    """
+    pairs = [
+        (record.application, confirmation)
+        for record in records
+        for confirmation in (record.confirmation, record.allotment)
+        if confirmation is not None
+    ]
+    if batch.file is None or not pairs:
+        return None
+    date = f"{max(confirmation.date for _, confirmation in pairs):08d}"
+    made = confirmation_file(batch.file.header, pairs, date=date)
+    path = out or beside / file_name(made.header)
+    _write(path, write(made))
+    return path
+
+
+def write_outcomes(records: Iterable[OrderRecord], path: Path) -> None:
+    """Write one line for each order as CSV; amounts in 1/100, units in 1/100.
+
+    Raises:
+        LocalError: ``bad_file``.
+    """
+    lines = [",".join(OUTCOME_COLUMNS)]
+    for record in records:
+        order, confirmed = record.application, record.allotment or record.confirmation
+        values: list[object] = [record.place + 1, order.serial, order.code, order.ta_account, order.product]
+        values += [order.amount, order.volume, record.state.value, record.reason, record.issuer]
+        if confirmed is None:
+            values += [""] * 5
+        else:
+            values += [confirmed.amount, confirmed.volume, confirmed.nav, confirmed.charge, confirmed.ta_serial]
+        values += [record.root.hex(), record.anchors[-1].height if record.anchors else ""]
+        lines.append(",".join(str(value) for value in values))
+    _write(path, "\n".join([*lines, ""]).encode())
+
+
+def _registration(row: dict[str, str], place: str, interface: str, distributor: str, date: int) -> Application:
+    try:
+        values: dict[str, object] = {name: row[name].strip() for name in ("name", "certificate_type")}
+        birth_date = row["birth_date"].strip().replace("-", "")
+        values |= {
+            "certificate_number": row["certificate_number"].strip(),
+            "birth_date": int(birth_date) if birth_date.isdecimal() else birth_date,
+            "risk_class": risk_class(row["risk_class"]),
+            "is_institution": (row.get("is_institution") or "0").strip() == "1",
+            "is_professional": (row.get("is_professional") or "0").strip() == "1",
+        }
+        return registration(
+            ta_account=row["ta_account"].strip(),
+            transaction_account=row["transaction_account"].strip(),
+            investor=investor_from(values),
+            interface=interface,
+            distributor=distributor,
+            date=date,
+        )
+    except LocalError as error:
+        raise LocalError("bad_profiles", f"{place}: {error.message}") from None
+    except AttributeError:
+        raise LocalError("bad_profiles", f"{place} has fewer columns than the first line") from None
+
+
+def _content(path: Path, bytes_max: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(bytes_max + 1)
+    except OSError as error:
+        raise LocalError("bad_file", f"{path}: {error.strerror}") from None
+    if len(data) > bytes_max:
+        raise LocalError("bad_file", f"{path} has more than {bytes_max} bytes")
+    return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        raise LocalError("bad_file", f"{path}: {error.strerror}") from None
