@@ -14,7 +14,8 @@ revokes. Only an issuer speaks for its interfaces, products and net asset values
 within its epoch; once revoked or expired it is opened anew under the next one, so that what was sent under an old
 epoch never counts again. An epoch belongs to one pair of nodes: a party moves to another node while none of its
 channels is open. A channel is *open* while its status is OPEN and block time below ``expiresMs``; after that, up to
-``graceUntilMs``, confirmations still travel; then it is closed.
+``graceUntilMs``, confirmations still travel; then it is closed. An agreement that began before a revocation, by more
+than a slack for people's clocks, does not open the channel again: what was signed earlier is no way round it.
 
 **Keys** never come back and belong to one party for one use. What a business key has signed counts while the key is in
 force and, so that nothing under way is lost, for ``KEY_GRACE_BLOCKS`` blocks after it was replaced. A stolen key is
@@ -36,7 +37,8 @@ State, under ``cooperation/``; ORG, BANK, ISSUER are organisations, hashes are i
 - ``application/HASH`` = {number, bank, issuers, document, validFromMs, validUntilMs, graceMs, status: PENDING, OPENED
   or REFUSED, reason}; ``agreement/BANK/NUMBER`` = its hash; ``pending/BANK/HASH`` = true while it waits
 - ``channel/BANK/ISSUER`` = {bank, issuer, epoch, status: OPEN or REVOKED, agreement, bankNode, issuerNode, openedMs,
-  expiresMs, revokedMs, graceUntilMs, revokedBy, reason}; ``partner/ORG/OTHER`` = true for either side
+  expiresMs, revokedMs, graceUntilMs, revokedBy, reason}; ``partner/ORG/OTHER`` = whether ORG is the bank,
+  for either side
 - ``product/CODE`` = {issuer, interface, type, risk, currency, chargeBasisPoints, isOpen, nav, navDate};
   ``nav/CODE/DATE`` = {nav, height, timeMs}
 - ``proposal/HASH`` = {bank, issuer, subject, version, terms, effectiveMs, expiresMs, proposer, signatures: ORG → 64
@@ -61,8 +63,8 @@ PERMISSION_ROLE = "permission"
 KEY_GRACE_BLOCKS = 10_000
 KEYS_REPLACED_MAX = 4
 """How many replaced business keys of a party are remembered for their grace."""
-PARTNERS_MAX = 500
-"""How many channels one party has, whatever became of them."""
+REOPEN_SLACK_MS = 600_000
+"""How long before a revocation an agreement may have begun that opens the channel again: clocks differ."""
 ISSUERS_MAX = 32
 PENDING_MAX = 16
 """How many applications of one bank wait."""
@@ -219,7 +221,8 @@ class Cooperation(Contract):
         """Open, by the permission desk, the channels that an application asks for; return issuer → epoch.
 
         Fails with ``unknown_application``, ``application_state``, ``agreement_early``, ``agreement_expired``,
-        ``node_state`` or ``organisation_suspended`` about one of the parties, or ``too_many_channels``.
+        ``channel_revoked`` where a channel was revoked since the agreement began, ``node_state`` or
+        ``organisation_suspended`` about one of the parties.
         """
         _acting(context, PERMISSION_ROLE)
         record = _pending_application(context, application)
@@ -698,12 +701,15 @@ def _is_open(context: Context, channel: Record) -> bool:
 
 def _require_no_open_channel(context: Context, organisation: str) -> None:
     """Check that none of a party's channels is open."""
-    partners = context.state.scan(f"partner/{organisation}/", limit=PARTNERS_MAX)
-    for key, is_bank in partners:
-        other = key[len(organisation) + 9 :]
-        channel = _channel(context, organisation, other) if is_bank else _channel(context, other, organisation)
-        is_open = _is_open(context, channel)
-        context.require(not is_open, "channel_open", f"the channel with {other} ends at its present node")
+    prefix = f"partner/{organisation}/"
+    partners = context.state.scan(prefix)
+    while partners:
+        for key, is_bank in partners:
+            other = key[len(prefix) :]
+            channel = _channel(context, organisation, other) if is_bank else _channel(context, other, organisation)
+            is_open = _is_open(context, channel)
+            context.require(not is_open, "channel_open", f"the channel with {other} ends at its present node")
+        partners = context.state.scan(prefix, partners[-1][0] + "\0")
 
 
 def _open_channel(context: Context, application: bytes, record: Record, issuer: str, nodes: tuple[str, str]) -> int:
@@ -719,8 +725,11 @@ def _open_channel(context: Context, application: bytes, record: Record, issuer: 
         kept: int = old["epoch"]
         return kept
     if old is None:
-        _add_partner(context, bank, issuer, is_bank=True)
-        _add_partner(context, issuer, bank, is_bank=False)
+        context.state.put(f"partner/{bank}/{issuer}", True)
+        context.state.put(f"partner/{issuer}/{bank}", False)
+    elif old["status"] == REVOKED:
+        is_newer = record["validFromMs"] + REOPEN_SLACK_MS >= old["revokedMs"]
+        context.require(is_newer, "channel_revoked", f"revoked with {issuer} after this agreement had begun")
     epoch = 1 if old is None else old["epoch"] + 1
     opened: dict[str, Value] = {
         "bank": bank,
@@ -739,12 +748,6 @@ def _open_channel(context: Context, application: bytes, record: Record, issuer: 
     }
     context.state.put(key, opened)
     return epoch
-
-
-def _add_partner(context: Context, organisation: str, other: str, *, is_bank: bool) -> None:
-    count = len(context.state.scan(f"partner/{organisation}/", limit=PARTNERS_MAX))
-    context.require(count < PARTNERS_MAX, "too_many_channels", f"{organisation} has {PARTNERS_MAX}")
-    context.state.put(f"partner/{organisation}/{other}", is_bank)
 
 
 def _product(context: Context, product: str) -> Record:

@@ -44,6 +44,14 @@ MUTANTS = (
         _PARTIES + "test_epochs_never_fall",
     ),
     Mutant(
+        "old agreement reopens",
+        _COOPERATION,
+        'record["validFromMs"] + REOPEN_SLACK_MS >= old["revokedMs"]',
+        'record["validUntilMs"] + REOPEN_SLACK_MS >= old["revokedMs"]',
+        "an agreement signed earlier is a way round a revocation",
+        _PARTIES + "test_an_agreement_from_before_a_revocation_does_not_open_the_channel_again",
+    ),
+    Mutant(
         "grace until the agreement ends",
         _COOPERATION,
         'min(record["graceUntilMs"], context.time_ms + grace_ms)',

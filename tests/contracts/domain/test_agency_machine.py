@@ -22,7 +22,7 @@ from tests.contracts.support import START_MS
 BANKS, ISSUERS = ("bank-a", "bank-b"), ("issuer-c", "issuer-f")
 PARTIES = (*BANKS, *ISSUERS)
 PAIRS = [(bank, issuer) for bank in BANKS for issuer in ISSUERS]
-HOUR_MS = 3_600_000
+HOUR_MS, SLACK_MS = 3_600_000, 600_000
 GRACE_BLOCKS, REPLACED_MAX = 10_000, 4
 ENTRY = ("root", "roundNumber", "outcomeRoot", "status", "epoch", "count", "previous", "height", "timeMs")
 
@@ -40,6 +40,7 @@ class Channel:
     epoch: int
     expires_ms: int
     is_revoked: bool = False
+    revoked_ms: int = 0
 
 
 @dataclass
@@ -138,7 +139,8 @@ class AgencyMachine(RuleBasedStateMachine):
     )
     def apply(self, bank: str, issuers: list[str], number: str, hours: int, flaw: str, victim: int) -> None:
         fields: dict[str, Any] = {"number": number, "issuers": issuers, "document": bytes(32), "grace_ms": HOUR_MS}
-        fields |= {"valid_from_ms": START_MS, "valid_until_ms": self.now + hours * HOUR_MS}
+        begins_ms = self.now - (0 if hours % 4 else 2 * HOUR_MS)
+        fields |= {"valid_from_ms": begins_ms, "valid_until_ms": begins_ms + (2 + hours) * HOUR_MS}
         agreed = agreement_hash(bank=bank, **fields)
         signers = [bank, *issuers]
         chosen = signers[victim % len(signers)]
@@ -182,6 +184,10 @@ class AgencyMachine(RuleBasedStateMachine):
             return
         now = self.now
         reasons += [] if now < until else ["agreement_expired"]
+        begins_ms = found.fields["valid_from_ms"]
+        channels = [self.channels[found.bank, name] for name in found.issuers if (found.bank, name) in self.channels]
+        if any(item.is_revoked and item.revoked_ms > begins_ms + SLACK_MS for item in channels):
+            reasons.append("channel_revoked")
         if not self.act("cooperation", reasons, who, "open_channels", application=application):
             return
         found.status = "OPENED"
@@ -201,8 +207,10 @@ class AgencyMachine(RuleBasedStateMachine):
         reasons = [] if who in pair else ["not_allowed"] if who == "clerk-a" and "bank-a" in pair else ["not_party"]
         reasons += ["unknown_channel"] if channel is None else ["channel_revoked"] if channel.is_revoked else []
         fields = {"bank": pair[0], "issuer": pair[1], "reason": ""}
+        now = self.now
         if self.act("cooperation", reasons, who, "revoke_channel", **fields) and channel is not None:
             channel.is_revoked = True
+            channel.revoked_ms = now
 
     @rule(
         pair=pairs,
