@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from consensus.ledger.cooperation import FIRST_ANSWER
 from consensus.ledger.errors import LocalError
