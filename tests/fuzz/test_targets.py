@@ -51,6 +51,7 @@ def test_every_untrusted_function_is_fuzzed(tmp_path: Path) -> None:
         "node/driver.py:answer_request_untrusted": "the frames against a running node",
         "node/driver.py:take_response_untrusted": "the frames against a running node",
         "node/driver.py:answer_results_untrusted": "the frames against a running node",
+        "p2p/private/network.py:_take_untrusted": "tests/p2p/private/test_network.py",
         "services/messages/center.py:_greet_untrusted": "tests/messages/test_center.py",
         "services/messages/center.py:_read_untrusted": "tests/messages/test_center.py",
         "services/rights/pages.py:_body_size_untrusted": "tests/rights/test_business.py",
