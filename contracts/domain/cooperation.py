@@ -19,7 +19,8 @@ than a slack for people's clocks, does not open the channel again: what was sign
 
 **Keys** never come back and belong to one party for one use. What a business key has signed counts while the key is in
 force and, so that nothing under way is lost, for ``KEY_GRACE_BLOCKS`` blocks after it was replaced. A stolen key is
-worth as much for as long; who cannot wait revokes its channels.
+worth as much for as long; who cannot wait revokes its channels. The grace cannot be cut short, and a business key is
+replaced at most 4 times within it: else a party could disown what it has signed before it is anchored.
 
 **Terms** are versions 1, 2, … for each bank, issuer and subject, ``product:CODE`` or ``type:NAME``. Both sign the
 same bytes, which name the version that comes next; of several proposals for one version the first enacted one wins
@@ -62,7 +63,7 @@ PERMISSION_ROLE = "permission"
 
 KEY_GRACE_BLOCKS = 10_000
 KEYS_REPLACED_MAX = 4
-"""How many replaced business keys of a party are remembered for their grace."""
+"""How many replaced business keys of a party are in their grace."""
 REOPEN_SLACK_MS = 600_000
 """How long before a revocation an agreement may have begun that opens the channel again: clocks differ."""
 ISSUERS_MAX = 32
@@ -129,7 +130,8 @@ class Cooperation(Contract):
 
         The caller holds the role ``sales`` or ``issuer``, and the same one ever after; the node is its organisation's.
         Keys are compressed P-256, 33 bytes, each new to the chain or in force for the same use already. Fails with
-        ``unknown_node``, ``node_state`` about a removed node, ``bad_key``, ``key_used``, or ``channel_open`` where
+        ``unknown_node``, ``node_state`` about a removed node, ``bad_key``, ``key_used``, ``too_many_key_changes`` where
+        4 business keys were replaced in 10,000 blocks, or ``channel_open`` where
         another node is named while a channel of the party is open.
         """
         account = _active_account(context)
@@ -636,16 +638,21 @@ def _install_key(context: Context, organisation: str, use: str, key: bytes, in_f
     old: Record = context.state.get(place + in_force.hex())
     context.state.put(place + in_force.hex(), {**old, "untilHeight": context.height})
     if use == "business":
-        replaced: list[Any] = context.state.get(f"replaced/{organisation}") or []
-        newest = [[in_force, context.height], *replaced]
-        context.state.put(f"replaced/{organisation}", newest[:KEYS_REPLACED_MAX])
+        recent = _in_grace(context, organisation)
+        is_often = len(recent) >= KEYS_REPLACED_MAX
+        context.require(not is_often, "too_many_key_changes", f"{KEYS_REPLACED_MAX} in {KEY_GRACE_BLOCKS} blocks")
+        context.state.put(f"replaced/{organisation}", [[in_force, context.height], *recent])
+
+
+def _in_grace(context: Context, organisation: str) -> list[Any]:
+    """Return [business key, height of its replacement] of those replaced keys whose signatures count, newest first."""
+    oldest = context.height - KEY_GRACE_BLOCKS
+    return [item for item in context.state.get(f"replaced/{organisation}") or [] if item[1] >= oldest]
 
 
 def _signing_keys(context: Context, organisation: str, party: Record) -> list[bytes]:
     """Return the business keys of a party whose signatures count now, the one in force first."""
-    replaced: list[Any] = context.state.get(f"replaced/{organisation}") or []
-    oldest = context.height - KEY_GRACE_BLOCKS
-    return [party["businessKey"], *[key for key, until in replaced if until >= oldest]]
+    return [party["businessKey"], *[key for key, _ in _in_grace(context, organisation)]]
 
 
 def _require_signed(

@@ -70,10 +70,18 @@ MUTANTS = (
     Mutant(
         "replaced business key counts for ever",
         _COOPERATION,
-        "for key, until in replaced if until >= oldest]",
-        "for key, until in replaced if until >= 0]",
+        "if item[1] >= oldest]",
+        "if item[1] >= 0]",
         "what a stolen key signs counts long after it was replaced",
         _PARTIES + "test_what_a_replaced_key_signed_counts_for_a_while",
+    ),
+    Mutant(
+        "business key replaced at will",
+        _COOPERATION,
+        "is_often = len(recent) >= KEYS_REPLACED_MAX",
+        "is_often, recent = False, recent[: KEYS_REPLACED_MAX - 1]",
+        "an issuer disowns its answer before the bank has anchored it",
+        _PARTIES + "test_a_party_cannot_disown_what_it_signed_by_replacing_its_key_again_and_again",
     ),
     Mutant(
         "replaced business key comes back",

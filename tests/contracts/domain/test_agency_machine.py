@@ -86,8 +86,9 @@ class AgencyMachine(RuleBasedStateMachine):
     def counts(self, who: str, number: int) -> bool:
         """Whether what a key has signed counts for a party in the block that comes next."""
         height = self.agency.chain.height + 1
-        known = self.replaced[who][:REPLACED_MAX]
-        return number == self.keys[who] or any(number == old and height - until <= GRACE_BLOCKS for old, until in known)
+        return number == self.keys[who] or any(
+            number == old and height - until <= GRACE_BLOCKS for old, until in self.replaced[who]
+        )
 
     def act(self, contract: str, reasons: list[str], who: str, method: str, /, **arguments: Any) -> bool:
         """Call; tell whether it was done, which it must be unless there is a reason against it."""
@@ -115,10 +116,14 @@ class AgencyMachine(RuleBasedStateMachine):
 
     @rule(who=parties)
     def rotate(self, who: str) -> None:
-        self.replaced[who].insert(0, (self.keys[who], self.agency.chain.height + 1))
+        height = self.agency.chain.height + 1
+        recent = [until for _, until in self.replaced[who] if height - until <= GRACE_BLOCKS]
+        reasons = ["too_many_key_changes"] if len(recent) >= REPLACED_MAX else []
         self.used += 1
-        self.keys[who] = self.used
-        self.agency.rotate(who, self.used)
+        fields = {**self.agency.party(who), "business_key": key(self.used).public.compressed}
+        if self.act("cooperation", reasons, who, "register_party", **fields):
+            self.replaced[who].insert(0, (self.keys[who], height))
+            self.keys[who] = self.used
 
     @rule(blocks=st.sampled_from([1, 5_000, 10_001]), hours=st.integers(1, 30))
     def pass_time(self, blocks: int, hours: int) -> None:

@@ -8,6 +8,7 @@ from consensus.ledger.codec import encode
 from consensus.ledger.cooperation import FIRST_ANSWER, answer_hash, orders_hash
 from consensus.ledger.ids import tagged_hash
 from consensus.ledger.keys import Purpose
+from consensus.ledger.transaction import EACH, make_call
 from tests.contracts.domain.agency import CHANNEL, DAY_MS, Agency, key, make_agency
 
 ROOT, OTHER = b"r" * 32, b"s" * 32
@@ -54,7 +55,7 @@ def test_whoever_holds_both_signatures_anchors(agency: Agency, who: str) -> None
 
 
 def test_an_anchor_of_a_package_is_cheap(agency: Agency) -> None:
-    """A transaction of 64 stays below a quarter of its steps, and below 64 KiB of state."""
+    """Whatever the number of its orders: below 3,000 steps and 1 KiB of state."""
     agency.put_anchor("bank-a", OTHER)
     before = agency.evidence.records()
     agency.put_anchor("bank-a", ROOT)
@@ -64,6 +65,17 @@ def test_an_anchor_of_a_package_is_cheap(agency: Agency) -> None:
     assert receipt.steps < 3_000
     assert len(written) == 3
     assert sum(len(name) + len(value) for name, value in written.items()) < 1_024
+
+
+def test_packages_that_wait_together_are_anchored_by_one_transaction(agency: Agency) -> None:
+    """In mode EACH the one that is forged fails alone."""
+    said = [agency.anchor(bytes([number]) * 32) for number in range(64)]
+    said[7]["answer_signature"] = bytes(64)
+    calls = [make_call("evidence", "anchor", fields) for fields in said]
+    receipts = agency.chain.submit("bank-a", *calls, mode=EACH)
+    assert [receipt.code for receipt in receipts] == ["bad_signature" if number == 7 else "" for number in range(64)]
+    assert sum(receipt.steps for receipt in receipts) < 250_000
+    assert agency.evidence.query("log", **PAIR)["count"] == 63
 
 
 def test_nobody_else_anchors(agency: Agency) -> None:
