@@ -279,10 +279,11 @@ class ChannelMachine:
         self._update(sent=number, sent_head=entry.head, ordinal=state.ordinal + 1)
         return state.epoch, number
 
-    def session_up(self) -> None:
-        """A session with the peer stands."""
+    def session_up(self, *, is_asking: bool = False) -> None:
+        """A session with the peer stands; one that stood before we read of the channel is asked for its opening."""
         self.session_down()
         self._is_up = self._owes_open = True
+        self._is_asking = is_asking
 
     def session_down(self) -> None:
         """The session has ended; what was under way may be lost."""

@@ -1,49 +1,38 @@
-"""The private channels of a node: one session with each partner's node, all channels with it inside, one writer.
+"""The private channels of a node: one session with each partner's node, and all channels with it inside.
 
 **Sessions.** A partner is a node that the registry names at the other end of a channel that is not closed. The node of
 the pair with the smaller name dials as soon as there is one; the other waits ``second_dial_ms`` and dials only when
 something waits for that partner. Of two sessions one stays by the rule of ``p2p.network``. Connections come from
 there and go to the same port; their sessions, errors and bounds are kept here and nowhere mixed with the public ones.
 A record that breaks the rules ends the session and costs its sender points of its own book.
-
-**One writer.** All that happens goes through one queue: the owner's messages, records of peers, sessions that begin and
-end, news of the registry. A task takes all that waits, lets the machines decide, writes once, and only then sends,
-answers and tells the owner. So a flood of messages costs few synced writes. Who brings records waits while the queue
-is full, which slows the peer down through TCP.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Protocol, TypeAlias, assert_never
+from typing import Protocol
 
 import structlog
 import trio
 
-from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.errors import InvariantError, PeerError
 from consensus.ledger.ids import ChainId, NodeName
 from consensus.ledger.keys import PrivateKey
-from p2p.frames import FrameKind, encode_frame
+from p2p.frames import FrameKind
 from p2p.handshake import Handshake
 from p2p.hello_machine import Side
 from p2p.penalties import PenaltyBook
-from p2p.private.channel_machine import ChannelLimits, ChannelMachine, Send, SendMessage
-from p2p.private.log import ChannelLog, Write
+from p2p.private.channel_machine import ChannelLimits
 from p2p.private.port import ChannelFacts, ChannelName, ChannelStatus, Delivery, Phase, PrivateStore
-from p2p.private.records import ChannelRecord, Message, decode_record_untrusted, encode_signed
+from p2p.private.records import decode_record_untrusted
+from p2p.private.writer import Began, Changed, Ended, Forget, Received, Submit, Writer, WriterCalls
 from p2p.session import Session, SessionLimits, system_wall_ms, takes_over
 from p2p.tls import PeerIdentity
 
 SETTLED_S = 1.0
 """A session that lived this long resets the dialler's back-off."""
-TAKEN_BYTES_MAX = 8 * 1024 * 1024
-"""Payloads of events that one write takes together."""
-QUEUE_BYTES_MAX = 32 * 1024 * 1024
-"""Payloads of events that wait for the writer, beyond which whoever brings more waits."""
-EVENT_BYTES = 256
-"""What an event counts besides its payload."""
 
 log = structlog.get_logger("p2p.private")
 
@@ -74,54 +63,6 @@ class Dialler(Protocol):
         """Return a private connection to a member and its address, or raise PeerError."""
 
 
-@dataclass(slots=True, eq=False)
-class _Submit:
-    channel: ChannelName
-    id: str
-    payload: bytes
-    done: trio.Event = field(default_factory=trio.Event)
-    placed: tuple[int, int] | None = None
-    refusal: LocalError | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Done:
-    position: int
-    done: trio.Event = field(default_factory=trio.Event)
-    refusal: LocalError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Received:
-    session: Session
-    record: ChannelRecord
-
-
-@dataclass(frozen=True, slots=True)
-class _Began:
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class _Changed:
-    facts: tuple[ChannelFacts, ...]
-
-
-_Event: TypeAlias = _Submit | _Done | _Received | _Began | _Ended | _Changed
-
-
-@dataclass(slots=True)
-class _Channel:
-    machine: ChannelMachine
-    session: Session | None = None
-    last_error: str = ""
-
-
 class PrivateNetwork:
     """The private channels of one node. ``run`` it; every other method from any task of the same trio loop.
 
@@ -144,11 +85,21 @@ class PrivateNetwork:
         on_delivery: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
-        self._store = store
         self._random = random
         self._on_delivery = on_delivery
-        self._log = ChannelLog(store)
-        self._channels: dict[ChannelName, _Channel] = {}
+        self._delivered = trio.Event()
+        self._writer = Writer(
+            store,
+            config.key,
+            config.chain_id,
+            config.limits,
+            WriterCalls(
+                session_of=lambda peer: self._sessions.get(peer),
+                refuse=self._refuse,
+                on_delivery=self._delivery,
+                on_submit=self._signal_change,
+            ),
+        )
         self._facts: dict[ChannelName, ChannelFacts] = {}
         self._sessions: dict[NodeName, Session] = {}
         self._dialling: set[NodeName] = set()
@@ -157,12 +108,7 @@ class PrivateNetwork:
         """How often partners broke a rule, by code."""
         self._nursery: trio.Nursery | None = None
         self._network: Dialler | None = None
-        self._events: deque[_Event] = deque()
-        self._event_bytes = 0
-        self._wake = trio.Event()
-        self._drained = trio.Event()
         self._changed = trio.Event()
-        self._delivered = trio.Event()
 
     # What the node's other parts use
 
@@ -177,7 +123,7 @@ class PrivateNetwork:
             self._dial_all()
             task_status.started()
             try:
-                await self._work()
+                await self._writer.work()
             finally:
                 self._nursery = None
 
@@ -188,7 +134,7 @@ class PrivateNetwork:
             if name not in named:
                 named[name] = ChannelFacts(name, known.epoch, Phase.CLOSED, known.is_bank, known.peer, known.peer_key)
         self._facts = named
-        self._put(_Changed(tuple(named.values())), 0)
+        self._writer.put(Changed(tuple(named.values())))
         partners = self._partners()
         for peer, session in self._sessions.items():
             if peer not in partners:
@@ -205,22 +151,20 @@ class PrivateNetwork:
         Raises:
             LocalError: ``unknown_channel``, or a code of :meth:`ChannelMachine.submit`.
         """
-        if channel not in self._facts:
-            raise LocalError("unknown_channel", f"there is no channel {channel} of ours")
-        event = _Submit(channel, message_id, payload)
-        await self._put_slowly(event, len(payload))
+        event = Submit(channel, message_id, payload)
+        await self._writer.put_slowly(event)
         await event.done.wait()
         if event.placed is None:
-            raise event.refusal or LocalError("channel_closed", f"{channel} is closed")
+            raise event.refusal or InvariantError("a message is neither placed nor refused")
         return event.placed
 
     def receive(self, after: int, *, limit: int, bytes_max: int) -> list[Delivery]:
         """Return what waits for the owner behind a position; see :meth:`ChannelLog.receive`."""
-        return self._log.receive(after, limit=limit, bytes_max=bytes_max)
+        return self._writer.log.receive(after, limit=limit, bytes_max=bytes_max)
 
     async def wait(self, after: int) -> None:
         """Return when something lies behind a position, at once when the position was never given."""
-        while self._log.last == after:
+        while self._writer.log.last == after:
             await self._delivered.wait()
 
     async def done(self, position: int) -> None:
@@ -229,27 +173,15 @@ class PrivateNetwork:
         Raises:
             LocalError: ``position_ahead``.
         """
-        event = _Done(position)
-        self._put(event, 0)
+        event = Forget(position)
+        self._writer.put(event)
         await event.done.wait()
         if event.refusal is not None:
             raise event.refusal
 
     def status(self) -> list[ChannelStatus]:
         """Return how each channel stands, by name."""
-        return [
-            ChannelStatus(
-                facts=channel.machine.facts,
-                is_connected=channel.session is not None,
-                waiting=channel.machine.waiting,
-                waiting_bytes=channel.machine.waiting_bytes,
-                sent=channel.machine.state.sent,
-                delivered=channel.machine.state.delivered,
-                received=channel.machine.state.received,
-                last_error=channel.last_error,
-            )
-            for _, channel in sorted(self._channels.items())
-        ]
+        return self._writer.status()
 
     # Sessions
 
@@ -296,16 +228,16 @@ class PrivateNetwork:
                 log.info("partner connected", peer=name, address=address, dialled=dialled)
                 if previous is not None:
                     previous.finish("duplicate_session", drop_queue=True)
-                    self._put(_Ended(previous), 0)
-                self._put(_Began(session), 0)
+                    self._writer.put(Ended(previous))
+                self._writer.put(Began(session))
             await session.run()
         finally:
             await trio.aclose_forcefully(session.stream)
             if self._sessions.get(name) is session:
                 del self._sessions[name]
-                self._put(_Ended(session), 0)
+                self._writer.put(Ended(session))
                 self._signal_change()
-                self._note(name, session.reason or "closed")
+                self._writer.note(name, session.reason or "closed")
                 log.info("partner gone", peer=name, code=session.reason or "closed")
 
     def recheck(self, is_admitted: Callable[[PeerIdentity], bool]) -> None:
@@ -316,10 +248,6 @@ class PrivateNetwork:
 
     def _partners(self) -> set[NodeName]:
         return {facts.peer for facts in self._facts.values() if facts.phase is not Phase.CLOSED}
-
-    def _has_waiting(self, peer: NodeName) -> bool:
-        machines = [channel.machine for channel in self._channels.values()]
-        return any(machine.waiting for machine in machines if machine.facts.peer == peer)
 
     def _dial_all(self) -> None:
         for peer in sorted(self._partners() - self._dialling - {self._config.name}):
@@ -332,7 +260,7 @@ class PrivateNetwork:
         failures = 0
         while peer in self._partners():
             is_second = config.name > peer
-            if peer in self._sessions or (is_second and not self._has_waiting(peer)):
+            if peer in self._sessions or (is_second and not self._writer.has_waiting(peer)):
                 await self._changed.wait()
                 continue
             if is_second and failures == 0:
@@ -344,7 +272,7 @@ class PrivateNetwork:
             try:
                 done, address = await network.dial_private(peer)
             except PeerError as error:
-                self._note(peer, error.code)
+                self._writer.note(peer, error.code)
             else:
                 await self.serve(done, address, dialled=True)
                 if trio.current_time() - began_s >= SETTLED_S:
@@ -359,176 +287,30 @@ class PrivateNetwork:
         try:
             record = decode_record_untrusted(kind, payload)
         except PeerError as error:
-            self._end(session, error.code)
+            self._refuse(session, error)
             return
-        await self._put_slowly(_Received(session, record), len(payload))
+        await self._writer.put_slowly(Received(session, record))
 
     def _blame(self, name: NodeName, code: str) -> bool:
-        log.warning("partner error", peer=name, code=code)
         self.refused[code] += 1
-        self._note(name, code)
+        self._writer.note(name, code)
         return self._penalties.add(name, f"private_{code}", now_s=trio.current_time())
 
-    def _end(self, session: Session, code: str) -> None:
+    def _refuse(self, session: Session, error: PeerError) -> None:
         """End a session for what its peer did."""
-        self._blame(session.name, code)
-        session.finish(code, drop_queue=True)
+        log.warning("partner error", peer=session.name, code=error.code, why=error.message)
+        self._blame(session.name, error.code)
+        session.finish(error.code, drop_queue=True)
 
-    def _note(self, peer: NodeName, code: str) -> None:
-        for channel in self._channels.values():
-            if channel.machine.facts.peer == peer:
-                channel.last_error = code
+    def _delivery(self) -> None:
+        self._delivered.set()
+        self._delivered = trio.Event()
+        self._on_delivery()
 
     def _signal_change(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
-    # The writer
-
-    def _put(self, event: _Event, size: int) -> None:
-        self._events.append(event)
-        self._event_bytes += size + EVENT_BYTES
-        self._wake.set()
-
-    async def _put_slowly(self, event: _Submit | _Received, size: int) -> None:
-        while self._event_bytes > QUEUE_BYTES_MAX:
-            await self._drained.wait()
-        self._put(event, size)
-
-    async def _work(self) -> None:
-        while True:
-            while not self._events:
-                self._wake = trio.Event()
-                await self._wake.wait()
-            await self._work_once()
-            await trio.lowlevel.checkpoint()
-
-    async def _work_once(self) -> None:
-        """Take what waits, write once, then send and answer."""
-        answers: list[_Submit | _Done] = []
-        writes: list[Write] = []
-        size = 0
-        while self._events and size <= TAKEN_BYTES_MAX:
-            event = self._events.popleft()
-            payload = _payload_bytes(event)
-            size += payload + EVENT_BYTES
-            writes += self._apply(event)
-            if isinstance(event, _Submit | _Done):
-                answers.append(event)
-        self._event_bytes = max(0, self._event_bytes - size)
-        sends: list[tuple[ChannelName, _Channel, Send]] = []
-        for name, channel in self._channels.items():
-            channel.machine.room(self._log.has_room)
-            batch = channel.machine.take()
-            writes += self._log.writes(name, batch.keep)
-            sends += [(name, channel, item) for item in batch.send]
-        if writes:
-            await self._store.write(writes)
-        before = self._log.last
-        self._log.written()
-        for name, channel, item in sends:
-            self._send(name, channel, item)
-        for answer in answers:
-            answer.done.set()
-        if self._log.last != before:
-            self._delivered.set()
-            self._delivered = trio.Event()
-            self._on_delivery()
-        self._drained.set()
-        self._drained = trio.Event()
-        if answers:
-            self._signal_change()
-
-    def _apply(self, event: _Event) -> list[Write]:
-        """Let the machines take an event; what they keep comes with their next batch."""
-        match event:
-            case _Submit():
-                self._submit(event)
-            case _Done():
-                try:
-                    return self._log.done(event.position)
-                except LocalError as error:
-                    event.refusal = error
-            case _Received():
-                self._receive(event.session, event.record)
-            case _Began():
-                for channel in self._channels.values():
-                    if channel.machine.facts.peer == event.session.name:
-                        channel.session = event.session
-                        channel.machine.session_up()
-            case _Ended():
-                for channel in self._channels.values():
-                    if channel.session is event.session:
-                        channel.session = None
-                        channel.machine.session_down()
-            case _Changed():
-                for facts in event.facts:
-                    self._change(facts)
-            case _:
-                assert_never(event)
-        return []
-
-    def _submit(self, event: _Submit) -> None:
-        channel = self._channels.get(event.channel)
-        if channel is None:
-            return
-        event.placed = channel.machine.placed(event.id) or self._log.placed(event.channel, event.id)
-        if event.placed is None:
-            try:
-                event.placed = channel.machine.submit(event.id, event.payload)
-            except LocalError as error:
-                event.refusal = error
-
-    def _receive(self, session: Session, record: ChannelRecord) -> None:
-        if session.reason or self._sessions.get(session.name) is not session:
-            return
-        channel = self._channels.get(record.channel)
-        try:
-            if channel is None or channel.session is not session:
-                raise PeerError("wrong_channel", f"{session.name} has no part in {record.channel}")
-            channel.machine.receive_untrusted(record)
-            channel.last_error = ""
-        except PeerError as error:
-            self._end(session, error.code)
-
-    def _change(self, facts: ChannelFacts) -> None:
-        channel = self._channels.get(facts.name)
-        if channel is None:
-            state, entries = self._log.load(facts.name)
-            machine = ChannelMachine(facts, self._config.chain_id, self._config.limits, state, entries)
-            channel = self._channels[facts.name] = _Channel(machine)
-        else:
-            channel.machine.change(facts)
-        session = self._sessions.get(facts.peer)
-        if channel.session is not session:
-            channel.machine.session_down()
-            channel.session = session
-            if session is not None:
-                channel.machine.session_up()
-
-    def _send(self, name: ChannelName, channel: _Channel, item: Send) -> None:
-        """Sign a record and queue it for the partner; a queue that is full ends the session, which begins anew."""
-        session = channel.session
-        if session is None or session.reason:
-            return
-        if isinstance(item, SendMessage):
-            record: ChannelRecord = self._log.message(name, item.entry, to_bank=not channel.machine.facts.is_bank)
-        else:
-            record = item
-        kind, payload = encode_signed(record, self._config.key, self._config.chain_id)
-        if not session.send(kind, encode_frame(kind, payload)):
-            session.finish("queue_full", drop_queue=True)
-
 
 async def _nobody(peer: NodeName, kind: FrameKind, payload: bytes) -> None:
     """Stand in until the session knows itself."""
-
-
-def _payload_bytes(event: _Event) -> int:
-    match event:
-        case _Submit():
-            return len(event.payload)
-        case _Received(record=Message() as message):
-            return len(message.payload)
-        case _:
-            return 0

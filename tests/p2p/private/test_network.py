@@ -275,6 +275,21 @@ async def test_two_channels_between_the_same_nodes_share_a_session_and_nothing_e
         assert refusal.value.code == "channel_closed"
 
 
+async def test_a_channel_that_one_side_reads_of_later_joins_the_session_that_stands(pair):
+    back = ChannelName("issuer-c", "bank-a")
+    async with (
+        pair.site("a").running(facts_of(is_bank=True), facts_of(back, is_bank=False, peer=ISSUER)) as a,
+        pair.site("b").running(facts_of(is_bank=False)) as b,
+    ):
+        await a.private.send(back, "one", b"one")
+        await a.private.send(NAME, "two", b"two")
+        assert payloads(await b.collect(1)) == [b"two"]
+        b.private.channels_changed([facts_of(is_bank=False), facts_of(back, is_bank=True, peer=BANK)])
+        assert payloads(await b.collect(2)) == [b"two", b"one"]
+        assert not a.private.refused
+        assert not b.private.refused
+
+
 async def test_positions_ascend_over_restarts_and_what_is_done_is_gone(pair):
     async with pair.site("a").running(facts_of(is_bank=True)) as a:
         for number in range(6):
