@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from cli import views
+from cli.agency_evidence import COMMANDS as EVIDENCE
+from cli.agency_evidence import allot
 from cli.agency_orders import COMMANDS as ORDERS
 from cli.agency_terms import terms
 from cli.options import json_option
@@ -36,7 +38,7 @@ def agency() -> None:
 
 
 agency.add_command(terms)
-for _command in ORDERS:
+for _command in (*ORDERS, *EVIDENCE):
     agency.add_command(_command)
 
 
@@ -60,7 +62,12 @@ def setup(folder: Path | None, output: Output) -> None:
         "homes": [str(home) for home in prepared.homes],
         "done": list(prepared.done),
     }
-    shown = {**data, "homes": "\n".join(str(home) for home in prepared.homes), "done": "\n".join(prepared.done) or "–"}
+    shown = {
+        "channels": list(prepared.channels),
+        "products": list(prepared.products),
+        "programs": [home.name for home in prepared.homes],
+        "folders": str(prepared.homes[0].parent),
+    }
 
     def draw(console: "Console") -> None:
         views.fields(console, "Agency sale is set up", shown)
@@ -126,6 +133,9 @@ def serve_sales(home: Path) -> None:
 @agency.group("issuer")
 def issuer() -> None:
     """The issuer end: the issuer's register of users and holdings, which confirms each order."""
+
+
+issuer.add_command(allot)
 
 
 @issuer.command("serve")

@@ -284,11 +284,15 @@ def _bring(
 
 
 def _teller(output: Output) -> "Callable[[Progress], None]":
+    said = ""
+
     def tell(progress: "Progress") -> None:
+        nonlocal said
         answered = progress.count - progress.waiting
-        output.progress(
-            f"{answered:,} of {progress.count:,} answered, {progress.unanchored:,} of these still to be anchored"
-        )
+        line = f"{answered:,} of {progress.count:,} answered, {answered - progress.unanchored:,} done"
+        if line != said:
+            output.progress(line)
+        said = line
 
     return tell
 
@@ -303,7 +307,9 @@ def _total_json(total: "Total") -> Json:
 
 
 def _draw_report(console: "Console", name: str, data: Json, records: "list[OrderRecord]") -> None:
-    shown: dict[str, object] = {"orders": f"{data['orders']:,}", "amount": money(int(data["amount"]))}
+    shown: dict[str, object] = {"orders": f"{data['orders']:,}"}
+    if int(data["amount"]):
+        shown["amount"] = money(int(data["amount"]))
     shown["packages"] = "\n".join(data["packages"]) or "none"
     if data["heights"]:
         shown["anchored in"] = f"block {', '.join(map(str, data['heights']))}"
@@ -365,17 +371,14 @@ def orders(
     rows = [
         (
             record.application.serial,
-            record.application.code,
             record.application.product or "–",
-            record.application.ta_account or "–",
             _quantity(record.application.amount, record.application.volume),
-            record.state.value,
-            record.reason or "–",
+            f"{record.state.value} {record.reason}".strip(),
         )
         for record in found
     ]
     data: Json = {"orders": [_record_json(record) for record in found]}
-    columns = ["order", "code", "product", "TA account", ">amount", "state", "reason"]
+    columns = ["order", "product", ">amount", "state"]
     output.show(data, lambda console: table(console, columns, rows))
 
 
@@ -396,12 +399,10 @@ def records(
     place: Place,
     output: Output,
 ) -> None:
-    """List business records: what was confirmed of each order, its package's root and the block of its anchor.
+    """List business records: what was confirmed of each order, and the block of its anchor; --json has the hashes.
 
     Example: hansa agency records --bank bank-a --limit 20
     """
-    from cli.views import short
-
     found = _find(place, bank, state, file, limit, socket)
     rows = []
     for record in found:
@@ -409,16 +410,14 @@ def records(
         rows.append(
             (
                 record.application.serial,
-                record.state.value,
-                record.reason or "–",
+                record.reason or record.state.value,
                 money(confirmed.amount) if confirmed else "–",
                 money(confirmed.volume) if confirmed else "–",
-                short("0x" + record.root.hex(), 6) if record.root else "–",
                 record.anchors[-1].height if record.anchors else None,
             )
         )
     data: Json = {"records": [_record_json(record) for record in found]}
-    columns = ["order", "state", "reason", ">amount", ">units", "package", ">block"]
+    columns = ["order", "outcome", ">amount", ">units", ">block"]
     output.show(data, lambda console: table(console, columns, rows))
 
 

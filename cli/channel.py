@@ -495,7 +495,7 @@ def _phase(found: "ChannelRecord") -> str:
     if found.status == "OPEN" and now_ms < found.expires_ms:
         return "open"
     over = "revoked" if found.status == "REVOKED" else "expired"
-    return f"{over}, confirmations may travel" if now_ms < found.grace_until_ms else over
+    return f"{over}, in grace" if now_ms < found.grace_until_ms else over
 
 
 # -- backups ---------------------------------------------------------------------------------------------

@@ -1,13 +1,18 @@
 """What people of an institution do on the chain: agreements, channels, terms. One function an errand, over a client."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import trio
 
 from consensus.ledger.codec import Value, decode_untrusted
+from consensus.ledger.cooperation import terms_hash
 from consensus.ledger.errors import PeerError
+from consensus.ledger.ids import ChainId
+from consensus.ledger.keys import PrivateKey
+from consensus.ledger.transaction import Call, make_call
+from services.agency.credentials import sign_terms
 from services.client.answers import HexText, bytes_of
 from services.client.client import Client
 from services.client.errors import Refused
@@ -77,6 +82,7 @@ class TermsRecord(msgspec.Struct, frozen=True, rename="camel"):
     amount_max: int
     effective_ms: int
     expires_ms: int
+    proposal: bytes
 
 
 class ProposalRecord(msgspec.Struct, frozen=True, rename="camel"):
@@ -215,6 +221,47 @@ async def terms_version(client: Client, bank: str, issuer: str, subject: str, ve
     """Return one version of a subject's terms, None where there is none."""
     arguments: dict[str, Value] = {"bank": bank, "issuer": issuer, "subject": subject, "version": version}
     return await find(client, "terms_version", arguments, TermsRecord, "unknown_terms")
+
+
+async def proposal(client: Client, proposal_id: bytes) -> ProposalRecord:
+    """Return a proposal of terms.
+
+    Raises:
+        Refused: ``unknown_proposal``.
+    """
+    return await ask(client, "proposal", {"proposal": proposal_id}, ProposalRecord)
+
+
+def accept_call(found: ProposalRecord, key: PrivateKey, chain_id: ChainId) -> Call:
+    """Return the call that accepts a proposal, signed over what it says, not over what its id claims to be.
+
+    Raises:
+        PeerError: ``bad_answer`` where the id is not that of these terms.
+    """
+    terms = msgspec.convert(found.terms, dict[str, Any])
+    says = (found.bank, found.issuer, found.subject, found.version, terms, found.effective_ms, found.expires_ms)
+    if terms_hash(*says) != found.proposal:
+        raise PeerError("bad_answer", "the node tells other terms than the proposal's id is of")
+    arguments: dict[str, Value] = {"proposal": found.proposal, "signature": sign_terms(found.proposal, key, chain_id)}
+    return make_call(CONTRACT, "accept_terms", arguments)
+
+
+async def await_enacted(client: Client, found: ProposalRecord, *, timeout_ms: int) -> bool:
+    """Wait until a proposal's version is the newest or time is up, and tell whether it is enacted.
+
+    Raises:
+        Refused: ``terms_superseded``: another proposal became this version.
+    """
+    deadline = trio.current_time() + timeout_ms / 1000
+    while True:
+        if await newest_version(client, found.bank, found.issuer, found.subject) >= found.version:
+            enacted = await terms_version(client, found.bank, found.issuer, found.subject, found.version)
+            if enacted is None or enacted.proposal != found.proposal:
+                raise Refused("terms_superseded", f"another proposal became version {found.version}")
+            return True
+        if trio.current_time() >= deadline:
+            return False
+        await trio.sleep(DECISION_POLL_MS / 1000)
 
 
 async def newest_version(client: Client, bank: str, issuer: str, subject: str) -> int:

@@ -163,6 +163,21 @@ class TermsFile(_File, frozen=True, kw_only=True):
         return make_call("cooperation", "propose_terms", arguments)
 
 
+def made_terms(*, bank: str, issuer: str, subject: str, terms: Conditions) -> TermsFile:
+    """Return terms that begin at once and do not expire.
+
+    Raises:
+        LocalError: ``bad_terms``.
+    """
+    terms.value()
+    try:
+        return msgspec.convert(
+            msgspec.to_builtins(TermsFile(bank=bank, issuer=issuer, subject=subject, terms=terms)), TermsFile
+        )
+    except msgspec.ValidationError as error:
+        raise LocalError("bad_terms", str(error)) from None
+
+
 def sign_terms(proposal: bytes, key: PrivateKey, chain_id: ChainId) -> bytes:
     """Return a business key's signature under a proposal of terms."""
     return key.sign(Purpose.TERMS, chain_id, proposal)

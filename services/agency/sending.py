@@ -6,7 +6,7 @@ sales end takes at once go in parts, each a source of its own.
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -346,6 +346,11 @@ def write_outcomes(records: Iterable[OrderRecord], path: Path) -> None:
         values += [record.root.hex(), record.anchors[-1].height if record.anchors else ""]
         lines.append(",".join(str(value) for value in values))
     _write(path, "\n".join([*lines, ""]).encode())
+
+
+def write_document(document: Mapping[str, object], path: Path) -> None:
+    """Write a JSON object, indented for people; ``bad_file``."""
+    _write(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 def _registration(row: dict[str, str], place: str, interface: str, distributor: str, date: int) -> Application:
