@@ -151,7 +151,7 @@ def _day_number(date: int) -> int:
 
 def _bad_target(application: Application, product: ProductTerms, target: ProductTerms | None) -> str:
     is_other = application.target_product != application.product
-    if target is None or not is_other or target.issuer != product.issuer or target.currency != product.currency:
+    if target is None or not is_other or target.issuer != product.issuer or _currency(target) != _currency(product):
         return "bad_target"
     if target.terms is None:
         return "no_terms"
@@ -197,7 +197,7 @@ def _by_person(
 def _by_quantity(application: Application, product: ProductTerms, terms: Terms, acquired: ProductTerms) -> str:
     if application.code in ACQUIRING and not acquired.is_open:
         return "product_closed"
-    if application.currency != CURRENCIES.get(product.currency, product.currency):
+    if application.currency != _currency(product):
         return "wrong_currency"
     if application.code not in BY_MONEY:
         return "" if application.volume > 0 else "amount_missing"
@@ -208,3 +208,7 @@ def _by_quantity(application: Application, product: ProductTerms, terms: Terms, 
     if terms.amount_max and application.amount > terms.amount_max:
         return "amount_too_large"
     return ""
+
+
+def _currency(product: ProductTerms) -> str:
+    return CURRENCIES.get(product.currency, product.currency)

@@ -185,6 +185,48 @@ async def test_accounts_and_trades_are_answered_and_booked(tmp_path: Path) -> No
         assert [answer.previous for answer in chain] == [FIRST_ANSWER, answer_id(chain[0])]
 
 
+async def test_the_issuer_judges_again_what_its_bank_lets_through(tmp_path: Path) -> None:
+    async with market(tmp_path) as (found, bank), issuer_end(found, IssuerVault()):
+        minor = msgspec.structs.replace(investor(2), birth_date=20_151_231)
+        lowest = investor(3, risk_class=0)
+        people = [
+            opening(1),
+            *(msgspec.structs.replace(opening(n), investor=who) for n, who in ((2, minor), (3, lowest))),
+        ]
+        first = await exchange(bank, "register", *people)
+        assert reasons(first.confirmations) == ["", "", ""]
+        orders = [
+            application(1),
+            application(2),
+            application(3),
+            application(4),
+            application(1, serial="K1", code="036", volume=1, target_product=INITIAL),
+            application(1, serial="P1", product="C99999"),
+            application(1, serial="D1", distributor="196"),
+            application(1, serial="I1", code="020"),
+        ]
+        second = await exchange(bank, "trade", *orders, after=first.position)
+        expected = ["", "minor", "", "unknown_user", "kind_forbidden", "unknown_product", "foreign_distributor", ""]
+        assert reasons(second.confirmations) == expected
+        # Terms and risk change while an order is under way.
+        await found.agree(subject="type:money-market", version=2, kinds=KINDS)
+        await found.call(
+            ISSUER,
+            "set_product",
+            product=INITIAL,
+            interface="C-FUNDS",
+            product_type="money-market",
+            risk=2,
+            currency="156",
+            charge_basis_points=0,
+            is_open=True,
+        )
+        late = [application(1, serial="S1"), application(1, serial="S2", terms_version=2)]
+        late.append(application(3, serial="S3", terms_version=2, product=INITIAL, code="020", is_warned=True))
+        third = await exchange(bank, "late", *late, after=second.position)
+        assert reasons(third.confirmations) == ["stale_terms", "", "lowest_class"]
+
+
 async def test_initial_subscriptions_are_allotted_once(tmp_path: Path) -> None:
     vault = IssuerVault()
     async with market(tmp_path) as (found, bank):
