@@ -21,7 +21,7 @@ from services.agency.ofd.files import FundFile, Header, Record, Value, fault, ma
 from services.agency.ofd.layout import FIELDS, LAYOUTS, FileType, Kind
 from services.agency.ofd.lines import is_digits
 from services.agency.ofd.writer import new_file
-from services.agency.orders import ACCOUNT_CODES, Application, Confirmation, Investor
+from services.agency.orders import ACCOUNT_CODES, Application, Code, Confirmation, Investor
 
 NO_INTERFACE: Final = "-"
 """Interface id of an application for a product that nobody has registered; it is dropped as ``unknown_product``."""
@@ -136,9 +136,8 @@ def confirmation_record(application: Application, confirmation: Confirmation) ->
         "ErrorDetail": confirmation.reason or None,
         "TransactionCfmDate": _digits(confirmation.date, 8),
         "ConfirmedAmount": confirmation.amount,
-        "ConfirmedVol": confirmation.volume,
-        "NAV": confirmation.nav,
         "Charge": confirmation.charge,
+        **_confirmed_units(application, confirmation),
         "BusinessFinishFlag": "1" if confirmation.is_final else "0",
         "FromTAFlag": "0",
         "DownLoaddate": _digits(confirmation.date, 8),
@@ -154,6 +153,7 @@ def confirmation_of(record: Record, name: str = "record") -> Confirmation:
         LocalError: ``bad_fund_file``.
     """
     code = record.text("ReturnCode")
+    is_conversion = record.text("BusinessCode") == Code.CONVERSION.confirmation
     values: dict[str, object] = {
         "serial": record.text("AppSheetSerialNo"),
         "code": record.text("BusinessCode"),
@@ -162,8 +162,8 @@ def confirmation_of(record: Record, name: str = "record") -> Confirmation:
         "return_code": code,
         "reason": record.text("ErrorDetail") or reason_of(code),
         "amount": record.number("ConfirmedAmount"),
-        "volume": record.number("ConfirmedVol"),
-        "nav": record.number("NAV"),
+        "volume": record.number("CfmVolOfTargetFund" if is_conversion else "ConfirmedVol"),
+        "nav": record.number("TargetNAV" if is_conversion else "NAV"),
         "charge": record.number("Charge"),
         "date": _date(record, "TransactionCfmDate", name),
         "is_final": "BusinessFinishFlag" not in record.places or record.text("BusinessFinishFlag") == "1",
@@ -206,6 +206,17 @@ def confirmation_file(
             raise LocalError("bad_fund_file", f"nothing answers a file of type {received.file_type}")
     header = new_header(file_type, creator=received.receiver, receiver=received.creator, date=date)
     return new_file(header, [confirmation_record(*outcome) for outcome in outcomes], name)
+
+
+def _confirmed_units(application: Application, confirmation: Confirmation) -> dict[str, Value]:
+    """Return confirmed units and net asset value; those of a conversion's target have fields of their own."""
+    if confirmation.code != Code.CONVERSION.confirmation:
+        return {"ConfirmedVol": confirmation.volume, "NAV": confirmation.nav}
+    return {
+        "ConfirmedVol": application.volume if confirmation.is_accepted else 0,
+        "CfmVolOfTargetFund": confirmation.volume,
+        "TargetNAV": confirmation.nav,
+    }
 
 
 def _own_values(application: Application) -> dict[str, Value]:

@@ -186,6 +186,37 @@ def test_the_real_file_comes_back_from_its_applications() -> None:
     assert write(new_file(file.header, [record_of(application) for application in applications], "f")) == write(file)
 
 
+def test_the_answer_to_the_real_file_reconciles_with_it() -> None:
+    file = read_path(data_folder("fund") / "OFD_996_H0_20170427_03.txt")
+    outcomes: list[tuple[Application, Confirmation]] = []
+    for place, order in enumerate(applications_of(file, {"000198": "C-FUNDS"})):
+        is_own = order.distributor == "996"
+        reason, amount = ("", order.amount) if is_own else ("foreign_distributor", 0)
+        outcome = Confirmation(
+            serial=order.serial,
+            code="122",
+            ta_serial=f"TA{place:06d}",
+            ta_account=order.ta_account,
+            return_code=return_code(reason),
+            reason=reason,
+            amount=amount,
+            volume=amount,
+            nav=10_000 if is_own else 0,
+            charge=0,
+            date=20170428,
+            is_final=True,
+        )
+        outcomes.append((order, outcome))
+    answer = confirmation_file(file.header, outcomes, date="20170428")
+    assert file_name(answer.header) == "OFD_H0_996_20170428_04.TXT"
+    again = read(write(answer), file_name(answer.header))
+    assert [confirmation_of(record) for record in again.records] == [outcome for _, outcome in outcomes]
+    applied = sum(record.number("ApplicationAmount") for record in again.records)
+    accepted = sum(record.number("ConfirmedAmount") for record in again.records)
+    rejected = [record for record in again.records if record.text("ReturnCode") != "0000"]
+    assert (applied, applied - accepted, len(rejected)) == (645_735_805, 39_611, 1)
+
+
 def test_a_confirmation_echoes_what_the_application_said() -> None:
     application = applications_of(orders_file(1, orders=1, accounts=1, foreign=0), {"000198": "C-FUNDS"})[0]
     confirmation = Confirmation(
@@ -198,6 +229,22 @@ def test_a_confirmation_echoes_what_the_application_said() -> None:
     assert record.text("DepositAcct") == application.fields["DepositAcct"]
     assert (record.text("ReturnCode"), record.text("ErrorDetail")) == ("9020", "risk_mismatch")
     assert (record.text("TransactionDate"), record.text("TransactionCfmDate")) == ("20170427", "20170428")
+
+
+def test_a_conversion_tells_the_units_of_both_funds() -> None:
+    order = applications_of(orders_file(1, orders=1, accounts=1, foreign=0), {"000198": "C-FUNDS"})[0]
+    order = msgspec.structs.replace(order, code="036", amount=0, volume=5_000, target_product="C00002")
+    outcome = Confirmation(order.serial, "136", "TA1", order.ta_account, "0000", "", 6_000, 4_860, 12_345, 0, 1, True)
+    outcome = msgspec.structs.replace(outcome, date=20170428)
+    record = confirmation_record(order, outcome)
+    assert (record.text("FundCode"), record.text("CodeOfTargetFund")) == ("000198", "C00002")
+    assert (record.number("ConfirmedVol"), record.number("CfmVolOfTargetFund")) == (5_000, 4_860)
+    assert (record.number("NAV"), record.number("TargetNAV"), record.number("ConfirmedAmount")) == (0, 12_345, 6_000)
+    assert confirmation_of(record) == outcome
+    refused = msgspec.structs.replace(
+        outcome, return_code="9052", reason="insufficient_units", amount=0, volume=0, nav=0
+    )
+    assert confirmation_record(order, refused).number("ConfirmedVol") == 0
 
 
 def test_a_product_without_an_interface_is_kept_for_the_sales_end_to_drop() -> None:
