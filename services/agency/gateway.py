@@ -228,7 +228,8 @@ class Gateway:
             await patiently("chain", lambda: part.on_message(origin, message))
         except PeerError as error:
             changes = Changes()
-            self.alarm(changes, error.code, origin.channel, f"message {origin.epoch}-{origin.number}: {error.message}")
+            # Its words may quote what the message holds.
+            self.alarm(changes, error.code, origin.channel, f"message {origin.epoch}-{origin.number}")
             await self.store.commit(changes)
 
     # -- out -------------------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ async def patiently(whom: str, ask: Callable[[], Awaitable[T]]) -> T:
             return await ask()
         except (Unreachable, Refused) as error:
             if error.code != trouble:
-                log.warning(f"{whom} in trouble", code=error.code, why=error.message)
+                log.warning(f"{whom} in trouble", code=error.code)
             trouble = error.code
         await trio.sleep(pause_ms / 1000)
         pause_ms = min(2 * pause_ms, PAUSE_MAX_MS)

@@ -119,7 +119,18 @@ class SalesNode:
             return _Way(found.issuer, 0, "channel_revoked", f"the channel of {bank} and {found.issuer} is revoked")
         if channel.expires_ms <= self._gateway.now_ms():
             return _Way(found.issuer, 0, "channel_expired", f"the agreement of {bank} and {found.issuer} has run out")
+        if not await self._is_key_known(found.issuer):
+            return _Way(found.issuer, 0, "key_not_registered", f"{bank} has not registered the key that signs here")
         return _Way(found.issuer, channel.epoch, "", "")
+
+    async def _is_key_known(self, issuer: str) -> bool:
+        """Tell whether the issuer will take what our business key signs."""
+        key = self._gateway.business.public.compressed
+        for is_newest in (False, True):
+            signers = await self._gateway.chain.signers(self._gateway.organisation, issuer, is_newest=is_newest)
+            if signers is not None and key in signers.bank_keys:
+                return True
+        return False
 
     def _pack(self, changes: Changes, way: _Way, applications: Sequence[Application]) -> Sent:
         gateway = self._gateway

@@ -372,3 +372,16 @@ async def test_a_node_of_somebody_else_is_not_talked_to(tmp_path: Path) -> None:
         with pytest.RaisesGroup(pytest.RaisesExc(LocalError, match="is a node of issuer-f"), flatten_subgroups=True):
             async with found.gateway(BANK):
                 await trio.sleep_forever()
+
+
+async def test_nothing_is_signed_by_a_key_that_nobody_knows(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank:
+        for number in range(2):
+            key = PrivateKey.from_secret(7_000 + number).public.compressed
+            keys = {"business_key": key, "channel_key": CHANNEL[BANK].public.compressed}
+            await found.call(BANK, "register_party", node=NODES[BANK], **keys)
+        # A key that was replaced counts for a while; one that never was there does not.
+        assert (await submit(bank, ORDERS[0])).refused == []
+    stranger = PrivateKey.from_secret(7_777)
+    async with world(tmp_path / "other") as found, found.gateway(BANK, business=stranger) as bank:
+        assert [item.code for item in (await submit(bank, ORDERS[0])).refused] == ["key_not_registered"]

@@ -7,7 +7,7 @@ side, and keeps it there until that side is done with it. It can hold messages b
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -291,9 +291,13 @@ class World:
         )
 
     @asynccontextmanager
-    async def gateway(self, organisation: str, store: Store | None = None) -> AsyncIterator[LocalLink]:
+    async def gateway(
+        self, organisation: str, store: Store | None = None, *, business: PrivateKey | None = None
+    ) -> AsyncIterator[LocalLink]:
         """Run a gateway for the time of the block; what its loops are about is given up at its end."""
         settings, stopping = self.settings(organisation), trio.Event()
+        if business is not None:
+            settings = replace(settings, business=Signer.of("business", business))
         async with LocalLink(settings.socket) as link, trio.open_nursery() as nursery:
             await nursery.start(self._serve, settings, store, stopping)
             with ending(stopping) as failed:
