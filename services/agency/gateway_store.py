@@ -237,54 +237,12 @@ class _Counter:
                 await self._changed.wait()
 
 
-class GatewayStore:
-    """Reads typed, writes whole :class:`Changes`."""
+class PackageReader:
+    """Packages and answers, as they are kept."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.lock = trio.Lock()
-        """Held by whoever reads, decides by it, and commits; so no two decide about one package at a time."""
-        self._writing = trio.Lock()
         self._packages: dict[bytes, Package] = {}
-        self.news = _Counter(store, b"n")
-        self.arrivals = _Counter(store, b"i")
-        self.postings = _Counter(store, b"o")
-        self.alarms = _Counter(store, b"x")
-        self._has_job = trio.Event()
-        self._has_anchored = trio.Event()
-
-    async def commit(self, changes: Changes) -> None:
-        """Write all of it, and tell those who wait.
-
-        Raises:
-            StorageError: the disk refuses; the program has to stop.
-        """
-        async with self._writing:
-            writes = [*changes.writes]
-            writes += [(self.news.key(n), _news_codec.encode(item)) for n, item in enumerate(changes.news, 1)]
-            writes += [(self.arrivals.key(n), root) for n, root in enumerate(changes.arrivals, 1)]
-            writes += [
-                (self.postings.key(n), _posting_codec.encode(item)) for n, item in enumerate(changes.postings, 1)
-            ]
-            writes += [(self.alarms.key(n), _alarm_codec.encode(item)) for n, item in enumerate(changes.alarms, 1)]
-            writes += [(self.alarms.key(n - ALARMS_KEPT_MAX), None) for n, _ in enumerate(changes.alarms, 1)]
-            if not writes:
-                return
-            with trio.CancelScope(shield=True):  # what the disk has, the counters must know
-                await self._store.write(writes)
-            self.news.advance(len(changes.news))
-            self.arrivals.advance(len(changes.arrivals))
-            self.postings.advance(len(changes.postings))
-            self.alarms.advance(len(changes.alarms))
-            jobs = [value for key, value in changes.writes if key.startswith(b"j")]
-            if any(value is not None for value in jobs):
-                self._has_job.set()
-                self._has_job = trio.Event()
-            if None in jobs:
-                self._has_anchored.set()
-                self._has_anchored = trio.Event()
-
-    # -- packages and answers --------------------------------------------------------------------------
 
     def head(self, root: bytes) -> Head | None:
         """Return how a package stands, None for one we never had."""
@@ -339,6 +297,57 @@ class GatewayStore:
     def unanswered(self) -> list[tuple[bytes, int]]:
         """Return the roots of our packages that wait for an answer, and when each was asked for last, ms."""
         return [(key[1:], int.from_bytes(value, "big")) for key, value in self._store.scan(b"u")]
+
+    def _message(self, key: bytes) -> Message | None:
+        value = self._store.get(key)
+        return None if value is None else message_codec.decode_untrusted(value)
+
+
+class GatewayStore(PackageReader):
+    """Reads typed, writes whole :class:`Changes`."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.lock = trio.Lock()
+        """Held by whoever reads, decides by it, and commits; so no two decide about one package at a time."""
+        self._writing = trio.Lock()
+        self.news = _Counter(store, b"n")
+        self.arrivals = _Counter(store, b"i")
+        self.postings = _Counter(store, b"o")
+        self.alarms = _Counter(store, b"x")
+        self._has_job = trio.Event()
+        self._has_anchored = trio.Event()
+
+    async def commit(self, changes: Changes) -> None:
+        """Write all of it, and tell those who wait.
+
+        Raises:
+            StorageError: the disk refuses; the program has to stop.
+        """
+        async with self._writing:
+            writes = [*changes.writes]
+            writes += [(self.news.key(n), _news_codec.encode(item)) for n, item in enumerate(changes.news, 1)]
+            writes += [(self.arrivals.key(n), root) for n, root in enumerate(changes.arrivals, 1)]
+            writes += [
+                (self.postings.key(n), _posting_codec.encode(item)) for n, item in enumerate(changes.postings, 1)
+            ]
+            writes += [(self.alarms.key(n), _alarm_codec.encode(item)) for n, item in enumerate(changes.alarms, 1)]
+            writes += [(self.alarms.key(n - ALARMS_KEPT_MAX), None) for n, _ in enumerate(changes.alarms, 1)]
+            if not writes:
+                return
+            with trio.CancelScope(shield=True):  # what the disk has, the counters must know
+                await self._store.write(writes)
+            self.news.advance(len(changes.news))
+            self.arrivals.advance(len(changes.arrivals))
+            self.postings.advance(len(changes.postings))
+            self.alarms.advance(len(changes.alarms))
+            jobs = [value for key, value in changes.writes if key.startswith(b"j")]
+            if any(value is not None for value in jobs):
+                self._has_job.set()
+                self._has_job = trio.Event()
+            if None in jobs:
+                self._has_anchored.set()
+                self._has_anchored = trio.Event()
 
     # -- queues ----------------------------------------------------------------------------------------
 
@@ -402,10 +411,6 @@ class GatewayStore:
     def _after(self, prefix: bytes, after: int, limit: int) -> list[tuple[int, bytes]]:
         found = self._store.scan(prefix, position_bytes(after + 1), limit=limit)
         return [(int.from_bytes(key[1:], "big"), value) for key, value in found]
-
-    def _message(self, key: bytes) -> Message | None:
-        value = self._store.get(key)
-        return None if value is None else message_codec.decode_untrusted(value)
 
 
 def position_bytes(position: int) -> bytes:
