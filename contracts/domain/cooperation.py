@@ -131,8 +131,8 @@ class Cooperation(Contract):
         The caller holds the role ``sales`` or ``issuer``, and the same one ever after; the node is its organisation's.
         Keys are compressed P-256, 33 bytes, each new to the chain or in force for the same use already. Fails with
         ``unknown_node``, ``node_state`` about a removed node, ``bad_key``, ``key_used``, ``too_many_key_changes`` where
-        4 business keys were replaced in 10,000 blocks, or ``channel_open`` where
-        another node is named while a channel of the party is open.
+        4 business keys were replaced in 10,000 blocks, or ``channel_open`` where another node is named while a channel
+        of the party is open.
         """
         account = _active_account(context)
         organisation = account.organisation
