@@ -2,6 +2,10 @@
 
 from tests.mutants import (
     table_agency,
+    table_agency_bank,
+    table_agency_channel,
+    table_agency_files,
+    table_agency_node,
     table_consensus,
     table_ledger,
     table_membership,
@@ -19,4 +23,8 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_messages.MUTANTS,
     *table_rights.MUTANTS,
     *table_agency.MUTANTS,
+    *table_agency_bank.MUTANTS,
+    *table_agency_files.MUTANTS,
+    *table_agency_node.MUTANTS,
+    *table_agency_channel.MUTANTS,
 )

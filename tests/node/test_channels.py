@@ -1,5 +1,6 @@
 """Private channels of whole nodes: opened by the chain, there and back, restarts, revocation, expiry, bugs, disks."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,12 @@ import trio
 
 from consensus.ledger.errors import LocalError, StorageError
 from node.storage.private import SealedStore
-from p2p.private.network import PrivateNetwork
 from p2p.private.port import Phase
+from p2p.private.writer import Writer
 from tests.node.partners import BANK, CHANNEL, ISSUER, PERMISSION, Partners
 from tests.node.site import Site
 
+WAIT_S = 20
 MARKER = b"marker of one order that nobody else may see"
 
 
@@ -69,7 +71,7 @@ async def test_a_partner_that_is_away_finds_what_was_sent_when_both_have_been_re
     await site.stop()
 
 
-async def test_a_revocation_ends_what_waits_and_lets_answers_pass(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_r79_a_revocation_ends_what_waits_and_lets_answers_pass(tmp_path: Path, nursery: trio.Nursery) -> None:
     site = Site(tmp_path, nursery)
     partners = Partners(site)
     await site.start(is_private=True)
@@ -101,7 +103,7 @@ async def test_a_revocation_ends_what_waits_and_lets_answers_pass(tmp_path: Path
     await site.stop()
 
 
-async def test_an_agreement_expires_by_block_time_and_its_grace_too(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_r79_an_agreement_expires_by_block_time_and_its_grace_too(tmp_path: Path, nursery: trio.Nursery) -> None:
     site = Site(tmp_path, nursery)
     partners = Partners(site)
     await site.start(is_private=True)
@@ -135,6 +137,35 @@ async def keep_busy(partners: Partners, phase: Phase) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_node_that_lost_its_private_data_says_so_and_works_again_under_the_next_epoch(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    site = Site(tmp_path, nursery)
+    partners = Partners(site)
+    await site.start(is_private=True)
+    await partners.register()
+    await partners.open()
+    await partners.phase(Phase.OPEN)
+    await partners.send(BANK, "a", b"before the loss")
+    await site.until(lambda: partners.status(BANK).delivered == 1)
+    await site.stop(BANK)
+    shutil.rmtree(site.config(BANK).private_data)
+    await site.start(BANK, is_private=True)
+    await partners.send(BANK, "b", b"under a number that was used")
+    await site.until(lambda: partners.status(BANK).last_error == "peer_ahead")
+    with pytest.raises(LocalError) as caught:
+        partners.part(BANK).receive(7, limit=1, bytes_max=1)
+    assert caught.value.code == "position_ahead"
+    assert len(await partners.received(ISSUER, 1)) == 1
+    await partners.revoke()
+    await partners.open("2")
+    await partners.phase(Phase.OPEN)
+    assert await partners.part(BANK).send(CHANNEL, "c", b"after the loss") == (2, 1)
+    found = await partners.received(ISSUER, 2)
+    assert [item.payload for item in found] == [b"before the loss", b"after the loss"]
+    await site.stop()
+
+
 async def test_r78_a_private_part_that_fails_changes_nothing_about_the_chain(
     tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,11 +177,11 @@ async def test_r78_a_private_part_that_fails_changes_nothing_about_the_chain(
     await partners.phase(Phase.OPEN)
     await partners.connected()
 
-    def broken(self: PrivateNetwork, event: object) -> None:
+    def broken(self: Writer, event: object) -> None:
         raise KeyError("a bug")
 
     with monkeypatch.context() as bent:
-        bent.setattr(PrivateNetwork, "_submit", broken)
+        bent.setattr(Writer, "_submit", broken)
         with pytest.raises(LocalError) as caught:
             await partners.send(BANK, "a", b"x")
         assert caught.value.code == "private_failed"
@@ -210,6 +241,7 @@ async def test_a_disk_that_fails_under_the_private_part_ends_the_node(
         bent.setattr(SealedStore, "_write", broken)
         with trio.move_on_after(1):
             await partners.send(BANK, "a", b"x")
-        await site.running[BANK].ended.wait()
+        with trio.fail_after(WAIT_S):
+            await site.running[BANK].ended.wait()
     assert [error.code for error in site.running[BANK].errors if isinstance(error, StorageError)] == ["disk_failed"]
     await site.stop(ISSUER, "issuer-f", PERMISSION)

@@ -321,6 +321,41 @@ def test_nothing_passes_while_the_registry_that_is_read_is_older_than_what_was_s
     assert pair.delivered["issuer"][-1].payload == b"new"
 
 
+def test_a_new_epoch_within_a_session_is_opened_by_asking(pair):
+    """The issuer reads of it first and says so; the bank, that could not use this then, asks for it later."""
+    pair.registry += [GRACE, CLOSED, ANEW]
+    for side in ("issuer", "bank"):
+        pair.sides[side].read = len(pair.registry) - 1
+        pair.sides[side].change()
+        flow(pair)
+    pair.sides["bank"].submit("new", b"new")
+    flow(pair)
+    assert pair.delivered["issuer"][-1].payload == b"new"
+    assert pair.refusals == []
+
+
+def test_a_full_inbox_leaves_messages_and_asks_for_them_when_there_is_room(pair):
+    bank, issuer = pair.sides["bank"], pair.sides["issuer"]
+    issuer.machine.room(has_room=False)
+    for number in range(3):
+        bank.submit(f"more {number}", b"m%d" % number)
+    flow(pair)
+    assert bank.machine.waiting == 3
+    issuer.machine.room(has_room=True)
+    flow(pair)
+    assert [item.payload for item in pair.delivered["issuer"]] == [b"o0", b"o1", b"o2", b"m0", b"m1", b"m2"]
+    assert (bank.machine.waiting, pair.refusals) == (0, [])
+
+
+def flow(pair: Pair) -> None:
+    """Let everything happen in order within the session that stands."""
+    for _ in range(6):
+        for name in ("bank", "issuer"):
+            pair.sides[name].work()
+            while pair.wire[name]:
+                pair.arrive(name)
+
+
 def test_outbox_is_bounded_by_messages_and_by_bytes(pair):
     bank = pair.sides["bank"].machine
     pair.disconnect()
