@@ -96,7 +96,7 @@ def asked(agency: Agency, contract: str, query: str, arguments: dict[str, Any]) 
 
 
 @given(data=st.data())
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_neither_contract_breaks(agency: Agency, data: st.DataObject) -> None:
     """Each example meets the same state: what it does is undone."""
     chain = agency.chain
