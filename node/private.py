@@ -77,7 +77,7 @@ class PrivatePart:
     def _look(self, time_ms: int) -> None:
         facts = self._registry.facts(self._name, time_ms)
         self._deadline_ms = self._registry.next_deadline_ms(time_ms)
-        if facts != self._facts:
+        if facts != self._facts and not self._has_failed:
             for fact in facts:
                 log.info("channel", channel=str(fact.name), epoch=fact.epoch, phase=fact.phase.value)
             self._facts = facts
@@ -175,6 +175,7 @@ class PrivatePart:
             "channel_messages_sent": sum(item.sent for item in channels),
             "channel_messages_received": sum(item.received for item in channels),
             "channel_messages_waiting": sum(item.waiting for item in channels),
+            "channel_rules_broken": self._network.refused.total(),
         }
 
     def _tell(self) -> None:
