@@ -166,6 +166,7 @@ def new_header(file_type: FileType, *, creator: str, receiver: str, date: str) -
     return Header(file_type, creator, receiver, date, names, sender=creator, recipient=receiver)
 
 
-def file_name(header: Header) -> str:
-    """Return the name that a file with this header has."""
-    return FileName(header.creator, header.receiver, header.date, header.file_type).text
+def file_name(header: Header, batch: int = 0) -> str:
+    """Return the name that a file with this header has; ``batch`` 1 to 999 tells several of one type and day apart."""
+    number = f"{batch:03d}" if batch else ""
+    return FileName(header.creator, header.receiver, header.date, header.file_type, number).text

@@ -342,6 +342,7 @@ def test_synthetic_files_have_the_form_of_the_real_one() -> None:
     assert sum(application.distributor != "996" for application in applications) == 1
     assert all(application.amount and not application.volume for application in applications)
     assert file_name(file.header) == "OFD_996_H0_20170427_03.TXT"
+    assert file_name(file.header, 2) == "OFD_996_H0_20170427_03_002.TXT"
     redemptions = applications_of(orders_file(5, orders=9, accounts=3, code=Code.REDEMPTION), {})
     assert all(application.volume and not application.amount for application in redemptions)
 
