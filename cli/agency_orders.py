@@ -437,19 +437,31 @@ def _find(
 @click.command("order")
 @click.argument("serial", metavar="ORDER")
 @_bank
+@click.option(
+    "--iso",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the order and what was executed as ISO 20022 messages (setr.010, .012, .004, .006).",
+)
 @socket_option
 @network_option
 @json_option
-def order(serial: str, bank: str, socket: Path | None, place: Place, output: Output) -> None:
+def order(serial: str, bank: str, folder: Path | None, socket: Path | None, place: Place, output: Output) -> None:
     """Print one order: what was applied for, what was confirmed, its package's hashes, and the block of its anchor.
 
     Example: hansa agency order 2017042700001234 --bank bank-a
     """
+    from services.agency.sending import write_messages
+
     record = find_order(place, bank, serial, socket)
+    written = [] if folder is None else write_messages(record, folder, time.time_ns() // 1_000_000)
     package = _package(place, bank, record.root) if record.root else None
     data: Json = {"order": _record_json(record)}
     if package is not None:
         data["package"] = _package_json(package)
+    if written:
+        data["messages"] = [str(path) for path in written]
 
     def draw(console: "Console") -> None:
         application = record.application
@@ -472,6 +484,8 @@ def order(serial: str, bank: str, socket: Path | None, place: Place, output: Out
                 shown[f"anchor {item.round_number}"] = (
                     f"{item.status} in block {item.height}" if item.height else "waits"
                 )
+        if written:
+            shown["messages"] = "\n".join(str(path) for path in written)
         panel(console, f"Order {serial}", shown, good=record.state.value not in ("REJECTED", "DROPPED"))
 
     output.show(data, draw)

@@ -6,11 +6,12 @@ neither channel key nor business key.
 
 Policy: who is named in ``refuse`` gets a refusal, everyone else whose agreement the chain has taken gets the channels;
 a manual desk leaves applications to people (``hansa channel decide``). Terms with both signatures are always enacted.
-What the contract does not take is tried again, later each time.
+What the contract does not take is tried again, later each time; an application that it never will take is refused.
 """
 
 import gc
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,7 @@ from services.client.tasks import single_errors
 from services.messages.logs import configure_logs, ready_file, stop_signals
 
 LANE = b"permission-desk"
+OPEN = "open_channels"
 CALLS_MAX = 64
 """How many decisions one transaction carries."""
 PAGE = 100
@@ -41,6 +43,9 @@ LOOK_MS = 5_000
 """How often it looks without being told of a change: block time alone can make an agreement begin."""
 RETRY_FIRST_MS = 5_000
 RETRY_MAX_MS = 600_000
+
+_HOPELESS = frozenset({"agreement_expired", "channel_revoked"})
+"""Why an application's channels cannot be opened, now or later."""
 
 _WAKING = frozenset({"application_made", "terms_accepted", "party_registered"})
 
@@ -122,12 +127,14 @@ class Decision:
 class Desk:
     """One look at what waits, one transaction with what is decided, and again."""
 
-    def __init__(self, settings: AuthoritySettings, client: Client) -> None:
+    def __init__(self, settings: AuthoritySettings, client: Client, now_ms: Callable[[], int]) -> None:
         self._settings = settings
         self._client = client
-        self._submitter = Submitter(client, settings.account, client.lanes(settings.account, prefix=LANE))
+        lanes = client.lanes(settings.account, prefix=LANE)
+        self._submitter = Submitter(client, settings.account, lanes, now_ms=now_ms)
         self._changed = trio.Event()
         self._retries: dict[bytes, _Retry] = {}
+        self._hopeless: dict[bytes, str] = {}
 
     async def run(self) -> None:
         """Decide whatever comes, for ever."""
@@ -163,6 +170,7 @@ class Desk:
             return
         waiting = {item.about for item in decisions}
         self._retries = {about: retry for about, retry in self._retries.items() if about in waiting}
+        self._hopeless = {about: code for about, code in self._hopeless.items() if about in waiting}
         now = trio.current_time()
         due = [item for item in decisions if item.about not in self._retries or self._retries[item.about].at <= now]
         for start in range(0, len(due), CALLS_MAX):
@@ -172,7 +180,7 @@ class Desk:
         found: list[Application] = []
         while page := await self._page("pending", found[-1].place if found else "", Application):
             found += page
-        return [decide(item, self._settings.refuse) for item in found]
+        return [decide(item, self._settings.refuse, self._hopeless.get(item.application, "")) for item in found]
 
     async def _terms(self) -> list[Decision]:
         found: list[Proposal] = []
@@ -196,6 +204,10 @@ class Desk:
                 self._retries.pop(item.about, None)
                 log.info(item.call.method, height=outcome.height, **item.facts)
                 continue
+            if receipt.code in _HOPELESS and item.call.method == OPEN:
+                self._hopeless[item.about] = receipt.code
+                self._changed.set()
+                continue
             # The chain says why; most often it is too early, or somebody else was faster.
             wait_ms = RETRY_FIRST_MS
             if (before := self._retries.get(item.about)) is not None:
@@ -204,11 +216,13 @@ class Desk:
             log.warning(f"{item.call.method} failed", code=receipt.code, again_in_ms=wait_ms, **item.facts)
 
 
-def decide(application: Application, refuse: Collection[str]) -> Decision:
-    """Return what the policy says of an application that waits."""
+def decide(application: Application, refuse: Collection[str], hopeless: str = "") -> Decision:
+    """Return what the policy says of an application that waits; ``hopeless``: why the chain will never open it."""
     facts: dict[str, object] = {"number": application.number, "bank": application.bank, "issuers": application.issuers}
     refused = [name for name in (application.bank, *application.issuers) if name in refuse]
-    if refused:
+    if hopeless:
+        call = refuse_call(application.application, f"the channels cannot be opened: {hopeless}")
+    elif refused:
         call = refuse_call(application.application, f"the permission desk opens no channel to {refused[0]}")
     else:
         call = open_call(application.application)
@@ -224,7 +238,7 @@ def enact(proposal: Proposal) -> Decision:
 
 def open_call(application: bytes) -> Call:
     """Return the call that opens the channels of an application."""
-    return make_call("cooperation", "open_channels", {"application": application})
+    return make_call("cooperation", OPEN, {"application": application})
 
 
 def refuse_call(application: bytes, reason: str) -> Call:
@@ -251,12 +265,16 @@ async def serve(
     settings: AuthoritySettings,
     stopping: trio.Event,
     *,
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Decide until ``stopping`` is set; what is under way then may still become final. Errors as for :func:`run`."""
     with single_errors():
-        async with open_client(settings.genesis, settings.nodes) as client, trio.open_nursery() as nursery:
-            nursery.start_soon(Desk(settings, client).run)
+        async with (
+            open_client(settings.genesis, settings.nodes, now_ms=now_ms) as client,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(Desk(settings, client, now_ms).run)
             with ready_file(settings.run):
                 log.info("ready", account=settings.account.name, manual=settings.is_manual)
                 task_status.started()

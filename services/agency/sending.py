@@ -14,6 +14,7 @@ import msgspec
 
 from consensus.ledger.errors import LocalError
 from services.agency.interfaces import WAIT_MS_MAX
+from services.agency.iso20022 import messages_of
 from services.agency.ofd.files import FundFile, file_name
 from services.agency.ofd.layout import FileType
 from services.agency.ofd.mapping import applications_of, confirmation_file
@@ -346,6 +347,23 @@ def write_outcomes(records: Iterable[OrderRecord], path: Path) -> None:
         values += [record.root.hex(), record.anchors[-1].height if record.anchors else ""]
         lines.append(",".join(str(value) for value in values))
     _write(path, "\n".join([*lines, ""]).encode())
+
+
+def write_messages(record: OrderRecord, folder: Path, created_ms: int) -> list[Path]:
+    """Write an order and what was executed of it as ISO 20022 messages into a folder, and return their files.
+
+    Raises:
+        LocalError: ``no_iso_message``, ``bad_file``.
+    """
+    confirmations = [item for item in (record.confirmation, record.allotment) if item is not None]
+    messages = messages_of(record.application, confirmations, created_ms=created_ms)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LocalError("bad_file", f"{folder}: {error.strerror}") from None
+    for name, data in messages.items():
+        _write(folder / name, data)
+    return [folder / name for name in messages]
 
 
 def write_document(document: Mapping[str, object], path: Path) -> None:

@@ -275,16 +275,14 @@ class _Setup:
         if not wanted:
             return
         chain_id = self._client.chain_id
-        async with trio.open_nursery() as nursery:
-            for issuer in {terms.issuer for terms in wanted}:
-                key = self._business[issuer].key
-                calls = [
-                    terms.call(1, key, chain_id)
-                    for terms in wanted
-                    if terms.issuer == issuer and terms.id(1) not in proposed
-                ]
-                if calls:
-                    nursery.start_soon(self._call, self._accounts[issuer], calls)
+        with single_errors():
+            async with trio.open_nursery() as nursery:
+                for issuer in {terms.issuer for terms in wanted}:
+                    key = self._business[issuer].key
+                    new = [item for item in wanted if item.issuer == issuer and item.id(1) not in proposed]
+                    if new:
+                        calls = [terms.call(1, key, chain_id) for terms in new]
+                        nursery.start_soon(self._call, self._accounts[issuer], calls)
         signed = partial(sign_terms, key=self._business[name].key, chain_id=chain_id)
         accepts = [
             make_call("cooperation", "accept_terms", {"proposal": item.id(1), "signature": signed(item.id(1))})
