@@ -5,7 +5,7 @@ side, and keeps it there until that side is done with it. It can hold messages b
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from consensus.ledger.cooperation import FIRST_ANSWER, agreement_hash, terms_has
 from consensus.ledger.errors import StorageError
 from consensus.ledger.genesis import Account, Activation, Genesis, GenesisValidator, Organisation
 from consensus.ledger.keys import PrivateKey, Purpose
-from consensus.ledger.transaction import make_call
+from consensus.ledger.transaction import Call, Transaction, make_call
 from contracts.runtime.registry import Registry
 from services.agency.gateway import Gateway, GatewaySettings, serve
 from services.agency.gateway_store import Store
@@ -326,8 +326,29 @@ class World:
         """Revoke the channel."""
         await self.call(BANK, "revoke_channel", bank=BANK, issuer=ISSUER, reason="as the test wants")
 
-    async def join(self, *issuers: str) -> None:
-        """Open channels of the bank with these issuers, as everybody together does it."""
+    async def set_up(self) -> None:
+        """Register parties, interfaces and a product, and open the channel: few frames, and the node is believed."""
+        product: dict[str, Value] = {"product": PRODUCT, "interface": INTERFACE, "product_type": "money-market"}
+        product |= {"risk": 1, "currency": "CNY", "charge_basis_points": 0, "is_open": True}
+        calls = {name: [_register_call(name)] for name in (BANK, ISSUER, OTHER)}
+        for name, interface in ((ISSUER, INTERFACE), (OTHER, OTHER_INTERFACE)):
+            place: dict[str, Value] = {"interface": interface, "node": NODES[name]}
+            calls[name].append(make_call("cooperation", "set_interface", place))
+        calls[ISSUER].append(make_call("cooperation", "set_product", product))
+        nav: dict[str, Value] = {"product": PRODUCT, "date": 20_231_114, "nav": 10_000}
+        calls[ISSUER].append(make_call("cooperation", "set_nav", nav))
+        await self._submit([self.client.sign(signer(name), calls[name], sequence=0) for name in calls])
+        apply, application = self._agreement(ISSUER)
+        await self._submit([self.client.sign(signer(BANK), [apply], sequence=1)])
+        opening = make_call("cooperation", "open_channels", {"application": application})
+        await self._submit([self.client.sign(signer("keeper"), [opening], sequence=0)])
+
+    async def _submit(self, transactions: Sequence[Transaction]) -> None:
+        answers = await self.client.submit_many(transactions, wait_ms=10_000)
+        assert [(answer.code, answer.failed_count) for answer in answers] == [("", 0)] * len(transactions)
+
+    def _agreement(self, *issuers: str) -> tuple[Call, bytes]:
+        """Return the bank's application for channels with these issuers, signed by all, and its id."""
         until_ms = NOW_MS + 3_600_000
         document = hashlib.sha256(b"paper").digest()
         number = f"2026-{'-'.join(issuers)}"
@@ -337,18 +358,16 @@ class World:
         signatures: dict[str, Value] = {
             name: BUSINESS[name].sign(Purpose.AGREEMENT, chain_id, payload) for name in (BANK, *issuers)
         }
-        application = await self.call(
-            BANK,
-            "apply",
-            number=number,
-            issuers=[*issuers],
-            document=document,
-            valid_from_ms=GENESIS_TIME_MS,
-            valid_until_ms=until_ms,
-            grace_ms=60_000,
-            signatures=signatures,
-        )
-        await self.call("keeper", "open_channels", application=application)
+        arguments: dict[str, Value] = {
+            "number": number,
+            "issuers": [*issuers],
+            "document": document,
+            "valid_from_ms": GENESIS_TIME_MS,
+            "valid_until_ms": until_ms,
+            "grace_ms": 60_000,
+            "signatures": signatures,
+        }
+        return make_call("cooperation", "apply", arguments), payload
 
     async def agree(self, subject: str = f"product:{PRODUCT}", version: int = 1, **changes: Value) -> None:
         """Put terms in force between bank-a and issuer-c."""
@@ -379,6 +398,15 @@ class World:
         signature = BUSINESS[ISSUER].sign(Purpose.TERMS, chain_id, payload)
         await self.call(ISSUER, "accept_terms", proposal=proposal, signature=signature)
         await self.call("keeper", "enact_terms", proposal=proposal)
+
+
+def _register_call(name: str) -> Call:
+    arguments: dict[str, Value] = {
+        "node": NODES[name],
+        "business_key": BUSINESS[name].public.compressed,
+        "channel_key": CHANNEL[name].public.compressed,
+    }
+    return make_call("cooperation", "register_party", arguments)
 
 
 @asynccontextmanager
@@ -416,27 +444,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
     node = SoloNode(folder / "chain", CONSORTIUM)
     async with running(node), trio.open_nursery() as nursery, client_of(node) as client:
         found = World(folder, node, client, nursery)
-        for name in (BANK, ISSUER, OTHER):
-            keys = {
-                "business_key": BUSINESS[name].public.compressed,
-                "channel_key": CHANNEL[name].public.compressed,
-            }
-            await found.call(name, "register_party", node=NODES[name], **keys)
-        await found.call(ISSUER, "set_interface", interface=INTERFACE, node=NODES[ISSUER])
-        await found.call(OTHER, "set_interface", interface=OTHER_INTERFACE, node=NODES[OTHER])
-        await found.call(
-            ISSUER,
-            "set_product",
-            product=PRODUCT,
-            interface=INTERFACE,
-            product_type="money-market",
-            risk=1,
-            currency="CNY",
-            charge_basis_points=0,
-            is_open=True,
-        )
-        await found.call(ISSUER, "set_nav", product=PRODUCT, date=20_231_114, nav=10_000)
-        await found.join(ISSUER)
+        await found.set_up()
         stopping = trio.Event()
         for name in (BANK, ISSUER, OTHER):
             (folder / name).mkdir()
