@@ -131,13 +131,21 @@ class Evidence(Contract):
         return _result(record)
 
     @query
-    def anchor_of(self, context: Context, bank: Party, issuer: Party, root: HashBytes, round_number: Round) -> Value:
+    def anchor_of(
+        self,
+        context: Context,
+        bank: Party,
+        issuer: Party,
+        root: HashBytes,
+        round_number: Round,
+        outcome_root: HashOrNone = b"",
+    ) -> Value:
         """Return how a package's round stands: {anchors: [each with outcomeRoot], isContradicted}; null for none.
 
-        At most 16 anchors, MUTUAL ones first.
+        At most 16 anchors, MUTUAL ones first; they are those whose outcomes are ``outcome_root`` or come after it.
         """
         prefix = f"anchor/{bank}/{issuer}/{root.hex()}/{round_number}/"
-        entries = context.state.scan(prefix, limit=OUTCOMES_SHOWN_MAX)
+        entries = context.state.scan(prefix, prefix + outcome_root.hex(), OUTCOMES_SHOWN_MAX)
         if not entries:
             return None
         found = [{**record, "outcomeRoot": bytes.fromhex(key[len(prefix) :])} for key, record in entries]

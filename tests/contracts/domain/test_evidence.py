@@ -231,6 +231,10 @@ def test_false_answers_of_the_issuer_do_not_veto_the_true_one(agency: Agency) ->
     assert agency.put_anchor("bank-a", ROOT, outcome_root=b"\xff" * 32)["status"] == "MUTUAL"
     assert agency.put_anchor("bank-a", ROOT, signed="bank")["status"] in ("MUTUAL", "CLAIMED")
     assert standing(agency)["isContradicted"]
+    assert len(standing(agency)["anchors"]) == 16
+    place = {"root": ROOT, "round_number": 0, "outcome_root": b"\xff" * 32}
+    [true] = agency.evidence.query("anchor_of", **PAIR, **place)["anchors"]
+    assert (true["status"], true["isContradicted"]) == ("MUTUAL", True)
 
 
 def test_the_bank_cannot_be_kept_from_claiming(agency: Agency) -> None:
