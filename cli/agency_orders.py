@@ -439,7 +439,7 @@ def _find(
 @_bank
 @click.option(
     "--iso",
-    "folder",
+    "messages",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
     help="Write the order and what was executed as ISO 20022 messages (setr.010, .012, .004, .006).",
@@ -447,7 +447,7 @@ def _find(
 @socket_option
 @network_option
 @json_option
-def order(serial: str, bank: str, folder: Path | None, socket: Path | None, place: Place, output: Output) -> None:
+def order(serial: str, bank: str, messages: Path | None, socket: Path | None, place: Place, output: Output) -> None:
     """Print one order: what was applied for, what was confirmed, its package's hashes, and the block of its anchor.
 
     Example: hansa agency order 2017042700001234 --bank bank-a
@@ -455,7 +455,7 @@ def order(serial: str, bank: str, folder: Path | None, socket: Path | None, plac
     from services.agency.sending import write_messages
 
     record = find_order(place, bank, serial, socket)
-    written = [] if folder is None else write_messages(record, folder, time.time_ns() // 1_000_000)
+    written = [] if messages is None else write_messages(record, messages, time.time_ns() // 1_000_000)
     package = _package(place, bank, record.root) if record.root else None
     data: Json = {"order": _record_json(record)}
     if package is not None:
