@@ -26,10 +26,11 @@ POINTS: dict[str, float] = {
     "too_large": 25.0,
     "duplicate_session": 0.0,
     "not_admitted": 2.0,
+    "no_channel": 2.0,
 }
 """What an error costs where it differs from ``POINTS_DEFAULT``: bytes that no honest program sends cost more,
-two nodes that dial each other at the same time do nothing wrong, and a new member may come before this node has
-read in the chain that it is one."""
+two nodes that dial each other at the same time do nothing wrong, and a new member or partner may come before this node
+has read in the chain that it is one."""
 
 
 @dataclass(slots=True)

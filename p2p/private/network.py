@@ -4,7 +4,8 @@
 the pair with the smaller name dials as soon as there is one; the other waits ``second_dial_ms`` and dials only when
 something waits for that partner. Of two sessions one stays by the rule of ``p2p.network``. Connections come from
 there and go to the same port; their sessions, errors and bounds are kept here and nowhere mixed with the public ones.
-A record that breaks the rules ends the session and costs its sender points of its own book.
+A record that breaks the rules ends the session and costs its sender points of a book of their own, in which a new
+epoch or a new channel key begins a new page: who was at fault may have been mended.
 """
 
 from collections import Counter
@@ -193,7 +194,7 @@ class PrivateNetwork:
         """
         if identity.name not in self._partners():
             raise PeerError("no_channel", f"there is no open channel with {identity.name}")
-        if self._penalties.refusal_left_s(identity.name, now_s=trio.current_time()) > 0:
+        if self._penalties.refusal_left_s(self._page(identity.name), now_s=trio.current_time()) > 0:
             raise PeerError("refused_for_a_while", f"{identity.name} made too many errors")
         session = self._sessions.get(identity.name)
         if session is not None and not takes_over(self._config.name, session, dialled=side is Side.DIALLER):
@@ -249,6 +250,11 @@ class PrivateNetwork:
     def _partners(self) -> set[NodeName]:
         return {facts.peer for facts in self._facts.values() if facts.phase is not Phase.CLOSED}
 
+    def _page(self, peer: NodeName) -> str:
+        """Return under what a partner's errors are counted."""
+        channels = sorted((facts.epoch, facts.peer_key.hex()) for facts in self._facts.values() if facts.peer == peer)
+        return f"{peer} {channels}"
+
     def _dial_all(self) -> None:
         for peer in sorted(self._partners() - self._dialling - {self._config.name}):
             if self._nursery is not None and self._network is not None:
@@ -265,7 +271,11 @@ class PrivateNetwork:
                 continue
             if is_second and failures == 0:
                 await trio.sleep(config.second_dial_ms / 1000)
-            await trio.sleep(self._penalties.refusal_left_s(peer, now_s=trio.current_time()))
+            refusal_s = self._penalties.refusal_left_s(self._page(peer), now_s=trio.current_time())
+            if refusal_s > 0:
+                with trio.move_on_after(refusal_s):
+                    await self._changed.wait()
+                continue
             if peer in self._sessions or peer not in self._partners():
                 continue
             began_s = trio.current_time()
@@ -294,7 +304,7 @@ class PrivateNetwork:
     def _blame(self, name: NodeName, code: str) -> bool:
         self.refused[code] += 1
         self._writer.note(name, code)
-        return self._penalties.add(name, f"private_{code}", now_s=trio.current_time())
+        return self._penalties.add(self._page(name), f"private_{code}", now_s=trio.current_time())
 
     def _refuse(self, session: Session, error: PeerError) -> None:
         """End a session for what its peer did."""

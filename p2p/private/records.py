@@ -125,7 +125,9 @@ def check_signature_untrusted(record: ChannelRecord, key: bytes, chain_id: Chain
     """
     public = PublicKey.load_untrusted(key)
     if not public.verifies(record.signature, _purpose(record), chain_id, _signed_hash(record)):
-        raise PeerError("bad_signature", f"a {type(record).__name__.lower()} of {record.channel} is not the peer's own")
+        raise PeerError(
+            "bad_signature", f"this {type(record).__name__.lower()} of {record.channel} is not the peer's own"
+        )
 
 
 def _purpose(record: ChannelRecord) -> Purpose:

@@ -333,6 +333,23 @@ async def test_a_node_whose_store_was_lost_is_told_from_one_that_is_new(pair):
             assert payloads(await b.collect(1)) == [b"two"]
 
 
+async def test_who_broke_the_rules_too_often_is_refused_until_the_registry_says_something_new(pair):
+    """The issuer signs with a key that the registry does not name, again and again, and registers it then."""
+    wrong = PrivateKey.from_secret(99)
+    async with (
+        pair.site("a").running(facts_of(is_bank=True)) as a,
+        pair.site("b", key=wrong).running(facts_of(is_bank=False)) as b,
+    ):
+        for _ in range(8):
+            a.private._blame(ISSUER, "bad_signature")  # as if it had gone on for long
+        await a.private.send(NAME, "one", b"one")
+        await b.private.send(NAME, "answer", b"answer")
+        await eventually(lambda: b.status().last_error == "refused_by_peer" and not a.status().is_connected)
+        assert a.private.refused["bad_signature"] >= 10
+        a.private.channels_changed([facts_of(is_bank=True, key=wrong)])
+        assert payloads(await b.collect(1)) == [b"one"]
+
+
 async def test_a_disk_that_refuses_ends_the_node_before_anything_is_said(pair):
     class Full(MemoryStore):
         async def write(self, batch) -> None:
