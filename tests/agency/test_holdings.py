@@ -6,7 +6,14 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from msgspec.structs import replace
 
 from consensus.ledger.errors import InvariantError
@@ -396,8 +403,9 @@ def _effects(order: Application, answer: Confirmation) -> list[tuple[str, int]]:
             return []
 
 
-TestIssuerMachine = IssuerMachine.TestCase
-TestIssuerMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+def test_units_are_conserved_whatever_is_applied_for() -> None:
+    limits = settings(max_examples=40, stateful_step_count=30, deadline=None)
+    run_state_machine_as_test(IssuerMachine, settings=limits)
 
 
 def test_a_full_package_takes_no_time() -> None:

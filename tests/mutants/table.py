@@ -5,6 +5,7 @@ from tests.mutants import (
     table_agency_bank,
     table_agency_channel,
     table_agency_files,
+    table_agency_issuer,
     table_agency_node,
     table_consensus,
     table_ledger,
@@ -25,6 +26,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_agency.MUTANTS,
     *table_agency_bank.MUTANTS,
     *table_agency_files.MUTANTS,
+    *table_agency_issuer.MUTANTS,
     *table_agency_node.MUTANTS,
     *table_agency_channel.MUTANTS,
 )
