@@ -152,7 +152,8 @@ class Gateway:
         self.organisation = settings.organisation
         self.chain_id = settings.genesis.chain_id()
         self.business = settings.business.key
-        self.store = GatewayStore(store)
+        # A store that was lost and made anew counts on above what the ends beside it have seen of the one before.
+        self.store = GatewayStore(store, first=now_ms())
         self.chain = chain
         self.owner = owner
         self.now_ms = now_ms

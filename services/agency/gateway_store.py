@@ -212,12 +212,13 @@ def round_key(root: bytes, round_number: int, outcome_root: bytes) -> bytes:
 
 
 class _Counter:
-    """Positions under a prefix, and who waits for one above."""
+    """Positions under a prefix, above ``first``, and who waits for one above."""
 
-    def __init__(self, store: Store, prefix: bytes) -> None:
+    def __init__(self, store: Store, prefix: bytes, first: int = 0) -> None:
         newest = next(iter(store.scan(prefix, reverse=True, limit=1)), None)
         self.prefix = prefix
-        self.last = 0 if newest is None else int.from_bytes(newest[0][len(prefix) :], "big")
+        self.last = first if newest is None else int.from_bytes(newest[0][len(prefix) :], "big")
+        self._empty = self.last if newest is None else 0
         self._changed = trio.Event()
 
     def key(self, ahead: int) -> bytes:
@@ -233,7 +234,7 @@ class _Counter:
     async def wait(self, after: int, timeout_ms: int) -> None:
         """Return when there is a position above ``after``, or time is up."""
         with trio.move_on_after(timeout_ms / 1000):
-            while self.last <= after:
+            while self.last <= max(after, self._empty):
                 await self._changed.wait()
 
 
@@ -306,13 +307,13 @@ class PackageReader:
 class GatewayStore(PackageReader):
     """Reads typed, writes whole :class:`Changes`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, first: int = 0) -> None:
         super().__init__(store)
         self.lock = trio.Lock()
         """Held by whoever reads, decides by it, and commits; so no two decide about one package at a time."""
         self._writing = trio.Lock()
-        self.news = _Counter(store, b"n")
-        self.arrivals = _Counter(store, b"i")
+        self.news = _Counter(store, b"n", first)
+        self.arrivals = _Counter(store, b"i", first)
         self.postings = _Counter(store, b"o")
         self.alarms = _Counter(store, b"x")
         self._has_job = trio.Event()
