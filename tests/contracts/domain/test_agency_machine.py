@@ -409,4 +409,4 @@ class AgencyMachine(RuleBasedStateMachine):
 
 
 TestAgency = AgencyMachine.TestCase
-TestAgency.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestAgency.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
