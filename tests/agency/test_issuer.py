@@ -231,9 +231,9 @@ async def test_initial_subscriptions_are_allotted_once(tmp_path: Path) -> None:
     vault = IssuerVault()
     async with market(tmp_path) as (found, bank):
         async with issuer_end(found, vault) as end:
-            await exchange(bank, "register", opening(1), opening(2))
+            accounts = await exchange(bank, "register", opening(1), opening(2))
             orders = [application(number, code="020", product=INITIAL) for number in (1, 2)]
-            first = await exchange(bank, "trade", *orders, after=2)
+            first = await exchange(bank, "trade", *orders, after=accounts.position)
             assert [(item.code, item.is_final) for item in first.confirmations] == [("120", False)] * 2
             with pytest.raises(Refused) as refusal:
                 await end.call("allot", Allot("NONE"), Allotted)
