@@ -147,13 +147,13 @@ class Gateway:
         owner: OwnerLink,
         *,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        first_position: int = 0,
     ) -> None:
         self.settings = settings
         self.organisation = settings.organisation
         self.chain_id = settings.genesis.chain_id()
         self.business = settings.business.key
-        # A store that was lost and made anew counts on above what the ends beside it have seen of the one before.
-        self.store = GatewayStore(store, first=now_ms())
+        self.store = GatewayStore(store, first=first_position)
         self.chain = chain
         self.owner = owner
         self.now_ms = now_ms
@@ -327,7 +327,8 @@ async def run(settings: GatewaySettings) -> None:
     gc.freeze()
     with single_errors():
         async with stop_signals() as stopping, open_vault(settings.data, settings.key_file) as vault:
-            await serve(settings, vault, stopping)
+            # A store that was lost and made anew counts on above what the ends beside it have seen of the one before.
+            await serve(settings, vault, stopping, first_position=time.time_ns() // 1_000_000)
     log.info("stopped")
 
 
@@ -337,16 +338,20 @@ async def serve(
     stopping: trio.Event,
     *,
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    first_position: int = 0,
     task_status: trio.TaskStatus[Gateway] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until ``stopping`` is set; errors as for :func:`run`."""
+    """Serve until ``stopping`` is set; errors as for :func:`run`.
+
+    News and packages of a new store have positions above ``first_position``.
+    """
     with single_errors():
         async with (
             open_client(settings.genesis, settings.nodes, now_ms=now_ms) as client,
             OwnerLink(settings.owner) as owner,
             trio.open_nursery() as background,
         ):
-            gateway = Gateway(settings, store, ChainReader(client), owner, now_ms=now_ms)
+            gateway = Gateway(settings, store, ChainReader(client), owner, now_ms=now_ms, first_position=first_position)
             service, ending = LocalService(), Ending(stopping)
             background.start_soon(ending.follow)
             for loop in _loops(gateway, client, service):
