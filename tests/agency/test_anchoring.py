@@ -23,7 +23,7 @@ async def test_packages_that_wait_together_share_a_transaction(tmp_path: Path) -
         found.node.wake()
         anchored = [item for item in await outcomes(bank, 4, after=4) if item.kind == "anchored"]
         assert {item.root for item in anchored} == {package.root for package in submitted.packages}
-        assert len({item.transaction_id for item in anchored}) == 2
+        assert len({item.transaction_id for item in anchored}) <= 2
         for package in submitted.packages:
             state = await bank.call("package", RootQuery(package.root), PackageState)
             assert state.rounds[0].status == "MUTUAL"

@@ -19,6 +19,7 @@ from consensus.ledger.errors import StorageError
 from consensus.ledger.genesis import Account, Activation, Genesis, GenesisValidator, Organisation
 from consensus.ledger.keys import PrivateKey, Purpose
 from consensus.ledger.transaction import Call, Transaction, make_call
+from contracts.runtime.execution import Executor
 from contracts.runtime.registry import Registry
 from services.agency.gateway import Gateway, GatewaySettings, serve
 from services.agency.gateway_store import Store
@@ -55,11 +56,13 @@ ROLES = {BANK: ["sales"], ISSUER: ["issuer"], OTHER: ["issuer"], "keeper": ["per
 BUSINESS = {name: PrivateKey.from_secret(5_000 + number) for number, name in enumerate(NODES)}
 CHANNEL = {name: PrivateKey.from_secret(6_000 + number) for number, name in enumerate(NODES)}
 WAIT_S = 20
+REGISTRY = Registry.shipped()
+"""Loaded once for all worlds: they follow each other in one thread."""
 
 
 def make_consortium() -> Consortium:
     """Return one whose organisations have a node and an account each."""
-    contracts = Registry.shipped().newest()
+    contracts = REGISTRY.newest()
     vote_keys = {node: PrivateKey.from_secret(1_000 + number) for number, node in enumerate(NODES.values())}
     account_keys = {name: PrivateKey.from_secret(2_000 + number) for number, name in enumerate(NODES)}
     genesis = Genesis(
@@ -441,7 +444,7 @@ def ending(stopping: trio.Event) -> Iterator[Failed]:
 @asynccontextmanager
 async def world(folder: Path) -> AsyncIterator[World]:
     """Give a world with parties, interfaces, one product, and a channel of bank-a and issuer-c."""
-    node = SoloNode(folder / "chain", CONSORTIUM)
+    node = SoloNode(folder / "chain", CONSORTIUM, executor=Executor(REGISTRY))
     async with running(node), trio.open_nursery() as nursery, client_of(node) as client:
         found = World(folder, node, client, nursery)
         await found.set_up()

@@ -10,6 +10,7 @@ import trio
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import NodeName
 from consensus.pbft.events import EngineStatus, Phase
+from contracts.runtime.execution import Executor
 from node.chain import Chain
 from node.clock import Clock
 from node.driver import Commit
@@ -41,10 +42,16 @@ class FixedClock:
 class SoloNode:
     """Commits what its pool holds, a block at a time, unless ``is_deciding`` is false."""
 
-    def __init__(self, folder: Path, consortium: Consortium = CONSORTIUM, clock: Clock = FixedClock()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        folder: Path,
+        consortium: Consortium = CONSORTIUM,
+        clock: Clock = FixedClock(),  # noqa: B008
+        executor: Executor | None = None,
+    ) -> None:
         self.consortium = consortium
         self.store = LevelStore.open(folder)
-        self.chain = Chain(self.store, consortium.genesis, make_executor())
+        self.chain = Chain(self.store, consortium.genesis, executor or make_executor())
         self.mempool = Mempool(self.chain.executor, self.chain.verifier)
         self.is_deciding = True
         self.submitted: list[bytes] = []
