@@ -3,6 +3,8 @@
 import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from consensus.ledger.errors import LocalError
@@ -16,7 +18,8 @@ from contracts.runtime.rewrite import GUARDED_BUILTINS, rewrite
 
 RESERVED_NAMES = ("lanes", "registry")
 """State namespaces of the runtime itself, which no contract may have."""
-
+COMPILED_MAX = 64
+"""How many checked sources are kept."""
 
 _BUILTINS = sorted(CHEAP_BUILTINS | TYPES | {"__build_class__", "__import__"})
 _OPERATORS = [name for name in vars(Operators) if not name.startswith("_")]
@@ -51,11 +54,11 @@ def load_contract(file_name: str, source: bytes, meter: Meter) -> LoadedContract
     Raises:
         LocalError: ``contract_refused`` with file, line and reason.
     """
-    tree = rewrite(check_source(file_name, source))
+    code = _compiled(file_name, source)
     namespace = _namespace(file_name, meter)
     meter.begin(STEPS_PER_CALL_MAX)
     try:
-        exec(compile(tree, file_name, "exec", dont_inherit=True, optimize=0), namespace)
+        exec(code, namespace)
     except (
         ArithmeticError,
         AttributeError,
@@ -85,6 +88,14 @@ def load_contract(file_name: str, source: bytes, meter: Meter) -> LoadedContract
     # What it is for, and what its module says of rules and state keys.
     doc = "\n\n".join(text.strip() for text in (cls.__doc__, namespace.get("__doc__")) if isinstance(text, str))
     return LoadedContract(name, version, code_hash(source), doc, methods, cls(), namespace)
+
+
+@lru_cache(COMPILED_MAX)
+def _compiled(file_name: str, source: bytes) -> CodeType:
+    """Return a checked source as code; it depends on nothing else, so several registries of a process share it."""
+    tree = rewrite(check_source(file_name, source))
+    code: CodeType = compile(tree, file_name, "exec", dont_inherit=True, optimize=0)
+    return code
 
 
 def _namespace(file_name: str, meter: Meter) -> dict[str, Any]:
