@@ -6,6 +6,7 @@
     a ROOT ROUND OUTCOME  an answer, as it travels; ROUND is one byte
     f ROOT ROUND          the outcome root of the answer that counts, where several came: the first
     r ROOT ROUND OUTCOME  its anchoring: :class:`Anchored`
+    d BANK/ISSUER/PREVIOUS  the id of the answer that follows the one of this id
     j DUE ROOT ROUND OUTCOME  an anchoring to be done: :class:`AnchorJob`; DUE is its ``due_ms``, 8 bytes
     b BATCH               the result of ``orders_submit``, JSON
     n POSITION            news for the sales end: :class:`News`; POSITION is 8 bytes, big-endian, from 1
@@ -27,7 +28,7 @@ import trio
 from consensus.ledger.codec import Record, RecordCodec
 from consensus.ledger.errors import InvariantError, PeerError, StorageError
 from services.agency.interfaces import OrdersSubmitted
-from services.agency.packages import Answer, Message, Package, message_codec
+from services.agency.packages import Answer, Message, Package, answer_id, message_codec
 
 ALARMS_SHOWN_MAX = 20
 ALARMS_KEPT_MAX = 1_000
@@ -185,6 +186,10 @@ class Changes:
         """Remember which answer of a round counts."""
         self.writes.append((b"f" + root + bytes([round_number]), outcome_root))
 
+    def keep_next(self, answer: Answer) -> None:
+        """Remember which answer follows the one that it names as ``previous``."""
+        self.writes.append((_next_key(answer), answer_id(answer)))
+
     def set_anchored(self, key: bytes, anchored: Anchored) -> None:
         """Say how the anchoring of an answer stands; ``key`` as of :func:`round_key`."""
         self.writes.append((b"r" + key, _anchored_codec.encode(anchored)))
@@ -204,6 +209,10 @@ class Changes:
 
 def _job_key(job: AnchorJob) -> bytes:
     return b"j" + job.due_ms.to_bytes(8, "big") + round_key(job.root, job.round_number, job.outcome_root)
+
+
+def _next_key(answer: Answer) -> bytes:
+    return b"d" + f"{answer.bank}/{answer.issuer}/".encode() + answer.previous
 
 
 def round_key(root: bytes, round_number: int, outcome_root: bytes) -> bytes:
@@ -280,6 +289,10 @@ class PackageReader:
     def first_outcome(self, root: bytes, round_number: int) -> bytes | None:
         """Return the outcome root of a round's answer that counts, None before there is one."""
         return self._store.get(b"f" + root + bytes([round_number]))
+
+    def next_answer(self, answer: Answer) -> bytes | None:
+        """Return the id of the answer that is known to follow the one before this; None where none is."""
+        return self._store.get(_next_key(answer))
 
     def rounds_of(self, root: bytes, round_number: int) -> list[bytes]:
         """Return the outcome roots of a round's answers."""

@@ -35,6 +35,7 @@ from services.agency.packages import (
     Package,
     Question,
     Refusal,
+    answer_id,
     check_answer_untrusted,
     check_package_untrusted,
     make_package,
@@ -231,6 +232,7 @@ class SalesNode:
             if others:
                 gateway.alarm(changes, "contradicted", origin.channel, f"package {answer.root.hex()}")
             else:
+                self._check_follows(changes, origin, answer)
                 changes.keep_first(answer.root, answer.round_number, answer.outcome_root)
                 kind = "allotted" if answer.round_number else "answered"
                 changes.news.append(News(kind, answer.root, answer.round_number, "", "", b"", 0))
@@ -238,6 +240,14 @@ class SalesNode:
                 changes.set_head(answer.root, msgspec.structs.replace(head, state="answered", code="", message=""))
             await store.commit(changes)
         log.info("answered", root=answer.root.hex(), round=answer.round_number, count=len(answer.confirmations))
+
+    def _check_follows(self, changes: Changes, origin: Origin, answer: Answer) -> None:
+        """Tell of two answers that follow the same one: an issuer end went back to an older state, or lies."""
+        known = self._store.next_answer(answer)
+        if known is None:
+            changes.keep_next(answer)
+        elif known != answer_id(answer):
+            self._gateway.alarm(changes, "answers_forked", origin.channel, f"package {answer.root.hex()}")
 
     async def _check(self, origin: Origin, answer: Answer, package: Package) -> None:
         """Check an answer by the keys that count now, or else by what the chain holds of it since long ago."""

@@ -29,7 +29,7 @@ from services.agency.interfaces import (
     Status,
     StatusQuery,
 )
-from services.agency.packages import Message, Question, make_answer, message_codec
+from services.agency.packages import Answer, Message, Question, answer_id, make_answer, message_codec
 from services.client.errors import Refused
 from services.local.link import LocalLink
 from tests.agency.world import (
@@ -385,3 +385,17 @@ async def test_nothing_is_signed_by_a_key_that_nobody_knows(tmp_path: Path) -> N
     stranger = PrivateKey.from_secret(7_777)
     async with world(tmp_path / "other") as found, found.gateway(BANK, business=stranger) as bank:
         assert [item.code for item in (await submit(bank, ORDERS[0])).refused] == ["key_not_registered"]
+
+
+async def test_an_issuer_end_that_went_back_to_an_older_state_is_noticed(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        place, answers = 0, list[Answer]()
+        for number in range(3):
+            await submit(bank, ORDERS[number], batch=f"batch-{number}")
+            page = await issuer.call("packages_next", Next(place, 10_000, 1), PackagesNext)
+            previous = answer_id(answers[-1]) if number == 1 else FIRST_ANSWER
+            place = page.items[0].position
+            answers.append(answer_to(package_of(page.items[0]), previous=previous))
+            await issuer.call("answer_submit", submit_of(answers[-1]), Done)
+            await outcomes(bank, 2, after=2 * number)
+            assert await alarms_of(bank) == ([] if number < 2 else ["answers_forked"])
