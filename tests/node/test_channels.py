@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from consensus.ledger.errors import LocalError, StorageError
+from node.clock import SystemClock
 from node.storage.private import SealedStore
 from p2p.private.port import Phase
 from p2p.private.writer import Writer
@@ -103,38 +104,41 @@ async def test_r79_a_revocation_ends_what_waits_and_lets_answers_pass(tmp_path: 
     await site.stop()
 
 
+class ShiftedClock(SystemClock):
+    """A clock that can be set forward."""
+
+    ahead_ms = 0
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self.ahead_ms
+
+
 async def test_r79_an_agreement_expires_by_block_time_and_its_grace_too(tmp_path: Path, nursery: trio.Nursery) -> None:
     site = Site(tmp_path, nursery)
     partners = Partners(site)
-    await site.start(is_private=True)
+    clock = ShiftedClock()
+    await site.start(is_private=True, clock=clock)
     await partners.register()
-    since_genesis_ms = site.running[BANK].node.chain.head.header.time_ms - site.genesis.time_ms
-    await partners.open(valid_ms=since_genesis_ms + 3_000, grace_ms=1_000)
+    await partners.open(valid_ms=60_000, grace_ms=60_000)
     await partners.phase(Phase.OPEN)
-    await keep_busy(partners, Phase.GRACE)
+    await partners.connected()
+    clock.ahead_ms = 60_000
+    await partners.tick()  # a block that has nothing to do with channels
+    await partners.phase(Phase.GRACE)
     with pytest.raises(LocalError) as caught:
         await partners.send(BANK, "late", b"late")
     assert caught.value.code == "channel_revoked"
-    await keep_busy(partners, Phase.CLOSED)
+    await partners.send(ISSUER, "answer", b"answer")
+    assert [item.payload for item in await partners.received(BANK, 1)] == [b"answer"]
+    clock.ahead_ms = 120_000
+    await partners.tick()
+    await partners.phase(Phase.CLOSED)
     for name in (BANK, ISSUER):
         with pytest.raises(LocalError) as caught:
             await partners.send(name, "late", b"late")
         assert caught.value.code == "channel_closed"
     await site.until(lambda: not partners.status(BANK).is_connected and not partners.status(ISSUER).is_connected)
     await site.stop()
-
-
-async def keep_busy(partners: Partners, phase: Phase) -> None:
-    """Let blocks come that have nothing to do with channels, until the phase is there."""
-    async with trio.open_nursery() as nursery:
-
-        async def work() -> None:
-            while True:
-                await partners.tick()
-
-        nursery.start_soon(work)
-        await partners.phase(phase)
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_node_that_lost_its_private_data_says_so_and_works_again_under_the_next_epoch(
