@@ -14,6 +14,8 @@ from cli.agency_place import (
     HexParameter,
     Json,
     ask_program,
+    bank_of,
+    bank_option,
     money,
     socket_of,
     socket_option,
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 CALL_TIMEOUT_MS = 60_000
 
-_bank = click.option("--bank", metavar="ORG", required=True, help="The bank whose order it is.")
 _organisation = click.option(
     "--as", "organisation", metavar="ORG", required=True, help="The institution that is asked."
 )
@@ -45,7 +46,7 @@ _file = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 
 @click.command("disclose")
 @click.argument("serial", metavar="ORDER")
-@_bank
+@bank_option
 @click.option(
     "--to",
     "file",
@@ -61,7 +62,7 @@ _file = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @json_option
 def disclose(
     serial: str,
-    bank: str,
+    bank: str | None,
     file: Path,
     round_number: int,
     socket: Path | None,
@@ -79,6 +80,7 @@ def disclose(
     from services.agency.sending import write_document
     from services.client.errors import Refused
 
+    bank = bank_of(place, bank)
     record = find_order(place, bank, serial, socket)
     if not record.root:
         raise Refused("not_sent", f"order {serial} was not sent ({record.reason or record.state.value})")

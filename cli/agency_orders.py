@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from cli.agency_place import GATEWAY, SALES, Json, ask_program, money, socket_of, socket_option
+from cli.agency_place import (
+    GATEWAY,
+    SALES,
+    Json,
+    ask_program,
+    bank_of,
+    bank_option,
+    money,
+    socket_of,
+    socket_option,
+)
 from cli.options import Number, json_option, network_option
 from cli.output import EXIT_REFUSED, Output, leave, panel, table
 from cli.place import Place, network_folder
@@ -27,7 +37,6 @@ LIST_MAX = 50
 """How many orders are listed, unless told otherwise."""
 SEED = 1
 
-_bank = click.option("--bank", metavar="ORG", required=True, help="The bank whose sales end is asked.")
 _wait = click.option("--wait/--no-wait", "waits", default=True, help="Wait until all is answered and anchored.")
 _outcomes = click.option(
     "--outcomes",
@@ -39,7 +48,7 @@ _out = click.option(
     "--out",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the confirmation file goes; else beside the file, under its standard name.",
+    help="Where the confirmation file goes; else here, under its standard name.",
 )
 
 
@@ -47,7 +56,7 @@ _out = click.option(
 
 
 @click.command("send")
-@_bank
+@bank_option
 @click.option(
     "--file",
     "file",
@@ -63,7 +72,7 @@ _out = click.option(
 @network_option
 @json_option
 def send(
-    bank: str,
+    bank: str | None,
     file: Path,
     out: Path | None,
     outcomes: Path | None,
@@ -83,6 +92,7 @@ def send(
     from services.agency.sending import trades_of
 
     begin = time.monotonic()
+    bank = bank_of(place, bank)
     interfaces = {item.product: item.interface for item in place.ask(products)}
     batch = trades_of(file, interfaces)
     output.progress(f"{file.name}: {len(batch.applications):,} orders")
@@ -90,7 +100,7 @@ def send(
 
 
 @click.command("register")
-@_bank
+@bank_option
 @click.option("--issuer", metavar="ORG", required=True, help="The issuer that registers them.")
 @click.option("--user", metavar="NAME", help="Register one user of this name; the options below say the rest.")
 @click.option("--ta-account", metavar="ID", default="", help="The user's TA account; else the issuer gives one.")
@@ -123,7 +133,7 @@ def send(
 @network_option
 @json_option
 def register(
-    bank: str,
+    bank: str | None,
     issuer: str,
     user: str | None,
     ta_account: str,
@@ -159,6 +169,7 @@ def register(
     if [user is not None, file is not None, holders_of is not None].count(True) != 1:
         raise click.UsageError("give one of --user, --file and --holders-of")
     begin = time.monotonic()
+    bank = bank_of(place, bank)
     interface = _interface_of(place, issuer)
     code = distributor or _distributor_of(place, bank)
     today = date_of(time.time_ns() // 1_000_000)
@@ -257,7 +268,7 @@ def _bring(
     report, records = ask_program(path, run)
     if not report.is_new:
         output.progress("taken before: nothing is sent twice")
-    written = write_confirmations(batch, records, out, file.parent)
+    written = write_confirmations(batch, records, out)
     if outcomes is not None:
         write_outcomes(records, outcomes)
     roots = sorted({record.root for record in records if record.root})
@@ -347,7 +358,7 @@ _of_file = click.option(
 
 
 @click.command("orders")
-@_bank
+@bank_option
 @_state
 @_of_file
 @_limit
@@ -355,7 +366,7 @@ _of_file = click.option(
 @network_option
 @json_option
 def orders(
-    bank: str,
+    bank: str | None,
     state: str | None,
     file: Path | None,
     limit: int,
@@ -371,7 +382,7 @@ def orders(
     rows = [
         (
             record.application.serial,
-            record.application.product or "–",
+            record.application.product or f"code {record.application.code}",
             _quantity(record.application.amount, record.application.volume),
             f"{record.state.value} {record.reason}".strip(),
         )
@@ -383,33 +394,36 @@ def orders(
 
 
 @click.command("records")
-@_bank
+@bank_option
 @_state
 @_of_file
 @_limit
+@click.option("--all", "with_accounts", is_flag=True, help="Account openings and changes too.")
 @socket_option
 @network_option
 @json_option
 def records(
-    bank: str,
+    bank: str | None,
     state: str | None,
     file: Path | None,
     limit: int,
+    with_accounts: bool,
     socket: Path | None,
     place: Place,
     output: Output,
 ) -> None:
-    """List business records: what was confirmed of each order, and the block of its anchor; --json has the hashes.
+    """List business records of trades: what was confirmed of each, and the block of its anchor; --json has the hashes.
 
     Example: hansa agency records --bank bank-a --limit 20
     """
-    found = _find(place, bank, state, file, limit, socket)
+    found = _find(place, bank, state, file, limit, socket, only_trades=not with_accounts)
     rows = []
     for record in found:
         confirmed = record.allotment or record.confirmation
         rows.append(
             (
                 record.application.serial,
+                record.application.product or f"code {record.application.code}",
                 record.reason or record.state.value,
                 money(confirmed.amount) if confirmed else "–",
                 money(confirmed.volume) if confirmed else "–",
@@ -417,12 +431,19 @@ def records(
             )
         )
     data: Json = {"records": [_record_json(record) for record in found]}
-    columns = ["order", "outcome", ">amount", ">units", ">block"]
+    columns = ["order", "product", "outcome", ">amount", ">units", ">block"]
     output.show(data, lambda console: table(console, columns, rows))
 
 
 def _find(
-    place: Place, bank: str, state: str | None, file: Path | None, limit: int, socket: Path | None
+    place: Place,
+    bank: str | None,
+    state: str | None,
+    file: Path | None,
+    limit: int,
+    socket: Path | None,
+    *,
+    only_trades: bool = False,
 ) -> "list[OrderRecord]":
     from services.agency.sales_interface import SALES_PAGE_MAX, OrdersQuery, State
     from services.agency.sending import orders as ask_orders
@@ -430,13 +451,13 @@ def _find(
 
     source = "" if file is None else source_of_file(file)
     query = OrdersQuery(None if state is None else State(state), source, limit=min(limit, SALES_PAGE_MAX))
-    path = socket_of(place, bank, SALES, socket)
-    return ask_program(path, lambda link: ask_orders(link, query, records_max=limit))
+    path = socket_of(place, bank_of(place, bank), SALES, socket)
+    return ask_program(path, lambda link: ask_orders(link, query, records_max=limit, only_trades=only_trades))
 
 
 @click.command("order")
 @click.argument("serial", metavar="ORDER")
-@_bank
+@bank_option
 @click.option(
     "--iso",
     "messages",
@@ -447,13 +468,16 @@ def _find(
 @socket_option
 @network_option
 @json_option
-def order(serial: str, bank: str, messages: Path | None, socket: Path | None, place: Place, output: Output) -> None:
+def order(
+    serial: str, bank: str | None, messages: Path | None, socket: Path | None, place: Place, output: Output
+) -> None:
     """Print one order: what was applied for, what was confirmed, its package's hashes, and the block of its anchor.
 
     Example: hansa agency order 2017042700001234 --bank bank-a
     """
     from services.agency.sending import write_messages
 
+    bank = bank_of(place, bank)
     record = find_order(place, bank, serial, socket)
     written = [] if messages is None else write_messages(record, messages, time.time_ns() // 1_000_000)
     package = _package(place, bank, record.root) if record.root else None

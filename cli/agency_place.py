@@ -8,6 +8,7 @@ import rich_click as click
 
 from cli.output import Output, note_error_details
 from cli.place import Place, network_folder
+from consensus.ledger.errors import LocalError
 
 if TYPE_CHECKING:
     from consensus.ledger.transaction import Call, Transaction
@@ -62,6 +63,27 @@ def socket_option(function: C) -> C:
         help="The program's socket; else services/NAME/run of the network.",
     )
     return option(function)
+
+
+def bank_option(function: C) -> C:
+    """Add ``--bank`` as ``bank``; :func:`bank_of` says which where it was not given."""
+    return click.option("--bank", metavar="ORG", help="The bank; else the one that has a sales end here.")(function)
+
+
+def bank_of(place: Place, given: str | None) -> str:
+    """Return the bank that was named, else the one whose sales end stands in the network's folder.
+
+    Raises:
+        LocalError: ``which_bank`` where there is none or more than one.
+    """
+    if given is not None:
+        return given
+    folder = network_folder(place.given) / "services"
+    found = sorted(home.name.removesuffix("-sales") for home in folder.glob("*-sales") if home.is_dir())
+    if len(found) != 1:
+        names = ", ".join(found) or "none"
+        raise LocalError("which_bank", f"--bank says whose orders these are; sales ends in {folder}: {names}")
+    return found[0]
 
 
 def socket_of(place: Place, organisation: str, program: tuple[str, str], given: Path | None) -> Path:

@@ -21,7 +21,7 @@ from services.agency.ofd.mapping import applications_of, confirmation_file
 from services.agency.ofd.reader import read
 from services.agency.ofd.synthetic import registrations
 from services.agency.ofd.writer import write
-from services.agency.orders import Account, Application, Code, Investor
+from services.agency.orders import ACCOUNT_CODES, Account, Application, Code, Investor
 from services.agency.sales_interface import (
     SALES_PAGE_MAX,
     TAKE_MAX,
@@ -294,22 +294,24 @@ async def records_of(sales: LocalLink, sources: Sequence[str]) -> list[OrderReco
     return records
 
 
-async def orders(sales: LocalLink, query: OrdersQuery, *, records_max: int | None = None) -> list[OrderRecord]:
-    """Return the records that a query selects, page by page, up to ``records_max``."""
+async def orders(
+    sales: LocalLink, query: OrdersQuery, *, records_max: int | None = None, only_trades: bool = False
+) -> list[OrderRecord]:
+    """Return the records that a query selects, page by page, up to ``records_max``; ``only_trades``: no accounts."""
     found: list[OrderRecord] = []
     while records_max is None or len(found) < records_max:
         page = await sales.call("orders", query, Orders, timeout_ms=TAKE_TIMEOUT_MS)
-        found += page.items
+        found += [item for item in page.items if not only_trades or item.application.code not in ACCOUNT_CODES]
         if not page.next:
             break
         query = msgspec.structs.replace(query, after=page.next)
     return found[:records_max]
 
 
-def write_confirmations(batch: Batch, records: Iterable[OrderRecord], out: Path | None, beside: Path) -> Path | None:
+def write_confirmations(batch: Batch, records: Iterable[OrderRecord], out: Path | None) -> Path | None:
     """Write the fund file that answers a batch's: 04 to a 03, 02 to an 01; None where nothing was confirmed.
 
-    It goes to ``out``, else under its standard name into the folder ``beside``.
+    It goes to ``out``, else under its standard name into the present folder.
 
     Raises:
         LocalError: ``bad_fund_file``, ``bad_file``.
@@ -324,7 +326,7 @@ def write_confirmations(batch: Batch, records: Iterable[OrderRecord], out: Path 
         return None
     date = f"{max(confirmation.date for _, confirmation in pairs):08d}"
     made = confirmation_file(batch.file.header, pairs, date=date)
-    path = out or beside / file_name(made.header)
+    path = out or Path(file_name(made.header))
     _write(path, write(made))
     return path
 

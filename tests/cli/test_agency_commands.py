@@ -62,7 +62,8 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("send", "--bank", "bank-a"),
+        ("send",),
+        ("orders",),
         ("register", "--bank", "bank-a", "--issuer", "issuer-c"),
         ("register", "--bank", "bank-a", "--issuer", "issuer-c", "--user", "user-b", "--file", "x"),
         ("orders", "--bank", "bank-a", "--state", "LOST"),

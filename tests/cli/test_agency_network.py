@@ -76,7 +76,7 @@ def sell(net: Commands, tmp_path: Path) -> None:
     file = tmp_path / "OFD_996_H0_20170427_03.TXT"
     file.write_bytes(write(orders_file(7, orders=40, accounts=30)))
     register = ("agency", "register", "--bank", "bank-a", "--issuer", "issuer-c")
-    send = ("agency", "send", "--bank", "bank-a", "--file", str(file))
+    send = ("agency", "send", "--file", str(file), "--out", str(tmp_path / "04.txt"))
     registered = net.ask(*register, "--holders-of", str(file))
     assert {(item["state"], item["reason"]) for item in registered["totals"]} == {("CONFIRMED", "")}
     person = ("--birth", "1990-05-17", "--risk", "C3", "--certificate", "11010119900517001X")
@@ -99,7 +99,7 @@ def sell(net: Commands, tmp_path: Path) -> None:
     assert sum(int(line["amount"]) for line in lines) == int(sent["amount"])
     assert {**net.ask(*send), "seconds": 0, "new": True, "outcomes": ""} == {**sent, "seconds": 0, "outcomes": ""}
     assert "foreign_distributor" in net.draw(*send)
-    assert "CONFIRMED" in net.draw("agency", "records", "--bank", "bank-a")
+    assert "CONFIRMED" in net.draw("agency", "records")
     assert "DROPPED foreign_distributor" in net.draw("agency", "orders", "--bank", "bank-a", "--state", "DROPPED")
 
 

@@ -159,7 +159,8 @@ async def test_a_stop_ends_what_waits(tmp_path: Path) -> None:
                 stopping.set()
 
             nursery.start_soon(stop)
-            assert await code_of(link, "wait", {}) == "program_unreachable"
+            with trio.fail_after(service_module.STOP_MS_MAX / 2000):
+                assert await code_of(link, "wait", {}) == "program_unreachable"
         with trio.fail_after(2):
             assert await code_of(link, "echo", Echo(b"")) == "program_unreachable"
 
@@ -193,7 +194,7 @@ async def test_a_path_beyond_what_a_socket_takes(tmp_path: Path) -> None:
 async def test_a_living_program_is_left_alone_and_a_dead_one_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     async with running(path):
-        with pytest.raises(LocalError) as caught:
+        with pytest.raises(LocalError) as caught, trio.fail_after(5):
             await serve(path, make_service(), trio.Event())
         assert caught.value.code == "already_running"
     with socket.socket(socket.AF_UNIX) as left:
