@@ -79,6 +79,39 @@ def flash_sale(rows: str, seconds: int, backlog: int, wishes: int, full: bool, o
     leave(main(open_network=rights_trial, rows=_names(rows), sizes=sizes, as_json=output.as_json))
 
 
+@bench.command("agency")
+@click.option("--rows", metavar="A,B", default="", help="Of file, large, packaged, latency; else all.")
+@click.option(
+    "--applications",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Fund file of type 03 with orders of product 000198; else a synthetic one of the same size.",
+)
+@click.option("--runs", metavar="N", type=Number(1, 100), default=5, show_default=True, help="Runs of the file.")
+@click.option("--orders", metavar="N", type=Number(1, 100_000), default=10_000, show_default=True, help="Of row large.")
+@json_option
+def agency(rows: str, applications: Path | None, runs: int, orders: int, output: Output) -> None:
+    """Measure agency sale: a fund file end to end, packages against single orders, the latency of one. Some minute.
+
+    Every time is from giving orders to the sales end until they are recorded, and anchored on the chain.
+
+    Example: hansa bench agency --applications OFD_996_H0_20170427_03.txt
+    """
+    from bench.agency import Sizes, main
+    from cli.agency_trial import agency_trial
+
+    sizes = Sizes(runs=runs, large=orders)
+    leave(
+        main(
+            open_network=agency_trial,
+            rows=_names(rows),
+            sizes=sizes,
+            applications=applications,
+            as_json=output.as_json,
+        )
+    )
+
+
 @bench.command("charts")
 @click.option("--only", metavar="A,B", default="", help="Of batch, calls, latency, stages, keys, validators; else all.")
 @click.option("--out", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default="docs/charts")
