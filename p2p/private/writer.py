@@ -273,7 +273,7 @@ class Writer:
                 channel.machine.session_up(is_asking=True)
 
     def _send(self, name: ChannelName, channel: _Channel, item: Send) -> None:
-        """Sign a record and queue it for the partner; a queue that is full ends the session, which begins anew."""
+        """Sign a record and queue it; what a full queue holds still leaves, and the next session goes on from there."""
         session = channel.session
         if session is None or session.reason:
             return
@@ -283,7 +283,7 @@ class Writer:
             record = item
         kind, payload = encode_signed(record, self._key, self._chain_id)
         if not session.send(kind, encode_frame(kind, payload)):
-            session.finish("queue_full", drop_queue=True)
+            session.finish("queue_full")
 
 
 def _event_bytes(event: Event) -> int:

@@ -13,6 +13,7 @@ from p2p.network import Network
 from p2p.private.channel_machine import ChannelLimits
 from p2p.private.network import PrivateConfig, PrivateNetwork
 from p2p.private.port import ChannelFacts, ChannelName, ChannelStatus, Delivery, Phase
+from p2p.session import SessionLimits
 from tests.p2p.support import CHAIN, Certificates, Inbox, make_network
 
 NAME = ChannelName("bank-a", "issuer-c")
@@ -78,6 +79,7 @@ class Site:
         peers: dict[str, int],
         key: PrivateKey | None = None,
         limits: ChannelLimits | None = None,
+        queue_bytes_max: int = 32 * 1024 * 1024,
         **settings: object,
     ) -> None:
         self.name = NodeName(name)
@@ -88,6 +90,7 @@ class Site:
             chain_id=CHAIN,
             key=key or KEYS[self.name],
             limits=limits or ChannelLimits(),
+            session=SessionLimits(clock_ms=0, queue_bytes_max=queue_bytes_max),
             second_dial_ms=50,
             back_off_ms_max=100,
         )

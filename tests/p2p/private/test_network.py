@@ -254,6 +254,18 @@ async def test_a_full_inbox_holds_its_partner_back_and_goes_on_when_there_is_roo
         await delivered_all(a)
 
 
+async def test_a_session_that_cannot_hold_what_is_to_go_gives_way_to_the_next(pair):
+    """Twelve messages wait and its queue holds two: what fits leaves, and each session goes on where the last ended."""
+    async with pair.site("a", queue_bytes_max=3_000).running(facts_of(is_bank=True)) as a:
+        sent = [b"%d" % number + bytes(1_000) for number in range(12)]
+        for number, payload in enumerate(sent):
+            await a.private.send(NAME, f"{number}", payload)
+        async with pair.site("b").running(facts_of(is_bank=False)) as b:
+            assert payloads(await b.collect(12)) == sent
+            await delivered_all(a)
+            assert not b.private.refused
+
+
 async def test_two_channels_between_the_same_nodes_share_a_session_and_nothing_else(pair):
     """Both organisations sell and issue. Each channel has its numbers; one is closed and the other goes on."""
     back = ChannelName("issuer-c", "bank-a")
