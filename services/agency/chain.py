@@ -17,6 +17,16 @@ from services.client.reader import Reader
 CHANNELS_KNOWN_MAX = 1_024
 ANCHORS_PAGE = 100
 
+# What cannot be an id at all is nobody's either: a peer's message that names it must not be asked about for ever.
+_UNKNOWN = {
+    "unknown_party",
+    "unknown_channel",
+    "unknown_interface",
+    "unknown_product",
+    "unknown_terms",
+    "bad_arguments",
+}
+
 T = TypeVar("T")
 
 
@@ -188,6 +198,3 @@ class ChainReader:
             return msgspec.convert(answer, kind)
         except msgspec.ValidationError as error:
             raise PeerError("bad_answer", f"{contract}.{method} answers another shape: {error}") from None
-
-
-_UNKNOWN = {"unknown_party", "unknown_channel", "unknown_interface", "unknown_product", "unknown_terms"}

@@ -179,8 +179,9 @@ async def test_terms_and_product_come_through_the_own_node(tmp_path: Path) -> No
         second = await bank.call("product", query, ProductTerms)
         assert second.terms is not None
         assert (second.terms.version, second.terms.age_min, second.terms_before) == (2, 20, first.terms)
-        with refused("unknown_product"):
-            await bank.call("product", ProductQuery("999999", BANK), ProductTerms)
+        for product in ("999999", "", "no product's code"):
+            with refused("unknown_product"):
+                await bank.call("product", ProductQuery(product, BANK), ProductTerms)
 
 
 async def test_nothing_is_sold_through_a_revoked_channel_and_what_is_under_way_is_told(tmp_path: Path) -> None:
