@@ -31,11 +31,11 @@ class FrameRecorder:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             raise LocalError("file_error", f"{path}: {error.strerror}") from None
-        self._connections = 0
+        self._connections = os.fstat(self._file).st_size  # numbers of one life do not meet those of the next
 
     def tap(self) -> "Tap":
         """Return what records one new connection."""
-        self._connections += 1
+        self._connections = (self._connections + 1) % 2**32
         return Tap(self, self._connections)
 
     def write(self, direction: bytes, connection: int, frame: bytes) -> None:

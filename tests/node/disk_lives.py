@@ -173,7 +173,7 @@ def lose_power(home: Path, trace: Path) -> None:
                 old, new = rest.split("\t")
                 durable[new] = durable.pop(old, 0)
                 broken.discard(new)
-    for file in [*home.glob("data/*"), home / "keys" / "incarnation"]:
+    for file in [*(path for path in home.glob("data/**/*") if path.is_file()), home / "keys" / "incarnation"]:
         if file.name in ("LOCK", "LOG", "LOG.old") or not file.exists():
             continue
         kept = durable.get(str(file))
