@@ -36,6 +36,7 @@ STATES = ("NEW", "DROPPED", "PENDING", "CONFIRMED", "REJECTED", "ALLOTTED")
 LIST_MAX = 50
 """How many orders are listed, unless told otherwise."""
 SEED = 1
+PACKAGES_SHOWN_MAX = 3
 
 _wait = click.option("--wait/--no-wait", "waits", default=True, help="Wait until all is answered and anchored.")
 _outcomes = click.option(
@@ -321,9 +322,10 @@ def _draw_report(console: "Console", name: str, data: Json, records: "list[Order
     shown: dict[str, object] = {"orders": f"{data['orders']:,}"}
     if int(data["amount"]):
         shown["amount"] = money(int(data["amount"]))
-    shown["packages"] = "\n".join(data["packages"]) or "none"
-    if data["heights"]:
-        shown["anchored in"] = f"block {', '.join(map(str, data['heights']))}"
+    packages, heights = data["packages"], data["heights"]
+    shown["packages"] = "\n".join(packages) or "none" if len(packages) <= PACKAGES_SHOWN_MAX else len(packages)
+    if heights:
+        shown["anchored in"] = f"block {heights[0]}" if len(heights) == 1 else f"blocks {heights[0]} to {heights[-1]}"
     if not data["done"]:
         shown["still to come"] = f"{data['waiting']:,} answers, {data['unanchored']:,} anchors"
     if data["confirmations"]:

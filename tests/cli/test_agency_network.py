@@ -2,6 +2,9 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,14 +64,35 @@ def test_a_bank_joins_sells_proves_and_leaves(folder: str, tmp_path: Path) -> No
     prove(net, tmp_path)
     change_terms(net)
     join_anew(net, tmp_path)
-    # A program that was killed is named, and starts again with what it had.
+    interrupt(net, tmp_path)
+    # Programs that were killed are named, and start again with what they had.
     trio.run(kill, find_program(load_network(Path(folder)), "bank-a-sales"))
     status = json.loads(hansa("network", "status", folder, "--json").stdout)
     assert any("bank-a-sales does not run" in line and "--with agency" in line for line in status["attention"])
     again = answer(hansa("network", "up", folder, "--with", "agency", "--json"))
-    assert sum(new["pid"] != old["pid"] for new, old in zip(again["programs"], card["programs"], strict=True)) == 1
-    assert len(net.ask("agency", "orders", "--bank", "bank-a", "--state", "DROPPED")["orders"]) == 1
+    assert sum(new["pid"] != old["pid"] for new, old in zip(again["programs"], card["programs"], strict=True)) == 2
+    sent = net.ask("agency", "send", "--file", str(tmp_path / "late.txt"), "--out", str(tmp_path / "late.04"))
+    assert (sent["new"], sent["done"], sent["waiting"], sent["orders"]) == (False, True, 0, 40)
+    assert len(net.ask("agency", "orders", "--state", "DROPPED")["orders"]) == 2
     assert net.ask("agency", "status", "--as", "bank-a")["alarms"] == []
+
+
+def interrupt(net: Commands, tmp_path: Path) -> None:
+    """Send while the issuer's end is away, and press Ctrl-C: the orders stay where they are."""
+    trio.run(kill, find_program(load_network(Path(net.folder)), "issuer-c-end"))
+    file = tmp_path / "late.txt"
+    file.write_bytes(write(orders_file(7, orders=40, accounts=30, date="20170428")))
+    command = [sys.executable, "-m", "cli.main", "agency", "send", "--file", str(file), "--network", net.folder]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        if process.stderr is None:
+            pytest.fail("no pipe")
+        while not process.stderr.readline().startswith("1 of 40 answered"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert "interrupted" in process.stderr.read()
+        assert process.wait() == 130
+    pending = net.ask("agency", "orders", "--file", str(file), "--state", "PENDING", "--limit", "100")["orders"]
+    assert len(pending) == 39
 
 
 def sell(net: Commands, tmp_path: Path) -> None:
