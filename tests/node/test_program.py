@@ -20,6 +20,7 @@ from node.network.genesis import activations_of, default_plan
 from node.network.homes import LocalNetwork, init_network
 from node.storage import layout
 from node.storage.leveldb import LevelStore
+from node.storage.private import SealedStore
 from tests.node.network.test_local import free_port_base
 
 
@@ -132,6 +133,28 @@ def test_a_damaged_store_ends_with_its_own_exit_code(
 def test_an_unreadable_incarnation_ends_with_the_storage_code(home: Path) -> None:
     opened(home).close()
     (load_config(home).keys / vote_log.INCARNATION_FILE).write_bytes(b"\xc1")
+    assert program.run(home) == program.EXIT_STORAGE
+
+
+def test_private_data_that_do_not_open_end_the_node_and_a_lost_key_names_both_files(
+    network: LocalNetwork, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "_run", _never)
+    config = load_config(home)
+    SealedStore.open(config.private_data, config.private_key, network.genesis.chain_id()).close()
+    key = config.private_key.read_bytes()
+    config.private_key.write_bytes(bytes(32))
+    assert program.run(home) == program.EXIT_STORAGE
+    config.private_key.unlink()
+    error = refusal(home)
+    assert error.code == "key_lost"
+    assert str(config.private_key) in error.message
+    assert str(config.private_data) in error.message
+    config.private_key.write_bytes(key)
+    config.private_key.chmod(0o600)
+    plain = LevelStore.open(config.private_data)
+    plain.write([(b"d", b"x" * 40)])  # read when the channels are opened
+    plain.close()
     assert program.run(home) == program.EXIT_STORAGE
 
 
