@@ -16,7 +16,7 @@ VALIDATORS ?= 4
 ROUNDS ?= 5
 STORE ?= embedded
 
-.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos rights-faults fuzz mutants bench lock clean
+.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos rights-faults agency-faults fuzz mutants bench lock clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ chaos: $(READY) ## kill -9, partitions and bad wires together, as root: make cha
 
 rights-faults: $(READY) ## kill -9, 30 s without a chain, a Redis that dies: make rights-faults ROUNDS=5 SEED=1 STORE=redis
 	$(BIN)/python -m tests.network.rights_faults --rounds $(ROUNDS) --seed $(SEED) --store $(STORE)
+
+agency-faults: $(READY) ## everything of agency sale killed in the middle of packages: make agency-faults ROUNDS=20 SEED=1
+	$(BIN)/python -m tests.network.agency_faults --rounds $(ROUNDS) --seed $(SEED)
 
 sim-long: $(READY) ## the same through the night: make sim-long MINUTES=480
 	$(BIN)/python -m tests.sim --minutes $(MINUTES) $(if $(filter command environment,$(origin FIRST_SEED)),--first-seed $(FIRST_SEED))
