@@ -65,10 +65,13 @@ class PrivatePart:
 
     def committed(self, state: StateReader, writes: Mapping[bytes, bytes | None], time_ms: int) -> None:
         """Follow a block: what it wrote, and deadlines that its time has reached."""
-        if ChannelRegistry.touched_by(writes):
-            self.read(state, time_ms)
-        elif self._deadline_ms is not None and time_ms >= self._deadline_ms:
-            self._look(time_ms)
+        try:
+            if ChannelRegistry.touched_by(writes):
+                self.read(state, time_ms)
+            elif self._deadline_ms is not None and time_ms >= self._deadline_ms:
+                self._look(time_ms)
+        except Exception as error:
+            self._fail(error)
 
     def recheck(self, is_admitted: Callable[[PeerIdentity], bool]) -> None:
         """End sessions with nodes that are let in no longer."""

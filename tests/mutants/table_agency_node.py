@@ -11,16 +11,18 @@ MUTANTS = (
     Mutant(
         "registry not followed",
         "node/private.py",
-        "        if ChannelRegistry.touched_by(writes):\n            self.read(state, time_ms)\n        elif",
-        "        if",
+        "            if ChannelRegistry.touched_by(writes):\n"
+        "                self.read(state, time_ms)\n"
+        "            elif",
+        "            if",
         "a channel that was opened is not there, one that was revoked still is",
         _CHANNELS + "test_messages_go_there_and_back_and_nobody_else_has_them",
     ),
     Mutant(
         "deadlines of channels ignored",
         "node/private.py",
-        "        elif self._deadline_ms is not None and time_ms >= self._deadline_ms:",
-        "        elif False:",
+        "            elif self._deadline_ms is not None and time_ms >= self._deadline_ms:",
+        "            elif False:",
         "a channel outlives its agreement (R79)",
         _CHANNELS + "test_r79_an_agreement_expires_by_block_time_and_its_grace_too",
     ),

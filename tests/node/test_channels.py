@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from consensus.ledger.errors import LocalError, StorageError
+from node.channels import ChannelRegistry
 from node.clock import SystemClock
 from node.storage.private import SealedStore
 from p2p.private.port import Phase
@@ -181,7 +182,7 @@ async def test_r78_a_private_part_that_fails_changes_nothing_about_the_chain(
     await partners.phase(Phase.OPEN)
     await partners.connected()
 
-    def broken(self: Writer, event: object) -> None:
+    def broken(self: object, *arguments: object) -> None:
         raise KeyError("a bug")
 
     with monkeypatch.context() as bent:
@@ -204,6 +205,11 @@ async def test_r78_a_private_part_that_fails_changes_nothing_about_the_chain(
     await partners.phase(Phase.OPEN)
     await partners.send(BANK, "a", b"x")
     assert [item.payload for item in await partners.received(ISSUER, 1)] == [b"x"]
+    with monkeypatch.context() as bent:
+        bent.setattr(ChannelRegistry, "facts", broken)
+        await partners.register(ISSUER)  # a block that no private part of any node digests
+    assert [partners.part(name).figures()["private_failed"] for name in site.names] == [1] * 4
+    await partners.tick()
     await site.stop()
 
 
