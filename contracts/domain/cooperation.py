@@ -14,8 +14,9 @@ revokes. Only an issuer speaks for its interfaces, products and net asset values
 within its epoch; once revoked or expired it is opened anew under the next one, so that what was sent under an old
 epoch never counts again. An epoch belongs to one pair of nodes: a party moves to another node while none of its
 channels is open. A channel is *open* while its status is OPEN and block time below ``expiresMs``; after that, up to
-``graceUntilMs``, confirmations still travel; then it is closed. An agreement that began before a revocation, by more
-than a slack for people's clocks, does not open the channel again: what was signed earlier is no way round it.
+``graceUntilMs``, confirmations still travel; then it is closed. An agreement that began before a channel's newest
+revocation, by more than a slack for people's clocks, neither opens nor prolongs it ever after: what was in force
+earlier is no way round it. One that both signed for a time to come still does, once it has begun.
 
 **Keys** never come back and belong to one party for one use. What a business key has signed counts while the key is in
 force and, so that nothing under way is lost, for ``KEY_GRACE_BLOCKS`` blocks after it was replaced. A stolen key is
@@ -39,7 +40,7 @@ State, under ``cooperation/``; ORG, BANK, ISSUER are organisations, hashes are i
   or REFUSED, reason}; ``agreement/BANK/NUMBER`` = its hash; ``pending/BANK/HASH`` = true while it waits
 - ``channel/BANK/ISSUER`` = {bank, issuer, epoch, status: OPEN or REVOKED, agreement, bankNode, issuerNode, openedMs,
   expiresMs, revokedMs, graceUntilMs, revokedBy, reason}; ``partner/ORG/OTHER`` = whether ORG is the bank,
-  for either side
+  for either side; ``revoked/BANK/ISSUER`` = when it was revoked last, ms, also in later epochs
 - ``product/CODE`` = {issuer, interface, type, risk, currency, chargeBasisPoints, isOpen, nav, navDate};
   ``nav/CODE/DATE`` = {nav, height, timeMs}
 - ``proposal/HASH`` = {bank, issuer, subject, version, terms, effectiveMs, expiresMs, proposer, signatures: ORG → 64
@@ -273,6 +274,7 @@ class Cooperation(Contract):
             "reason": reason,
         }
         context.state.put(f"channel/{bank}/{issuer}", {**record, "status": REVOKED, **revoked})
+        context.state.put(f"revoked/{bank}/{issuer}", context.time_ms)
         context.emit("channel_revoked", bank=bank, issuer=issuer, epoch=record["epoch"], **revoked)
 
     # -- products ----------------------------------------------------------------------------------------
@@ -725,6 +727,8 @@ def _open_channel(context: Context, application: bytes, record: Record, issuer: 
     grace_until_ms = expires_ms + record["graceMs"]
     key = f"channel/{bank}/{issuer}"
     old: Record | None = context.state.get(key)
+    is_newer = record["validFromMs"] + REOPEN_SLACK_MS >= (context.state.get(f"revoked/{bank}/{issuer}") or 0)
+    context.require(is_newer, "channel_revoked", f"revoked with {issuer} after this agreement had begun")
     if old is not None and _is_open(context, old):
         if expires_ms > old["expiresMs"]:
             prolonged = {"agreement": application, "expiresMs": expires_ms, "graceUntilMs": grace_until_ms}
@@ -734,9 +738,6 @@ def _open_channel(context: Context, application: bytes, record: Record, issuer: 
     if old is None:
         context.state.put(f"partner/{bank}/{issuer}", True)
         context.state.put(f"partner/{issuer}/{bank}", False)
-    elif old["status"] == REVOKED:
-        is_newer = record["validFromMs"] + REOPEN_SLACK_MS >= old["revokedMs"]
-        context.require(is_newer, "channel_revoked", f"revoked with {issuer} after this agreement had begun")
     epoch = 1 if old is None else old["epoch"] + 1
     opened: dict[str, Value] = {
         "bank": bank,

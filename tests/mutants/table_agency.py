@@ -46,8 +46,8 @@ MUTANTS = (
     Mutant(
         "old agreement reopens",
         _COOPERATION,
-        'record["validFromMs"] + REOPEN_SLACK_MS >= old["revokedMs"]',
-        'record["validUntilMs"] + REOPEN_SLACK_MS >= old["revokedMs"]',
+        'is_newer = record["validFromMs"] + REOPEN_SLACK_MS',
+        'is_newer = record["validUntilMs"] + REOPEN_SLACK_MS',
         "an agreement signed earlier is a way round a revocation",
         _PARTIES + "test_an_agreement_from_before_a_revocation_does_not_open_the_channel_again",
     ),

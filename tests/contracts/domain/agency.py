@@ -102,14 +102,15 @@ class Agency(Door):
         issuers: tuple[str, ...] = ("issuer-c",),
         *,
         begins_in_ms: int = 0,
+        days: int = 30,
     ) -> Any:
-        """Return the arguments of ``apply`` for an agreement that all have signed; it ends in 30 days."""
+        """Return the arguments of ``apply`` for an agreement that all have signed; it ends in so many days."""
         fields: dict[str, Any] = {
             "number": number,
             "issuers": [*issuers],
             "document": bytes(32),
             "valid_from_ms": self.chain.time_ms + begins_in_ms,
-            "valid_until_ms": self.chain.time_ms + 30 * DAY_MS,
+            "valid_until_ms": self.chain.time_ms + days * DAY_MS,
             "grace_ms": GRACE_MS,
         }
         agreed = agreement_hash(bank=bank, **fields)
@@ -172,9 +173,11 @@ class Agency(Door):
         self.business[name] = key(number)
         self.call(name, "register_party", **self.party(name))
 
-    def open(self, number: str = "1", bank: str = "bank-a", issuers: tuple[str, ...] = ("issuer-c",)) -> bytes:
+    def open(
+        self, number: str = "1", bank: str = "bank-a", issuers: tuple[str, ...] = ("issuer-c",), *, days: int = 30
+    ) -> bytes:
         """Apply with an agreement and let the permission desk open its channels; return the application's id."""
-        application: bytes = self.call(bank, "apply", **self.agreement(number, bank, issuers))
+        application: bytes = self.call(bank, "apply", **self.agreement(number, bank, issuers, days=days))
         self.call("permission", "open_channels", application=application)
         return application
 

@@ -398,6 +398,24 @@ def test_an_agreement_from_before_a_revocation_does_not_open_the_channel_again(a
     assert agency.channel("issuer-f")["epoch"] == 1
 
 
+def test_a_revocation_is_remembered_when_the_channel_was_opened_anew(agency: Agency) -> None:
+    """Neither prolonged nor, once it has expired, opened by what was signed before the revocation."""
+    agency.open()
+    drawer = [agency.agreement(number, days=365) for number in ("drawer-1", "drawer-2")]
+    agency.pass_ms(DAY_MS)
+    agency.call("issuer-c", "revoke_channel", bank="bank-a", issuer="issuer-c", reason="over")
+    agency.pass_ms(DAY_MS)
+    agency.open("short", days=7)
+    before = agency.channel()
+    for agreement in drawer:
+        application = agency.call("bank-a", "apply", **agreement)
+        agency.fails("channel_revoked", "permission", "open_channels", application=application)
+        assert agency.channel() == before
+        agency.pass_ms(30 * DAY_MS)
+    agency.open("fresh")
+    assert agency.channel()["epoch"] == 3
+
+
 def test_a_shorter_agreement_does_not_shorten_an_open_channel(agency: Agency) -> None:
     shorter = agency.agreement("short")
     agency.pass_ms(DAY_MS)
