@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from consensus.ledger.errors import InvariantError
 from services.agency.holdings import Books, Entry, HoldingEntry, Name, TakenEntry, UserEntry, entry_codec
 from services.agency.issuer_machine import Desk, products_of, waiting_places
-from services.agency.orders import Application, Code, Confirmation
+from services.agency.ofd.codes import UNNAMED, return_code
+from services.agency.orders import Application, Code, Confirmation, Outcome, outcome_codec
 from services.agency.packages import Package
 from tests.agency.issuer_support import ADULT, TODAY, application, opening, package, product
 
@@ -406,6 +407,43 @@ def _effects(order: Application, answer: Confirmation) -> list[tuple[str, int]]:
 def test_units_are_conserved_whatever_is_applied_for() -> None:
     limits = settings(max_examples=40, stateful_step_count=30, deadline=None)
     run_state_machine_as_test(IssuerMachine, settings=limits)
+
+
+EXTREMES = st.sampled_from([0, 1, 99, 10**15, 10**16 - 1]) | st.integers(0, 10**16 - 1)
+WILD = st.builds(
+    replace,
+    st.just(application("A1")),
+    serial=st.from_regex(r"[A-Za-z0-9_-]{1,24}", fullmatch=True),
+    code=st.sampled_from(list(Code)) | st.from_regex(r"[0-9]{3}", fullmatch=True),
+    interface=st.sampled_from(["C-FUNDS", "F-FUNDS"]),
+    product=st.sampled_from([*PRODUCTS, "F00001", ""]),
+    target_product=st.sampled_from([*PRODUCTS, "F00001", ""]),
+    ta_account=st.sampled_from(["100000000001", "200000000002", "", "x"]),
+    distributor=st.sampled_from(["996", "777", "", "行行行"]),
+    target_distributor=st.sampled_from(["996", "777", ""]),
+    amount=EXTREMES,
+    volume=EXTREMES,
+    date=st.integers(0, 99_991_231),
+    time=st.integers(0, 235_959),
+    terms_version=st.integers(0, 3),
+    is_warned=st.booleans(),
+    investor=st.none() | st.just(ADULT) | st.just(replace(ADULT, birth_date=0, name="")),
+)
+
+
+@settings(max_examples=80)
+@given(st.lists(WILD, min_size=1, max_size=6, unique_by=lambda order: order.serial), st.integers(1, 10**12))
+def test_whatever_is_applied_for_is_answered_in_form(orders: list[Application], nav: int) -> None:
+    office = opened()
+    office.take(opening("J1", code="008", distributor="777"), application("A0", product="C00002", is_warned=True))
+    products = {code: replace(item, nav=nav, terms_before=item.terms) for code, item in PRODUCTS.items()}
+    sent = package(*orders)
+    answers = Desk(office.books(), "bank-a", products, today=TODAY).confirm(sent)
+    for order, answer in zip(orders, answers, strict=True):
+        outcome = Outcome(order, answer)
+        assert outcome_codec.decode_untrusted(outcome_codec.encode(outcome)) == outcome
+        assert (answer.reason == "") == answer.is_accepted
+        assert return_code(answer.reason) == answer.return_code != UNNAMED
 
 
 def test_a_full_package_takes_no_time() -> None:
