@@ -40,11 +40,13 @@ from services.agency.packages import (
     check_package_untrusted,
     make_package,
 )
+from services.client.errors import Refused, Unreachable
 from services.local.service import LocalService
 
 PACKAGE_BYTES_MAX = MESSAGE_BYTES_MAX - PACKAGE_ORDERS_MAX * (SALT_BYTES + 4) - 4096
 """How many bytes of applications a package holds, so that the message around them fits."""
 ASK_PAUSE_MS = 1_000
+ASK_INTERVAL_MS_MAX = 3_600_000
 OUTCOMES_CONFIRMATIONS_MAX = 8 * PACKAGE_ORDERS_MAX
 """How many confirmations a page of news holds at the most, beside those of its first."""
 
@@ -321,22 +323,33 @@ class SalesNode:
             await trio.sleep(ASK_PAUSE_MS / 1000)
 
     async def ask_late(self) -> None:
-        """Ask for the answers that are late now."""
-        store, now_ms = self._store, self._gateway.now_ms()
-        late = [root for root, asked in store.unanswered() if now_ms - asked >= self._gateway.settings.ask_after_ms]
-        for root in late:
+        """Ask for the answers that are late now, where the issuer's node is reached.
+
+        Each time twice as late as before, up to an hour: an issuer may be away for days.
+        """
+        store, now_ms, after_ms = self._store, self._gateway.now_ms(), self._gateway.settings.ask_after_ms
+        late = [(root, asked) for root, asked in store.unanswered() if now_ms - asked >= after_ms]
+        if not late:
+            return
+        try:
+            channels = await self._gateway.owner.channels()
+        except (Unreachable, Refused):
+            return
+        reached = {item.issuer for item in channels if item.connected}
+        for root, asked_ms in late:
             async with store.lock:
                 head = store.head(root)
-                if head is not None and head.state == "sent":
+                if head is None or head.state != "sent" or head.issuer not in reached:
+                    continue
+                if now_ms - asked_ms >= min(asked_ms - head.created_ms, ASK_INTERVAL_MS_MAX):
                     await self.ask(root, head)
 
-    async def ask(self, root: bytes, head: Head, *, is_lost: bool = False) -> None:
-        """Ask the issuer about a package."""
+    async def ask(self, root: bytes, head: Head) -> None:
+        """Ask the issuer for its answer to a package."""
         changes, now_ms = Changes(), self._gateway.now_ms()
-        if not is_lost:
-            changes.set_asked(root, now_ms)
-        message_id = f"{root.hex()}/{'lost' if is_lost else 'ask'}/{now_ms}"
-        self._gateway.post(changes, head.bank, head.issuer, message_id, Question(root, is_lost))
+        changes.set_asked(root, now_ms)
+        message_id = f"{root.hex()}/ask/{now_ms}"
+        self._gateway.post(changes, head.bank, head.issuer, message_id, Question(root, is_lost=False))
         await self._store.commit(changes)
 
     async def _ask_lost(self, origin: Origin, root: bytes) -> None:

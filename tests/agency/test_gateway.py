@@ -30,6 +30,7 @@ from services.agency.interfaces import (
     StatusQuery,
 )
 from services.agency.packages import Answer, Message, Question, answer_id, make_answer, message_codec
+from services.agency.sales_node import SalesNode
 from services.client.errors import Refused
 from services.local.link import LocalLink
 from tests.agency.world import (
@@ -283,10 +284,17 @@ async def test_a_late_answer_is_asked_for_and_a_package_never_assumed_to_have_fa
         found.wire.held.clear()
         found.wire.is_holding = False
         assert (await state_of(bank, root)).state == "sent"
+        found.wire.is_connected = False  # whoever cannot be reached is not asked
         found.clock.time_ms += 31_000
+        await SalesNode(found.gateways[BANK]).ask_late()
+        assert not questions_of(found)
+        found.wire.is_connected = True
         assert (await outcomes(bank, 1))[0].kind == "answered"
-        asked = [item for item in sent_messages(found, BANK) if isinstance(item, Question)]
-        assert asked == [Question(root, is_lost=False)]
+        assert questions_of(found) == [Question(root, is_lost=False)]
+
+
+def questions_of(found: World) -> list[Message]:
+    return [item for item in sent_messages(found, BANK) if isinstance(item, Question)]
 
 
 async def test_the_issuer_anchors_what_its_bank_has_not_and_the_bank_s_own_adds_nothing(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ class Wire:
         self.sides = {name: Side() for name in NODES}
         self.held: list[Callable[[], None]] = []
         self.is_holding = False
+        self.is_connected = True
         self.refusal = ""
         self.posted: list[tuple[str, str, bytes]] = []
         """Sender, id and payload of every message that was taken."""
@@ -172,7 +173,10 @@ class Wire:
             return {"node": NODES[organisation], "organisation": organisation, **keys, **chain}
 
         async def channels(_params: _None) -> list[object]:
-            return []
+            names = {"channel": f"{BANK}/{ISSUER}", "bank": BANK, "issuer": ISSUER, "phase": "open", "lastError": ""}
+            sides = {"isBank": organisation == BANK, "peer": "", "connected": self.is_connected}
+            counts = dict.fromkeys(("epoch", "waiting", "waitingBytes", "sent", "delivered", "received"), 0)
+            return [{**names, **sides, **counts}]
 
         async def send(params: _Send) -> dict[str, int]:
             if self.refusal:
@@ -269,13 +273,14 @@ class Killed(StorageError):
 class World:
     """A chain with a channel between bank-a and issuer-c, and gateways that are started and killed."""
 
-    def __init__(self, folder: Path, node: SoloNode, client: Client, nursery: trio.Nursery) -> None:
+    def __init__(self, folder: Path, node: SoloNode, client: Client) -> None:
         self.folder = folder
         self.node = node
         self.client = client
         self.wire = Wire()
         self.clock = TestClock()
-        self._nursery = nursery
+        self.gateways: dict[str, Gateway] = {}
+        """The programs themselves, by organisation, for what nobody hears of outside."""
 
     def settings(self, organisation: str) -> GatewaySettings:
         """Return what an organisation's gateway runs with."""
@@ -302,7 +307,7 @@ class World:
         if business is not None:
             settings = replace(settings, business=Signer.of("business", business))
         async with LocalLink(settings.socket) as link, trio.open_nursery() as nursery:
-            await nursery.start(self._serve, settings, store, stopping)
+            self.gateways[organisation] = await nursery.start(self._serve, settings, store, stopping)
             with ending(stopping) as failed:
                 yield link
         failed.check()
@@ -446,7 +451,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
     """Give a world with parties, interfaces, one product, and a channel of bank-a and issuer-c."""
     node = SoloNode(folder / "chain", CONSORTIUM, executor=Executor(REGISTRY))
     async with running(node), trio.open_nursery() as nursery, client_of(node) as client:
-        found = World(folder, node, client, nursery)
+        found = World(folder, node, client)
         await found.set_up()
         stopping = trio.Event()
         for name in (BANK, ISSUER, OTHER):

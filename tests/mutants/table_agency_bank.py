@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant(
         "late answers are not asked for",
         _SALES_NODE,
-        '                if head is not None and head.state == "sent":\n                    await self.ask(root, head)',
-        '                if head is not None and head.state == "":\n                    await self.ask(root, head)',
+        "if item.connected}",
+        "if item.waiting}",
         "an answer lost on its way keeps its orders pending for ever",
         _TRADES + "test_a_late_answer_is_asked_for_and_a_package_never_assumed_to_have_failed",
     ),
