@@ -166,10 +166,13 @@ async def test_a_stop_ends_what_waits(tmp_path: Path) -> None:
 
 
 async def test_a_failed_disk_is_answered_and_ends_the_program(tmp_path: Path) -> None:
-    async with LocalLink(tmp_path / "a.sock") as link:
-        with pytest.raises(StorageError, match="no room"):
-            async with running(tmp_path / "a.sock"):
-                assert await code_of(link, "fail", {}) == "disk_full"
+    async def fail_and_wait() -> None:
+        async with LocalLink(tmp_path / "a.sock") as link, running(tmp_path / "a.sock"):
+            assert await code_of(link, "fail", {}) == "disk_full"
+            await trio.sleep_forever()  # the program ends by itself
+
+    with pytest.raises(StorageError, match="no room"), trio.fail_after(5):
+        await fail_and_wait()
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
