@@ -1,4 +1,4 @@
-"""What the sales end keeps, in an encrypted map of bytes, and the one way in which it changes.
+"""What the sales end keeps, in an encrypted map of bytes, and what people and programs read out of it.
 
     h                     :class:`Head`: positions, counts, totals of all orders
     f BLIND(source)       number of a source (8 bytes, big-endian, as all numbers here)
@@ -12,19 +12,17 @@
     i BLIND(serial)       block (8 bytes) and place (4 bytes) of an order
     u BLIND(account, issuer)  a profile
 
-A block's orders are written once; what changes is its head and what is added. Everything that follows from one event is
-one synced write: what was judged stands as a plan before it is submitted, blocks replace their plan and window, and an
-answer is written with the position of the news that brought it. So an order is in exactly one place, whatever dies.
+A block's orders are written once; what changes is its head and what is added.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from consensus.ledger.errors import InvariantError, LocalError, StorageError
-from services.agency.orders import ACCOUNT_CODES, Application, Code, Confirmation, Investor
+from consensus.ledger.errors import LocalError, StorageError
+from services.agency.orders import Application, Confirmation, Investor
 from services.agency.sales_interface import (
     Anchor,
     OrderRecord,
@@ -168,155 +166,29 @@ def outcome_of(
     return (State.ALLOTTED if second else State.CONFIRMED), ""
 
 
-class SalesStore:
-    """The sales end's records. Whoever writes holds the program's lock; reading needs none."""
+class Records:
+    """Reads what the sales end keeps; :class:`services.agency.sales_store.SalesStore` writes it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.head = self._load(b"h", Head) or Head()
-
-    # -- window and plans ------------------------------------------------------------------------------
 
     def known_source(self, source: str) -> SourceRow | None:
         """Return a source that was taken."""
         number = self._store.get(b"f" + self._store.blind("source", source))
         return None if number is None else self._must(b"q" + number, SourceRow)
 
-    async def take(self, source: str, creator: str, applications: Sequence[Application]) -> None:
-        """Add a new source to the window.
-
-        Raises:
-            LocalError: ``window_full``.
-        """
-        head = self.head
-        if self.window_count() + len(applications) > WINDOW_MAX:
-            raise LocalError("window_full", f"{WINDOW_MAX:,} orders wait in the window")
-        number = head.sources + 1
-        writes: list[Write] = [(b"f" + self._store.blind("source", source), _number(number))]
-        writes.append((b"q" + _number(number), _encode(SourceRow(source, len(applications), []))))
-        rows = head.rows
-        for first in range(0, len(applications), BLOCK_ORDERS_MAX):
-            rows += 1
-            part = [*applications[first : first + BLOCK_ORDERS_MAX]]
-            writes.append((b"w" + _number(rows), _encode(WindowRow(number, first, creator, part))))
-        totals = _added(head.totals, {_key(State.NEW, ""): (len(applications), _sum(applications))})
-        await self._commit(writes, msgspec.structs.replace(head, sources=number, rows=rows, totals=totals))
-
-    def window(self) -> Iterator[Waiting]:
-        """Yield the rows that no plan has, the oldest first."""
-        planned = {number for _, plan in self.plans() for number in plan.rows}
-        for key, value in self._store.scan(b"w"):
-            number = int.from_bytes(key[1:], "big")
-            if number not in planned:
-                yield Waiting(number, _decode(value, WindowRow))
-
     def window_count(self) -> int:
         """Return how many orders are NEW."""
-        return self.head.totals.get(_key(State.NEW, ""), (0, 0))[0]
-
-    def plans(self) -> Iterator[tuple[int, Plan]]:
-        """Yield the plans that are not done, the oldest first."""
-        for key, value in self._store.scan(b"p"):
-            yield int.from_bytes(key[1:], "big"), _decode(value, Plan)
-
-    def rows_of(self, plan: Plan) -> list[WindowRow]:
-        """Return a plan's rows."""
-        return [self._must(b"w" + _number(number), WindowRow) for number in plan.rows]
-
-    async def keep_plan(self, plan: Plan) -> None:
-        """Keep what was judged; its number is that of its first row."""
-        await self._store.write([(b"p" + _number(plan.rows[0]), _encode(plan))])
+        return self.head.totals.get(key_of(State.NEW, ""), (0, 0))[0]
 
     def is_known(self, serial: str) -> bool:
         """Tell whether an order with this serial is in a block."""
         return self._store.get(b"i" + self._store.blind("order", serial)) is not None
 
-    async def settle(self, number: int, plan: Plan, blocks: Sequence[tuple[bytes, str, Sequence[Placed]]]) -> None:
-        """Replace a plan and its rows by blocks: (root, issuer, orders); an empty root for what was dropped."""
-        head = self.head
-        writes: list[Write] = [(b"p" + _number(number), None)]
-        writes += [(b"w" + _number(row), None) for row in plan.rows]
-        totals, count, sources = dict(head.totals), head.blocks, dict[int, SourceRow]()
-        for root, issuer, orders in blocks:
-            count += 1
-            state = State.PENDING if root else State.DROPPED
-            block = BlockHead(root, issuer, state, "", [], {})
-            block = self._with_totals(block, orders, None, None)
-            writes += [(b"k" + _number(count), _encode([*orders])), (b"t" + _number(count), _encode(block))]
-            if root:
-                writes.append((b"r" + root, _number(count)))
-            for place, order in enumerate(orders):
-                # A serial that was taken before stays where it is.
-                if order.reason != "duplicate_serial":
-                    key = b"i" + self._store.blind("order", order.application.serial)
-                    writes.append((key, _number(count) + place.to_bytes(4, "big")))
-            for source, own in block.sources.items():
-                row = sources.get(source) or self._must(b"q" + _number(source), SourceRow)
-                sources[source] = msgspec.structs.replace(row, blocks=[*row.blocks, count])
-                moved = (sum(count for count, _ in own.values()), sum(amount for _, amount in own.values()))
-                totals = _added(_added(totals, own), {_key(State.NEW, ""): (-moved[0], -moved[1])})
-        writes += [(b"q" + _number(source), _encode(row)) for source, row in sources.items()]
-        packages = head.packages + sum(1 for root, _, _ in blocks if root)
-        await self._commit(writes, msgspec.structs.replace(head, blocks=count, packages=packages, totals=totals))
-
-    # -- news ------------------------------------------------------------------------------------------
-
-    async def answered(
-        self,
-        position: int,
-        root: bytes,
-        round_number: int,
-        places: Sequence[int],
-        confirmations: Sequence[Confirmation],
-    ) -> None:
-        """Record the confirmations of a round, and what they say of the issuer's users."""
-        number, block = self._block_of(root)
-        if self._store.get(b"c" + _number(number) + bytes([round_number])) is not None:
-            await self.skip(position)
-            return
-        orders = self._must(b"k" + _number(number), list[Placed])
-        round_ = Round([*places], [*confirmations])
-        writes: list[Write] = [(b"c" + _number(number) + bytes([round_number]), _encode(round_))]
-        first = round_ if round_number == 0 else self._round(number, 0)
-        second = round_ if round_number == 1 else self._round(number, 1)
-        before = block
-        if round_number == 0 or block.state == State.CONFIRMED:
-            block = msgspec.structs.replace(block, state=State.CONFIRMED.value, code="")
-        block = self._with_totals(block, orders, first, second)
-        new = 0
-        for place, confirmation in zip(places or range(len(orders)), confirmations, strict=True):
-            change = self._profile_change(orders[place].application, confirmation, block.issuer)
-            if change is not None:
-                new += (change[1] is not None) - (self._store.get(change[0]) is not None)
-                writes.append(change)
-        await self._commit_block(position, number, before, block, writes, profiles=new)
-
-    async def refused(self, position: int, root: bytes, code: str) -> None:
-        """Record that a package will never be taken."""
-        number, block = self._block_of(root)
-        if block.state != State.PENDING:
-            await self.skip(position)
-            return
-        orders = self._must(b"k" + _number(number), list[Placed])
-        refused = msgspec.structs.replace(block, state=State.REJECTED.value, code=code)
-        await self._commit_block(position, number, block, self._with_totals(refused, orders, None, None), [])
-
-    async def anchored(self, position: int, root: bytes, round_number: int, transaction_id: bytes, height: int) -> None:
-        """Record where a round of a package stands on the chain."""
-        number, block = self._block_of(root)
-        anchors = [item for item in block.anchors if item[0] != round_number] + [(round_number, transaction_id, height)]
-        anchored = msgspec.structs.replace(block, anchors=sorted(anchors))
-        await self._commit_block(position, number, block, anchored, [])
-
-    async def skip(self, position: int) -> None:
-        """Go past news that change nothing."""
-        await self._commit([], msgspec.structs.replace(self.head, position=position))
-
     def is_package(self, root: bytes) -> bool:
         """Tell whether a package is known here."""
         return self._store.get(b"r" + root) is not None
-
-    # -- looking ---------------------------------------------------------------------------------------
 
     def progress(self, source: str, version: int) -> Progress:
         """Return how a source stands.
@@ -331,15 +203,15 @@ class SalesStore:
         totals: Totals = {}
         unanchored = settled = 0
         for block_number in row.blocks:
-            block = self._must(b"t" + _number(block_number), BlockHead)
+            block = self._must(b"t" + numbered(block_number), BlockHead)
             own = block.sources[int.from_bytes(number, "big")]
-            totals = _added(totals, own)
+            totals = added(totals, own)
             count = sum(count for count, _ in own.values())
             settled += count
             unanchored += 0 if block.is_anchored else count
         new = row.count - settled
         if new:
-            totals = _added(totals, {_key(State.NEW, ""): (new, 0)})
+            totals = added(totals, {key_of(State.NEW, ""): (new, 0)})
         shown = _shown(totals)
         waiting = sum(item.count for item in shown if item.state in (State.NEW, State.PENDING))
         return Progress(source, version, row.count, shown, waiting, unanchored)
@@ -355,7 +227,7 @@ class SalesStore:
             records = self._records(int.from_bytes(place[:8], "big"))
             return records[int.from_bytes(place[8:], "big")]
         for _, value in self._store.scan(b"w"):
-            for record in self._new_records(_decode(value, WindowRow)):
+            for record in self._new_records(decode_row(value, WindowRow)):
                 if record.application.serial == serial:
                     return record
         raise LocalError("unknown_order", "no order has this serial")
@@ -368,7 +240,7 @@ class SalesStore:
         for prefix in (b"k", b"w"):
             if prefix == b"k" and kind == "w":
                 continue
-            start = _number(number) if kind == prefix.decode() else b""
+            start = numbered(number) if kind == prefix.decode() else b""
             for key, _ in self._store.scan(b"t" if prefix == b"k" else b"w", start):
                 at = int.from_bytes(key[1:], "big")
                 skipped = place if (prefix.decode(), at) == (kind, number) else 0
@@ -386,22 +258,10 @@ class SalesStore:
         totals = _shown(head.totals)
         return SalesSummary(organisation, totals, head.sources, head.packages, head.profiles, head.position)
 
-    # -- profiles --------------------------------------------------------------------------------------
-
     def profile(self, ta_account: str, issuer: str) -> Investor | None:
         """Return the profile of an issuer's user."""
         value = self._store.get(self._profile_key(ta_account, issuer))
-        return None if value is None else _decode(value, Profile).investor
-
-    async def put_profiles(self, profiles: Sequence[Profile]) -> int:
-        """Add or replace profiles, and return how many were new."""
-        writes: dict[bytes, bytes] = {}
-        for profile in profiles:
-            writes[self._profile_key(profile.ta_account, profile.issuer)] = msgspec.msgpack.encode(profile)
-        new = sum(1 for key in writes if self._store.get(key) is None)
-        changed = msgspec.structs.replace(self.head, profiles=self.head.profiles + new)
-        await self._commit([*writes.items()], changed)
-        return new
+        return None if value is None else decode_row(value, Profile).investor
 
     def profiles(self, query: ProfilesQuery) -> Profiles:
         """Return a page of profiles."""
@@ -414,39 +274,26 @@ class SalesStore:
                 items.append(profile)
         return Profiles(items, "")
 
-    # -- inside ----------------------------------------------------------------------------------------
-
     def _profile_key(self, ta_account: str, issuer: str) -> bytes:
         return b"u" + self._store.blind("profile", issuer, ta_account)
-
-    def _profile_change(self, application: Application, confirmation: Confirmation, issuer: str) -> Write | None:
-        """Return what an account confirmation changes of the bank's profiles."""
-        if not confirmation.is_accepted or application.code not in ACCOUNT_CODES:
-            return None
-        key = self._profile_key(confirmation.ta_account, issuer)
-        if application.code == Code.CLOSE_ACCOUNT:
-            return key, None
-        if application.investor is None:
-            return None
-        return key, msgspec.msgpack.encode(Profile(confirmation.ta_account, issuer, application.investor))
 
     def _with_totals(
         self, block: BlockHead, orders: Sequence[Placed], first: Round | None, second: Round | None
     ) -> BlockHead:
         sources: dict[int, dict[str, tuple[int, int]]] = {}
-        for order, (one, two) in zip(orders, _confirmations(len(orders), first, second), strict=True):
-            key = _key(*outcome_of(block, order, one, two))
+        for order, (one, two) in zip(orders, confirmations_of(len(orders), first, second), strict=True):
+            key = key_of(*outcome_of(block, order, one, two))
             own = sources.setdefault(order.source, {})
             count, amount = own.get(key, (0, 0))
             own[key] = (count + 1, amount + order.application.amount)
         return msgspec.structs.replace(block, sources=sources)
 
     def _records(self, number: int) -> list[OrderRecord]:
-        block = self._must(b"t" + _number(number), BlockHead)
-        orders = self._must(b"k" + _number(number), list[Placed])
-        names = {source: self._must(b"q" + _number(source), SourceRow).name for source in block.sources}
+        block = self._must(b"t" + numbered(number), BlockHead)
+        orders = self._must(b"k" + numbered(number), list[Placed])
+        names = {source: self._must(b"q" + numbered(source), SourceRow).name for source in block.sources}
         anchors = [Anchor(round_number, identity, height) for round_number, identity, height in block.anchors]
-        confirmed = _confirmations(len(orders), self._round(number, 0), self._round(number, 1))
+        confirmed = confirmations_of(len(orders), self._round(number, 0), self._round(number, 1))
         records = []
         for order, (first, second) in zip(orders, confirmed, strict=True):
             state, reason = outcome_of(block, order, first, second)
@@ -457,48 +304,25 @@ class SalesStore:
     def _wanted_records(self, prefix: bytes, number: int, query: OrdersQuery) -> list[OrderRecord]:
         """Return a block's or row's records, none where its head says that no one is wanted."""
         if prefix == b"w":
-            value = self._store.get(b"w" + _number(number))
-            return [] if value is None else self._new_records(_decode(value, WindowRow))
-        block = self._must(b"t" + _number(number), BlockHead)
+            value = self._store.get(b"w" + numbered(number))
+            return [] if value is None else self._new_records(decode_row(value, WindowRow))
+        block = self._must(b"t" + numbered(number), BlockHead)
         states = {_state(key) for own in block.sources.values() for key in own}
         return self._records(number) if query.state is None or query.state in states else []
 
     def _new_records(self, row: WindowRow) -> list[OrderRecord]:
-        name = self._must(b"q" + _number(row.source), SourceRow).name
+        name = self._must(b"q" + numbered(row.source), SourceRow).name
         return [
             OrderRecord(name, row.first + place, State.NEW, "", "", b"", application, None, None, [])
             for place, application in enumerate(row.applications)
         ]
 
     def _round(self, number: int, round_number: int) -> Round | None:
-        return self._load(b"c" + _number(number) + bytes([round_number]), Round)
-
-    def _block_of(self, root: bytes) -> tuple[int, BlockHead]:
-        number = self._store.get(b"r" + root)
-        if number is None:
-            raise InvariantError("news of a package that is not ours")
-        return int.from_bytes(number, "big"), self._must(b"t" + number, BlockHead)
-
-    async def _commit_block(
-        self, position: int, number: int, before: BlockHead, block: BlockHead, writes: list[Write], *, profiles: int = 0
-    ) -> None:
-        totals = dict(self.head.totals)
-        for own in before.sources.values():
-            totals = _added(totals, {key: (-count, -amount) for key, (count, amount) in own.items()})
-        for own in block.sources.values():
-            totals = _added(totals, own)
-        writes = [*writes, (b"t" + _number(number), _encode(block))]
-        count = self.head.profiles + profiles
-        head = msgspec.structs.replace(self.head, position=position, totals=totals, profiles=count)
-        await self._commit(writes, head)
-
-    async def _commit(self, writes: list[Write], head: Head) -> None:
-        await self._store.write([*writes, (b"h", _encode(head))])
-        self.head = head
+        return self._load(b"c" + numbered(number) + bytes([round_number]), Round)
 
     def _load(self, key: bytes, kind: type[T]) -> T | None:
         value = self._store.get(key)
-        return None if value is None else _decode(value, kind)
+        return None if value is None else decode_row(value, kind)
 
     def _must(self, key: bytes, kind: type[T]) -> T:
         found = self._load(key, kind)
@@ -507,7 +331,7 @@ class SalesStore:
         return found
 
 
-def _confirmations(
+def confirmations_of(
     count: int, first: Round | None, second: Round | None
 ) -> list[tuple[Confirmation | None, Confirmation | None]]:
     """Return the confirmations of both rounds for each of ``count`` orders."""
@@ -521,7 +345,8 @@ def _confirmations(
     return [*zip(*columns, strict=True)]
 
 
-def _key(state: str, reason: str) -> str:
+def key_of(state: str, reason: str) -> str:
+    """Return the key of :data:`Totals`."""
     return f"{state} {reason}"
 
 
@@ -529,8 +354,8 @@ def _state(key: str) -> State:
     return State(key.partition(" ")[0])
 
 
-def _added(totals: Totals, more: Totals) -> Totals:
-    """Return the sum; what has come to 0 is left out."""
+def added(totals: Totals, more: Totals) -> Totals:
+    """Return the sum of totals; what has come to 0 is left out."""
     found = dict(totals)
     for key, (count, amount) in more.items():
         before = found.get(key, (0, 0))
@@ -540,10 +365,6 @@ def _added(totals: Totals, more: Totals) -> Totals:
 
 def _shown(totals: Totals) -> list[Total]:
     return [Total(_state(key), key.partition(" ")[2], *totals[key]) for key in sorted(totals)]
-
-
-def _sum(applications: Sequence[Application]) -> int:
-    return sum(application.amount for application in applications)
 
 
 def _filter(query: OrdersQuery) -> Callable[[OrderRecord], bool]:
@@ -563,15 +384,18 @@ def _cursor(text: str) -> tuple[str, int, int]:
             raise LocalError("invalid_params", "after: not the next of a page")
 
 
-def _number(number: int) -> bytes:
+def numbered(number: int) -> bytes:
+    """Return a number as keys hold it."""
     return number.to_bytes(8, "big")
 
 
-def _encode(value: object) -> bytes:
+def encode_row(value: object) -> bytes:
+    """Return the bytes of a row."""
     return msgspec.msgpack.encode(value)
 
 
-def _decode(value: bytes, kind: type[T]) -> T:
+def decode_row(value: bytes, kind: type[T]) -> T:
+    """Return a row; ``corrupted`` where it is none."""
     try:
         return msgspec.msgpack.decode(value, type=kind)
     except msgspec.MsgspecError as error:

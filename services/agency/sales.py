@@ -31,7 +31,7 @@ from services.agency.interfaces import (
 )
 from services.agency.orders import APPLICATION_BYTES_MAX, application_codec
 from services.agency.qualification import date_of
-from services.agency.records import BLOCK_ORDERS_MAX, PLAN_ORDERS_MAX, Placed, Plan, SalesStore, Store, Waiting
+from services.agency.records import BLOCK_ORDERS_MAX, PLAN_ORDERS_MAX, Placed, Plan, Store, Waiting
 from services.agency.sales_interface import (
     ApplicationsTake,
     OrderQuery,
@@ -50,6 +50,7 @@ from services.agency.sales_interface import (
     WindowClose,
     WindowClosed,
 )
+from services.agency.sales_store import SalesStore
 from services.agency.window import Entry, judge, products_of
 from services.client.errors import Refused
 from services.client.tasks import single_errors
