@@ -222,7 +222,7 @@ class Desk:
         if not ta_account:
             if self._books.made_account(investor):
                 return "account_exists"
-            ta_account = self._made_account()
+            ta_account = _free_account(self._books, self._tally)
             self._books.put_made_account(investor, ta_account)
         elif self._books.user(ta_account) is not None:
             return "account_exists"
@@ -231,13 +231,6 @@ class Desk:
         self._claim(application.distributor)
         self._tally.users += 1
         return Booked(ta_account=ta_account)
-
-    def _made_account(self) -> str:
-        while True:
-            self._tally.made_accounts += 1
-            number = self._tally.numbers.made_accounts + self._tally.made_accounts
-            if self._books.user(ta_account := f"{MADE_ACCOUNT}{number:010d}") is None:
-                return ta_account
 
     def _join(self, application: Application, user: UserEntry | None) -> Decision:
         """Add an account at a distributor; who does not show the certificate learns nothing of the account."""
@@ -406,3 +399,12 @@ def products_of(package: Package) -> list[str]:
 
 def _person(investor: Investor) -> tuple[str, str]:
     return investor.certificate_type, investor.certificate_number
+
+
+def _free_account(books: Books, tally: _Tally) -> str:
+    """Return the next account of our own making that nobody has applied for by its number."""
+    while True:
+        tally.made_accounts += 1
+        number = tally.numbers.made_accounts + tally.made_accounts
+        if books.user(ta_account := f"{MADE_ACCOUNT}{number:010d}") is None:
+            return ta_account
