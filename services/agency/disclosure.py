@@ -1,16 +1,21 @@
 """One order of a package, disclosed: a file that anyone with the genesis document checks offline.
 
 The file shows one application with its confirmation and their salt; two paths lead from their leaves to the roots that
-bank and issuer signed, and a proof out of the chain's state shows the anchor with those roots, signatures and keys.
+bank and issuer signed, and a proof out of the chain's state shows the anchor of those roots with signatures and keys.
 Nothing is learnt of any other order, since each leaf has a salt of its own. Checked is, in this order:
 
-    proof        the anchor stands in the state that the chain's validators certified
-    anchor       it is of this channel, epoch, number of orders, and has these signatures
+    proof        the anchor of these parties, roots and round stands in the state that the chain's validators certified
     order        salt and application make the leaf at this place under the orders' root; the bank signed that root
-    outcome      salt, application and confirmation make the leaf under the outcomes' root; the issuer signed that
-                 root for this package, round and answer before
+    outcome      salt, application and confirmation make the leaf under the outcomes' root, at the same place; the
+                 issuer signed that root for this package and round
 
 The anchor says MUTUAL where both signed; CLAIMED where one did, and then the other's half is not there to be checked.
+That its keys were the parties' is what the contract found in its registry when it took the signatures; the validators
+certified what it wrote. What else the signatures cover, epoch, number of orders, answer before, stands in the anchor
+alone: a side that signs one of these wrongly, and anchors first, keeps nobody from proving what the roots hold. The
+number of orders that counts is the one that the root commits to. ``is_contradicted`` is as of the proof's block: a
+contradiction that was anchored later is not in it.
+
 The file is a JSON object; bytes are 0x-hex, records are objects by their fields' names.
 """
 
@@ -36,7 +41,6 @@ FORMAT: Final = "hansa-disclosure-1"
 FILE_BYTES_MAX = 4 * 1024 * 1024
 
 _Hex32 = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{64}\Z")]
-_HexUpTo64 = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2}){0,64}\Z")]
 _Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 _Path = Annotated[list[_Hex32], msgspec.Meta(max_length=16)]
 
@@ -56,13 +60,11 @@ class PathObject(_Document, frozen=True):
 
 
 class OutcomeObject(_Document, frozen=True):
-    """What the issuer confirmed, and its way to the issuer's signature, which the anchor holds."""
+    """What the issuer confirmed, and its way to the root that the issuer signed."""
 
     confirmation: dict[str, Any]
     round_number: Round
     outcome_root: _Hex32
-    previous: _Hex32
-    answer_signature: _HexUpTo64
     path: PathObject
 
 
@@ -72,10 +74,7 @@ class Disclosure(_Document, frozen=True):
     format: Literal["hansa-disclosure-1"]
     bank: Party
     issuer: Party
-    epoch: _Natural
-    count: _Natural
     root: _Hex32
-    orders_signature: _HexUpTo64
     salt: _Hex32
     application: dict[str, Any]
     path: PathObject
@@ -149,10 +148,7 @@ def make_disclosure(package: Package, serial: str, answer: Answer | None, proof:
         FORMAT,
         package.bank,
         package.issuer,
-        package.epoch,
-        len(package.applications),
         hex_of(package.root),
-        hex_of(package.signature),
         hex_of(package.salts[place]),
         _object_of(package.applications[place]),
         _path_object(prove_leaf(leaves, place)),
@@ -167,17 +163,10 @@ def verify_disclosure(disclosure: Disclosure, genesis: Genesis) -> Verdict:
     Raises:
         PeerError: ``malformed``; ``wrong_chain``, ``bad_certificate`` or ``bad_proof`` about the proof;
             ``not_anchored`` where it proves absence;
-            ``wrong_anchor``, ``bad_path``, ``bad_signature`` where a part does not fit.
+            ``bad_path``, ``bad_signature``, ``wrong_anchor`` where a part does not fit.
     """
     anchor, verified = _anchor_untrusted(disclosure, genesis)
     outcome = disclosure.outcome
-    signatures = (disclosure.orders_signature, "0x" if outcome is None else outcome.answer_signature)
-    # An issuer's claim has no signature of the bank; the file's then counts for nothing and is not looked at.
-    held = (hex_of(anchor.orders_signature), hex_of(anchor.answer_signature))
-    if (disclosure.epoch, disclosure.count) != (anchor.epoch, anchor.count):
-        raise PeerError("wrong_anchor", "the anchor is of another epoch or number of orders")
-    if (anchor.bank_key and signatures[0] != held[0]) or signatures[1] != held[1]:
-        raise PeerError("wrong_anchor", "the anchor has other signatures")
     chain_id = genesis.chain_id()
     application = _check_order(disclosure, anchor, chain_id)
     confirmation = None if outcome is None else _check_outcome(disclosure, outcome, application, anchor, chain_id)
@@ -223,7 +212,7 @@ def _check_order(disclosure: Disclosure, anchor: _Anchor, chain_id: ChainId) -> 
     application = _record_untrusted(disclosure.application, Application)
     root, salt = bytes_of(disclosure.root), bytes_of(disclosure.salt)
     leaf = order_leaf(salt, application_codec.encode(application))
-    if disclosure.path.count != anchor.count or not leaf_is_under(root, leaf, _list_proof(disclosure.path)):
+    if not leaf_is_under(root, leaf, _list_proof(disclosure.path)):
         raise PeerError("bad_path", "salt and application do not lead to the orders' root")
     if anchor.bank_key:
         payload = orders_hash(disclosure.bank, disclosure.issuer, anchor.epoch, root, anchor.count)
@@ -235,16 +224,15 @@ def _check_outcome(
     disclosure: Disclosure, outcome: OutcomeObject, application: Application, anchor: _Anchor, chain_id: ChainId
 ) -> Confirmation:
     confirmation = _record_untrusted(outcome.confirmation, Confirmation)
-    outcome_root, previous = bytes_of(outcome.outcome_root), bytes_of(outcome.previous)
+    outcome_root = bytes_of(outcome.outcome_root)
     leaf = outcome_leaf(bytes_of(disclosure.salt), outcome_codec.encode(Outcome(application, confirmation)))
     if not leaf_is_under(outcome_root, leaf, _list_proof(outcome.path)):
         raise PeerError("bad_path", "application and confirmation do not lead to the outcomes' root")
-    if outcome.round_number == 0 and outcome.path.index != disclosure.path.index:
+    places = [(path.index, path.count) for path in (disclosure.path, outcome.path)]
+    if outcome.round_number == 0 and places[0] != places[1]:
         raise PeerError("bad_path", "the confirmation stands at another place than its application")
     if confirmation.serial != application.serial:
         raise PeerError("bad_path", "the confirmation is of another application")
-    if previous != anchor.previous:
-        raise PeerError("wrong_anchor", "the anchor follows another answer")
     payload = answer_hash(
         disclosure.bank,
         disclosure.issuer,
@@ -252,7 +240,7 @@ def _check_outcome(
         bytes_of(disclosure.root),
         outcome.round_number,
         outcome_root,
-        previous,
+        anchor.previous,
     )
     _check_signature(anchor.issuer_key, anchor.answer_signature, Purpose.ANSWER, chain_id, payload)
     return confirmation
@@ -303,8 +291,6 @@ def _outcome_object(package: Package, answer: Answer, place: int) -> OutcomeObje
         _object_of(answer.confirmations[index]),
         answer.round_number,
         hex_of(answer.outcome_root),
-        hex_of(answer.previous),
-        hex_of(answer.signature),
         _path_object(prove_leaf(leaves, index)),
     )
 
