@@ -277,7 +277,7 @@ class Gateway:
 
     async def _is_final(self, origin: Origin, code: str) -> bool:
         """Tell whether the node will never take a message; a channel just opened may be news to its private part."""
-        if code in {"too_large", "bad_id"}:
+        if code in {"too_large", "bad_id", "invalid_params"}:
             return True
         if code not in {"unknown_channel", "channel_closed", "channel_revoked"}:
             return False

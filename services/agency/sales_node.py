@@ -17,7 +17,7 @@ import trio
 from consensus.ledger.cooperation import PACKAGE_ORDERS_MAX, SALT_BYTES
 from consensus.ledger.errors import PeerError
 from services.agency.gateway import Gateway, Origin
-from services.agency.gateway_store import AnchorJob, Changes, Head, News
+from services.agency.gateway_store import AnchorJob, Changes, Head, News, round_key
 from services.agency.interfaces import (
     Next,
     OrdersSubmit,
@@ -289,7 +289,10 @@ class SalesNode:
         if self._store.package(question.root) is not None:
             self._gateway.post_kept(changes, head.bank, head.issuer, name, b"p" + question.root)
         for answer in self._store.answers(question.root):
-            self._gateway.post(changes, head.bank, head.issuer, f"{name}/{answer.outcome_root.hex()}", answer)
+            # The round and a piece of the root tell answers apart; a node takes no id beyond 128 characters.
+            message_id = f"{name}/{answer.round_number}-{answer.outcome_root.hex()[:16]}"
+            key = b"a" + round_key(answer.root, answer.round_number, answer.outcome_root)
+            self._gateway.post_kept(changes, head.bank, head.issuer, message_id, key)
         await self._store.commit(changes)
 
     async def _on_own_package(self, origin: Origin, package: Package) -> None:

@@ -56,6 +56,7 @@ from tests.agency.world import (
 from tests.rights.server_world import pause
 
 ORDERS = [application(number) for number in range(12)]
+FULL_PACKAGE = [application(number) for number in range(1_024)]
 
 
 @contextmanager
@@ -339,7 +340,7 @@ async def test_who_lost_its_payload_gets_it_again_and_it_is_checked(tmp_path: Pa
     async with world(tmp_path) as found, found.gateway(keeper) as kept:
         async with found.gateway(loser, MemoryStore()) as lost:
             bank, issuer = (lost, kept) if loser == BANK else (kept, lost)
-            root = (await submit(bank, *ORDERS)).packages[0].root
+            root = (await submit(bank, *FULL_PACKAGE)).packages[0].root
             _, answer = await answer_next(issuer)
             await outcomes(bank, 2)
         async with found.gateway(loser, MemoryStore()) as lost:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import trio
@@ -103,7 +104,7 @@ class TestClock:
 
 class _Send(msgspec.Struct):
     channel: str
-    id: str
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     payload: str
 
 
