@@ -319,7 +319,8 @@ def _total_json(total: "Total") -> Json:
 
 
 def _draw_report(console: "Console", name: str, data: Json, records: "list[OrderRecord]") -> None:
-    shown: dict[str, object] = {"orders": f"{data['orders']:,}"}
+    is_trade = any(record.application.product for record in records)
+    shown: dict[str, object] = {"orders" if is_trade else "accounts": f"{data['orders']:,}"}
     if int(data["amount"]):
         shown["amount"] = money(int(data["amount"]))
     packages, heights = data["packages"], data["heights"]
