@@ -46,6 +46,7 @@ class SealedStore:
                 :meth:`LevelStore.open` raises.
         """
         sealer = Sealer(_load_key(key_file, folder), secrets.token_bytes)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = LevelStore.open(folder)
         try:
             _check_meta(database, sealer, chain_id, folder, key_file)

@@ -283,17 +283,22 @@ def calls_of(attribute: str) -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_r56_a_node_has_one_database(tmp_path: Path) -> None:
-    """Nothing is atomic across two; that a running node opens no other is seen in its home in test_program."""
+    """Nothing is atomic across two; that a running node opens no other is seen in its home in test_program.
+
+    Private channels have their own, sealed, which shares no fact with the chain's: neither is written with the other.
+    """
     assert [(path, ast.unparse(node.func)) for path, node in calls_of("DB")] == [
         ("node/storage/leveldb.py", "plyvel.DB")
     ]
     openers = [path for path, node in calls_of("open") if ast.unparse(node.func) == "LevelStore.open"]
+    assert openers.count("node/storage/private.py") == 1
     assert openers.count("node/program.py") == 1
     assert {path for path in openers if path.startswith(("node/", "p2p/", "consensus/", "contracts/"))} <= {
         "node/program.py",
         "node/audit.py",
         "node/reindex.py",
         "node/network/rejoin.py",
+        "node/storage/private.py",
     }
 
 
