@@ -15,7 +15,7 @@
 A block's orders are written once; what changes is its head and what is added.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -237,19 +237,14 @@ class Records:
         kind, number, place = _cursor(query.after)
         found: list[OrderRecord] = []
         is_wanted = _filter(query)
-        for prefix in (b"k", b"w"):
-            if prefix == b"k" and kind == "w":
-                continue
-            start = numbered(number) if kind == prefix.decode() else b""
-            for key, _ in self._store.scan(b"t" if prefix == b"k" else b"w", start):
-                at = int.from_bytes(key[1:], "big")
-                skipped = place if (prefix.decode(), at) == (kind, number) else 0
-                records = self._wanted_records(prefix, at, query)
-                for index in range(skipped, len(records)):
-                    if is_wanted(records[index]):
-                        if len(found) == query.limit:
-                            return Orders(found, f"{prefix.decode()}-{at}-{index}")
-                        found.append(records[index])
+        for prefix, at in self._places(query, kind, number):
+            skipped = place if (prefix, at) == (kind, number) else 0
+            records = self._wanted_records(prefix, at, query)
+            for index in range(skipped, len(records)):
+                if is_wanted(records[index]):
+                    if len(found) == query.limit:
+                        return Orders(found, f"{prefix}-{at}-{index}")
+                    found.append(records[index])
         return Orders(found, "")
 
     def summary(self, organisation: str) -> SalesSummary:
@@ -301,9 +296,24 @@ class Records:
             records.append(OrderRecord(*where, order.application, first, second, anchors))
         return records
 
-    def _wanted_records(self, prefix: bytes, number: int, query: OrdersQuery) -> list[OrderRecord]:
+    def _places(self, query: OrdersQuery, kind: str, number: int) -> Iterator[tuple[str, int]]:
+        """Yield blocks (``k``) and window rows (``w``) that may hold what is asked for, from a place on."""
+        source = self.known_source(query.source) if query.source else None
+        if query.source and source is None:
+            return
+        if kind == "k":
+            if source is not None:
+                yield from (("k", block) for block in source.blocks if block >= number)
+            else:
+                yield from (
+                    ("k", int.from_bytes(key[1:], "big")) for key, _ in self._store.scan(b"t", numbered(number))
+                )
+        start = numbered(number) if kind == "w" else b""
+        yield from (("w", int.from_bytes(key[1:], "big")) for key, _ in self._store.scan(b"w", start))
+
+    def _wanted_records(self, prefix: str, number: int, query: OrdersQuery) -> list[OrderRecord]:
         """Return a block's or row's records, none where its head says that no one is wanted."""
-        if prefix == b"w":
+        if prefix == "w":
             value = self._store.get(b"w" + numbered(number))
             return [] if value is None else self._new_records(decode_row(value, WindowRow))
         block = self._must(b"t" + numbered(number), BlockHead)

@@ -3,8 +3,9 @@
 It calls its bank's gateway and nobody else. Orders wait in a *window* that ends after a set time, or at once. What
 ends is judged (:mod:`services.agency.window`), kept as a plan, submitted under the plan's own name, and then stands in
 blocks (:mod:`services.agency.records`). Killed between any two writes it goes on from there: the gateway answers the
-same name with the first result, and news come from the position that was written with the one before. One lock holds
-plan, submission and news apart, so that no answer meets a package that is not known yet.
+same name with the first result, and news come from the position that was written with the one before. Orders are
+taken whether the gateway is there or not. One lock holds submissions and news apart, so that no answer meets a package
+that is not known yet.
 """
 
 import gc
@@ -106,7 +107,7 @@ class SalesEnd:
         self._store = SalesStore(store)
         self._gateway = gateway
         self._now_ms = now_ms
-        self._lock = trio.Lock()
+        self._sending = trio.Lock()
         self._closing = trio.Event()
         self._closes_at_ms: int | None = None
         self._changed = trio.Event()
@@ -130,11 +131,9 @@ class SalesEnd:
         """Add applications to the window; ``window_full``, ``too_large`` for an application beyond its bound."""
         if any(len(application_codec.encode(item)) > APPLICATION_BYTES_MAX for item in params.applications):
             raise LocalError("too_large", f"an application has at most {APPLICATION_BYTES_MAX} bytes")
-        async with self._lock:
-            known = self._store.known_source(params.source)
-            if known is None:
-                await self._store.take(params.source, params.creator, params.applications)
-                self._tell()
+        known = await self._store.take(params.source, params.creator, params.applications)
+        if known is None:
+            self._tell()
         if params.closes:
             self._close_at(0)
         elif self._store.window_count():
@@ -171,8 +170,7 @@ class SalesEnd:
 
     async def put_profiles(self, params: ProfilesPut) -> ProfilesKept:
         """Add or replace profiles."""
-        async with self._lock:
-            return ProfilesKept(await self._store.put_profiles(params.profiles))
+        return ProfilesKept(await self._store.put_profiles(params.profiles))
 
     async def profiles(self, params: ProfilesQuery) -> Profiles:
         """Return a page of profiles."""
@@ -182,7 +180,7 @@ class SalesEnd:
 
     async def run(self) -> None:
         """Send what windows leave over and take news, for ever."""
-        async with self._lock:
+        async with self._sending:
             for number, plan in [*self._store.plans()]:
                 await self._send(number, plan)
         if self._store.window_count():
@@ -209,7 +207,7 @@ class SalesEnd:
 
     async def _send_some(self) -> bool:
         """Judge and submit up to four packages' worth; tell whether there was anything."""
-        async with self._lock:
+        async with self._sending:
             rows, count = list[Waiting](), 0
             for waiting in self._store.window():
                 if rows and count + len(waiting.row.applications) > PLAN_ORDERS_MAX:
@@ -282,7 +280,7 @@ class SalesEnd:
                 lambda query=query: self._gateway.call("outcomes_next", query, OutcomesNext),  # type: ignore[misc]
             )
             for item in news.items:
-                async with self._lock:
+                async with self._sending:
                     await self._on_news(item)
                 self._tell()
 

@@ -8,6 +8,7 @@ order is in exactly one place, whatever dies.
 from collections.abc import Iterator, Sequence
 
 import msgspec
+import trio
 
 from consensus.ledger.errors import InvariantError, LocalError
 from services.agency.orders import ACCOUNT_CODES, Application, Code, Confirmation
@@ -21,6 +22,7 @@ from services.agency.records import (
     Records,
     Round,
     SourceRow,
+    Store,
     Waiting,
     WindowRow,
     Write,
@@ -34,27 +36,35 @@ from services.agency.sales_interface import Profile, State
 
 
 class SalesStore(Records):
-    """The sales end's records. Whoever writes holds the program's lock; reading needs none."""
+    """The sales end's records. Each write is by itself: they follow each other, and reading waits for none."""
 
-    async def take(self, source: str, creator: str, applications: Sequence[Application]) -> None:
-        """Add a new source to the window.
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._writing = trio.Lock()
+
+    async def take(self, source: str, creator: str, applications: Sequence[Application]) -> SourceRow | None:
+        """Add a new source to the window; return what is known of it where it is not new.
 
         Raises:
             LocalError: ``window_full``.
         """
-        head = self.head
-        if self.window_count() + len(applications) > WINDOW_MAX:
-            raise LocalError("window_full", f"{WINDOW_MAX:,} orders wait in the window")
-        number = head.sources + 1
-        writes: list[Write] = [(b"f" + self._store.blind("source", source), numbered(number))]
-        writes.append((b"q" + numbered(number), encode_row(SourceRow(source, len(applications), []))))
-        rows = head.rows
-        for first in range(0, len(applications), BLOCK_ORDERS_MAX):
-            rows += 1
-            part = [*applications[first : first + BLOCK_ORDERS_MAX]]
-            writes.append((b"w" + numbered(rows), encode_row(WindowRow(number, first, creator, part))))
-        totals = added(head.totals, {key_of(State.NEW, ""): (len(applications), amount_of(applications))})
-        await self._commit(writes, msgspec.structs.replace(head, sources=number, rows=rows, totals=totals))
+        async with self._writing:
+            if (known := self.known_source(source)) is not None:
+                return known
+            head = self.head
+            if self.window_count() + len(applications) > WINDOW_MAX:
+                raise LocalError("window_full", f"{WINDOW_MAX:,} orders wait in the window")
+            number = head.sources + 1
+            writes: list[Write] = [(b"f" + self._store.blind("source", source), numbered(number))]
+            writes.append((b"q" + numbered(number), encode_row(SourceRow(source, len(applications), []))))
+            rows = head.rows
+            for first in range(0, len(applications), BLOCK_ORDERS_MAX):
+                rows += 1
+                part = [*applications[first : first + BLOCK_ORDERS_MAX]]
+                writes.append((b"w" + numbered(rows), encode_row(WindowRow(number, first, creator, part))))
+            totals = added(head.totals, {key_of(State.NEW, ""): (len(applications), amount_of(applications))})
+            await self._commit(writes, msgspec.structs.replace(head, sources=number, rows=rows, totals=totals))
+            return None
 
     def window(self) -> Iterator[Waiting]:
         """Yield the rows that no plan has, the oldest first."""
@@ -79,31 +89,32 @@ class SalesStore(Records):
 
     async def settle(self, number: int, plan: Plan, blocks: Sequence[tuple[bytes, str, Sequence[Placed]]]) -> None:
         """Replace a plan and its rows by blocks: (root, issuer, orders); an empty root for what was dropped."""
-        head = self.head
-        writes: list[Write] = [(b"p" + numbered(number), None)]
-        writes += [(b"w" + numbered(row), None) for row in plan.rows]
-        totals, count, sources = dict(head.totals), head.blocks, dict[int, SourceRow]()
-        for root, issuer, orders in blocks:
-            count += 1
-            state = State.PENDING if root else State.DROPPED
-            block = BlockHead(root, issuer, state, "", [], {})
-            block = self._with_totals(block, orders, None, None)
-            writes += [(b"k" + numbered(count), encode_row([*orders])), (b"t" + numbered(count), encode_row(block))]
-            if root:
-                writes.append((b"r" + root, numbered(count)))
-            for place, order in enumerate(orders):
-                # A serial that was taken before stays where it is.
-                if order.reason != "duplicate_serial":
-                    key = b"i" + self._store.blind("order", order.application.serial)
-                    writes.append((key, numbered(count) + place.to_bytes(4, "big")))
-            for source, own in block.sources.items():
-                row = sources.get(source) or self._must(b"q" + numbered(source), SourceRow)
-                sources[source] = msgspec.structs.replace(row, blocks=[*row.blocks, count])
-                moved = (sum(count for count, _ in own.values()), sum(amount for _, amount in own.values()))
-                totals = added(added(totals, own), {key_of(State.NEW, ""): (-moved[0], -moved[1])})
-        writes += [(b"q" + numbered(source), encode_row(row)) for source, row in sources.items()]
-        packages = head.packages + sum(1 for root, _, _ in blocks if root)
-        await self._commit(writes, msgspec.structs.replace(head, blocks=count, packages=packages, totals=totals))
+        async with self._writing:
+            head = self.head
+            writes: list[Write] = [(b"p" + numbered(number), None)]
+            writes += [(b"w" + numbered(row), None) for row in plan.rows]
+            totals, count, sources = dict(head.totals), head.blocks, dict[int, SourceRow]()
+            for root, issuer, orders in blocks:
+                count += 1
+                state = State.PENDING if root else State.DROPPED
+                block = BlockHead(root, issuer, state, "", [], {})
+                block = self._with_totals(block, orders, None, None)
+                writes += [(b"k" + numbered(count), encode_row([*orders])), (b"t" + numbered(count), encode_row(block))]
+                if root:
+                    writes.append((b"r" + root, numbered(count)))
+                for place, order in enumerate(orders):
+                    # A serial that was taken before stays where it is.
+                    if order.reason != "duplicate_serial":
+                        key = b"i" + self._store.blind("order", order.application.serial)
+                        writes.append((key, numbered(count) + place.to_bytes(4, "big")))
+                for source, own in block.sources.items():
+                    row = sources.get(source) or self._must(b"q" + numbered(source), SourceRow)
+                    sources[source] = msgspec.structs.replace(row, blocks=[*row.blocks, count])
+                    moved = (sum(count for count, _ in own.values()), sum(amount for _, amount in own.values()))
+                    totals = added(added(totals, own), {key_of(State.NEW, ""): (-moved[0], -moved[1])})
+            writes += [(b"q" + numbered(source), encode_row(row)) for source, row in sources.items()]
+            packages = head.packages + sum(1 for root, _, _ in blocks if root)
+            await self._commit(writes, msgspec.structs.replace(head, blocks=count, packages=packages, totals=totals))
 
     async def answered(
         self,
@@ -114,57 +125,67 @@ class SalesStore(Records):
         confirmations: Sequence[Confirmation],
     ) -> None:
         """Record the confirmations of a round, and what they say of the issuer's users."""
-        number, block = self._block_of(root)
-        if self._store.get(b"c" + numbered(number) + bytes([round_number])) is not None:
-            await self.skip(position)
-            return
-        orders = self._must(b"k" + numbered(number), list[Placed])
-        round_ = Round([*places], [*confirmations])
-        writes: list[Write] = [(b"c" + numbered(number) + bytes([round_number]), encode_row(round_))]
-        first = round_ if round_number == 0 else self._round(number, 0)
-        second = round_ if round_number == 1 else self._round(number, 1)
-        before = block
-        if round_number == 0 or block.state == State.CONFIRMED:
-            block = msgspec.structs.replace(block, state=State.CONFIRMED.value, code="")
-        block = self._with_totals(block, orders, first, second)
-        new = 0
-        for place, confirmation in zip(places or range(len(orders)), confirmations, strict=True):
-            change = self._profile_change(orders[place].application, confirmation, block.issuer)
-            if change is not None:
-                new += (change[1] is not None) - (self._store.get(change[0]) is not None)
-                writes.append(change)
-        await self._commit_block(position, number, before, block, writes, profiles=new)
+        async with self._writing:
+            number, block = self._block_of(root)
+            if self._store.get(b"c" + numbered(number) + bytes([round_number])) is not None:
+                await self._skip(position)
+                return
+            orders = self._must(b"k" + numbered(number), list[Placed])
+            round_ = Round([*places], [*confirmations])
+            writes: list[Write] = [(b"c" + numbered(number) + bytes([round_number]), encode_row(round_))]
+            first = round_ if round_number == 0 else self._round(number, 0)
+            second = round_ if round_number == 1 else self._round(number, 1)
+            before = block
+            if round_number == 0 or block.state == State.CONFIRMED:
+                block = msgspec.structs.replace(block, state=State.CONFIRMED.value, code="")
+            block = self._with_totals(block, orders, first, second)
+            new = 0
+            for place, confirmation in zip(places or range(len(orders)), confirmations, strict=True):
+                change = self._profile_change(orders[place].application, confirmation, block.issuer)
+                if change is not None:
+                    new += (change[1] is not None) - (self._store.get(change[0]) is not None)
+                    writes.append(change)
+            await self._commit_block(position, number, before, block, writes, profiles=new)
 
     async def refused(self, position: int, root: bytes, code: str) -> None:
         """Record that a package will never be taken."""
-        number, block = self._block_of(root)
-        if block.state != State.PENDING:
-            await self.skip(position)
-            return
-        orders = self._must(b"k" + numbered(number), list[Placed])
-        refused = msgspec.structs.replace(block, state=State.REJECTED.value, code=code)
-        await self._commit_block(position, number, block, self._with_totals(refused, orders, None, None), [])
+        async with self._writing:
+            number, block = self._block_of(root)
+            if block.state != State.PENDING:
+                await self._skip(position)
+                return
+            orders = self._must(b"k" + numbered(number), list[Placed])
+            refused = msgspec.structs.replace(block, state=State.REJECTED.value, code=code)
+            await self._commit_block(position, number, block, self._with_totals(refused, orders, None, None), [])
 
     async def anchored(self, position: int, root: bytes, round_number: int, transaction_id: bytes, height: int) -> None:
         """Record where a round of a package stands on the chain."""
-        number, block = self._block_of(root)
-        anchors = [item for item in block.anchors if item[0] != round_number] + [(round_number, transaction_id, height)]
-        anchored = msgspec.structs.replace(block, anchors=sorted(anchors))
-        await self._commit_block(position, number, block, anchored, [])
+        async with self._writing:
+            number, block = self._block_of(root)
+            anchors = [item for item in block.anchors if item[0] != round_number] + [
+                (round_number, transaction_id, height)
+            ]
+            anchored = msgspec.structs.replace(block, anchors=sorted(anchors))
+            await self._commit_block(position, number, block, anchored, [])
 
     async def skip(self, position: int) -> None:
         """Go past news that change nothing."""
+        async with self._writing:
+            await self._skip(position)
+
+    async def _skip(self, position: int) -> None:
         await self._commit([], msgspec.structs.replace(self.head, position=position))
 
     async def put_profiles(self, profiles: Sequence[Profile]) -> int:
         """Add or replace profiles, and return how many were new."""
-        writes: dict[bytes, bytes] = {}
-        for profile in profiles:
-            writes[self._profile_key(profile.ta_account, profile.issuer)] = msgspec.msgpack.encode(profile)
-        new = sum(1 for key in writes if self._store.get(key) is None)
-        changed = msgspec.structs.replace(self.head, profiles=self.head.profiles + new)
-        await self._commit([*writes.items()], changed)
-        return new
+        async with self._writing:
+            writes: dict[bytes, bytes] = {}
+            for profile in profiles:
+                writes[self._profile_key(profile.ta_account, profile.issuer)] = msgspec.msgpack.encode(profile)
+            new = sum(1 for key in writes if self._store.get(key) is None)
+            changed = msgspec.structs.replace(self.head, profiles=self.head.profiles + new)
+            await self._commit([*writes.items()], changed)
+            return new
 
     def _profile_change(self, application: Application, confirmation: Confirmation, issuer: str) -> Write | None:
         """Return what an account confirmation changes of the bank's profiles."""

@@ -393,3 +393,18 @@ async def test_what_is_unknown_has_a_code(tmp_path: Path) -> None:
             with pytest.raises(Refusal) as caught:
                 await link.call(method, params, Progress)
             assert caught.value.code == code
+
+
+async def test_orders_are_taken_while_the_gateway_is_away(tmp_path: Path) -> None:
+    async with sales_end(tmp_path, Memory()) as link:
+        with trio.fail_after(WAIT_S):
+            await know(link, "T1")
+            for at in range(3):
+                await take(link, f"till-{at}", [application(f"o{at}", ta_account="T1")])
+            assert ends(await orders_of(link)) == {f"o{at}": ("NEW", "") for at in range(3)}
+            assert ends(await orders_of(link, source="till-1")) == {"o1": ("NEW", "")}
+        async with gateway_of(tmp_path, Gateway()):
+            for at in range(3):
+                await settled(link, f"till-{at}")
+            assert ends(await orders_of(link, source="till-1")) == {"o1": ("CONFIRMED", "")}
+            await link.aclose()
