@@ -26,6 +26,10 @@ from services.client.submission import Submitter
 
 ANCHORS_PER_TRANSACTION_MAX = 64
 DUE_PAUSE_MS = 1_000
+RETRY_MS = 60_000
+"""When an anchor is tried again that the contract did not take and may take later."""
+_FINAL = frozenset({"bad_signature", "unknown_channel"})
+"""Why the contract will never take an anchor. All else, as an account of somebody else's, may be mended by people."""
 
 log = structlog.get_logger("anchoring")
 
@@ -86,21 +90,30 @@ class Anchoring:
         return False
 
     async def _take(self, jobs: Sequence[AnchorJob], outcome: Outcome) -> None:
-        transaction_id = outcome.transaction.id
         changes = Changes()
         for job, receipt in zip(jobs, outcome.receipts, strict=True):
             changes.drop_job(job)
-            if receipt.status == OK:
-                result = _result_of(receipt)
-                changes.set_anchored(_key(job), _anchored(job, transaction_id, result.height, result.status))
-                if job.bank == self._gateway.organisation and self._is_news(job):
-                    news = News("anchored", job.root, job.round_number, "", "", transaction_id, result.height)
-                    changes.news.append(news)
+            if receipt.status != OK:
+                self._on_refused(changes, job, receipt.code)
                 continue
-            self._gateway.alarm(changes, receipt.code, f"{job.bank}/{job.issuer}", f"anchor of {job.root.hex()}")
-            changes.set_anchored(_key(job), _anchored(job, b"", 0, receipt.code))
+            result = _result_of(receipt)
+            # Of an anchor that was there before, the transaction is another one.
+            transaction_id = outcome.transaction.id if result.height == outcome.height else b""
+            changes.set_anchored(_key(job), _anchored(job, transaction_id, result.height, result.status))
+            if job.bank == self._gateway.organisation and self._is_news(job):
+                news = News("anchored", job.root, job.round_number, "", "", transaction_id, result.height)
+                changes.news.append(news)
         await self._store.commit(changes)
-        log.info("anchored", count=len(jobs), height=outcome.height, transaction=transaction_id.hex())
+        log.info("anchored", count=len(jobs), height=outcome.height, transaction=outcome.transaction.id.hex())
+
+    def _on_refused(self, changes: Changes, job: AnchorJob, code: str) -> None:
+        known = self._store.anchored(_key(job))
+        if known is None or known.status != code:
+            self._gateway.alarm(changes, code, f"{job.bank}/{job.issuer}", f"anchor of {job.root.hex()}")
+        if known is None or not known.height:  # what stands on the chain goes on standing
+            changes.set_anchored(_key(job), _anchored(job, b"", 0, code))
+        if code not in _FINAL:
+            changes.set_job(msgspec.structs.replace(job, due_ms=self._gateway.now_ms() + RETRY_MS))
 
     def _is_news(self, job: AnchorJob) -> bool:
         """Tell whether the sales end is told: of answers that count, not of claims and contradictions."""

@@ -8,9 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from consensus.ledger.cooperation import answer_hash, orders_hash
 from consensus.ledger.errors import PeerError
-from consensus.ledger.keys import Purpose
 from services.agency.disclosure import (
     Disclosure,
     Verdict,
@@ -23,10 +21,10 @@ from services.agency.disclosure import (
 from services.agency.interfaces import Disclosed, DiscloseQuery, PackageState, RootQuery
 from services.client.errors import Refused
 from services.local.link import LocalLink
+from tests.agency.test_anchoring import anchor_by_hand, is_posted
 from tests.agency.test_gateway import until
 from tests.agency.world import (
     BANK,
-    BUSINESS,
     CONSORTIUM,
     ISSUER,
     World,
@@ -45,13 +43,6 @@ ORDERS = [*(application(number) for number in range(12)), application(12, code="
 async def disclosed(gateway: LocalLink, root: bytes, serial: str) -> Disclosure:
     answer = await gateway.call("disclose", DiscloseQuery(root, serial), Disclosed)
     return decode_disclosure_untrusted(msgspec.json.encode(answer.document))
-
-
-async def until_posted(found: World) -> None:
-    async def is_posted() -> bool:
-        return bool(found.wire.posted)
-
-    await until(is_posted)
 
 
 def seal(found: World) -> None:
@@ -152,7 +143,7 @@ async def test_a_claim_is_told_from_what_both_signed(tmp_path: Path, claimant: s
                 seal(found)
                 file = await disclosed(bank, root, ORDERS[3].serial)
             else:
-                await until_posted(found)
+                await until(lambda: is_posted(found))
         if claimant == ISSUER:
             _, answer = await answer_next(issuer)
             await issuer.call("claim", RootQuery(root), PackageState)
@@ -172,30 +163,10 @@ async def test_what_one_side_signs_beside_the_truth_keeps_no_order_from_being_pr
     async with world(tmp_path) as found, found.gateway(ISSUER) as issuer:
         async with found.gateway(BANK) as bank:
             root = (await submit(bank, *ORDERS)).packages[0].root
-            await until_posted(found)
+            await until(lambda: is_posted(found))
         _, answer = await answer_next(issuer)
-        chain_id, count, previous = found.client.chain_id, len(ORDERS), answer.previous
-        if liar == BANK:
-            count = 7
-        else:
-            previous = b"p" * 32
-        orders = orders_hash(BANK, ISSUER, 1, root, count)
-        signed = answer_hash(BANK, ISSUER, 1, root, 0, answer.outcome_root, previous)
-        await found.call(
-            liar,
-            "anchor",
-            "evidence",
-            bank=BANK,
-            issuer=ISSUER,
-            epoch=1,
-            root=root,
-            count=count,
-            orders_signature=BUSINESS[BANK].sign(Purpose.ORDERS, chain_id, orders),
-            round_number=0,
-            outcome_root=answer.outcome_root,
-            previous=previous,
-            answer_signature=BUSINESS[ISSUER].sign(Purpose.ANSWER, chain_id, signed),
-        )
+        lie = {"count": 7} if liar == BANK else {"previous": b"p" * 32}
+        await anchor_by_hand(found, liar, answer, **lie)  # type: ignore[arg-type]
         async with found.gateway(BANK) as bank:
             assert [item.kind for item in await outcomes(bank, 2)] == ["answered", "anchored"]
             seal(found)
