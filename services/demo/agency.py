@@ -39,7 +39,7 @@ def main(
     Raises:
         LocalError: ``bad_fund_file``, ``file_error``, before anything is started; what the start of network and
             programs raises.
-        Unreachable, PeerError, trio.TooSlowError: the network broke in a way that leaves nothing to judge.
+        Unreachable, PeerError: the network broke in a way that leaves nothing to judge.
     """
     script = read_script(applications, seed=seed)
     return trio.run(_perform, script, open_network, seed, as_json)

@@ -61,16 +61,17 @@ class Till:
         """Wait until enough of a source is done, by default all, and return how it stands.
 
         Raises:
-            trio.TooSlowError: it takes longer.
+            Unreachable: ``program_timeout``: it takes longer.
         """
         version = 0
-        with trio.fail_after(timeout_s):
+        with trio.move_on_after(timeout_s):
             while True:
                 query = ProgressQuery(source, version, WAIT_MS)
                 shown = await patiently(lambda query=query: self._sales.call("progress", query, Progress))  # type: ignore[misc]
                 if (is_enough or is_done)(shown):
                     return shown
                 version = shown.version
+        raise Unreachable(f"{source} is not settled after {timeout_s:g} s", code="program_timeout")
 
     async def send(self, source: str, applications: Sequence[Application], *, creator: str = "") -> Progress:
         """Bring orders, and wait until all are anchored or dropped."""
