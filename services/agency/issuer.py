@@ -47,9 +47,9 @@ from services.agency.issuer_interface import (
     Users,
     UsersQuery,
 )
-from services.agency.issuer_machine import Desk, Products, products_of, waiting_places
+from services.agency.issuer_machine import Desk, Products, products_of
 from services.agency.issuer_store import BlindStore, IssuerStore, Kept, Unsent
-from services.agency.packages import Answer, Package, make_answer, orders_root
+from services.agency.packages import Answer, Package, make_answer, orders_root, waiting_places
 from services.agency.qualification import date_of
 from services.client.answers import hex_of
 from services.client.errors import Refused
@@ -165,7 +165,7 @@ class Issuer:
             previous = self._store.previous(package.bank)
             key, chain_id = self._settings.business.key, self._settings.chain_id
             answer = make_answer(key, chain_id, package, confirmations, previous=previous)
-            places = waiting_places(package, confirmations)
+            places = waiting_places(confirmations)
             await self._store.keep_first(arrived.position, package, answer, places, books)
         log.info("package answered", bank=package.bank, root=package.root.hex(), **_reasons_logged(answer))
 

@@ -380,11 +380,6 @@ class Desk:
         return Booked(volume=units)
 
 
-def waiting_places(package: Package, confirmations: Iterable[Confirmation]) -> list[int]:
-    """Return the places in a package whose confirmations are not final."""
-    return [place for place, confirmation in enumerate(confirmations) if not confirmation.is_final]
-
-
 def digest_of(application: Application) -> bytes:
     """Return what tells one application from another, 32 bytes."""
     return sha256(application_codec.encode(application)).digest()

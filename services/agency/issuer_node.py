@@ -25,7 +25,6 @@ from consensus.ledger.errors import LocalError, PeerError
 from services.agency.gateway import Gateway, Origin
 from services.agency.gateway_store import AnchorJob, Changes, Head, round_key
 from services.agency.interfaces import AnswerSubmit, Done, Next, PackageArrived, PackagesNext
-from services.agency.issuer_machine import waiting_places
 from services.agency.packages import (
     Answer,
     Message,
@@ -34,6 +33,7 @@ from services.agency.packages import (
     Refusal,
     check_answer_untrusted,
     check_package_untrusted,
+    waiting_places,
 )
 from services.local.service import LocalService
 
@@ -253,13 +253,11 @@ class IssuerNode:
 
     def _check_round(self, answer: Answer, package: Package) -> None:
         if answer.round_number == 0:
-            if answer.places:
-                raise LocalError("bad_places", "the first answer confirms every application")
             return
         first = self._store.answers(package.root, 0)
         if not first:
             raise LocalError("round_missing", "the package has no first answer yet")
-        if answer.places != waiting_places(package, first[0].confirmations):
+        if answer.places != waiting_places(first[0].confirmations):
             raise LocalError("bad_places", "an allotment confirms exactly what the first answer left open")
 
     def _answered(self, package: Package, answer: Answer, *, is_sent: bool = False) -> Changes:

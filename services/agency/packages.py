@@ -5,7 +5,7 @@ the outcomes' leaves, and its answer before. Both kinds prove themselves, whoeve
 its payload takes it back from the other and checks it against what it signed and what the chain has anchored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -156,15 +156,22 @@ def check_answer_untrusted(answer: Answer, package: Package, chain_id: ChainId, 
     Raises:
         PeerError: ``malformed``, ``wrong_package``, ``bad_root``, ``bad_signature``.
     """
+    if bool(answer.places) != bool(answer.round_number):
+        raise PeerError("malformed", "a first answer confirms every application, a second one those at its places")
     theirs = (answer.bank, answer.issuer, answer.epoch, answer.root)
     if theirs != (package.bank, package.issuer, package.epoch, package.root):
         raise PeerError("wrong_package", "the answer is to another package")
-    leaves = outcome_leaves(package, answer.confirmations, answer.places if answer.round_number else ())
+    leaves = outcome_leaves(package, answer.confirmations, answer.places)
     if list_root(leaves) != answer.outcome_root:
         raise PeerError("bad_root", "the confirmations do not make the answer's root")
     payload = answer_id(answer)
     if not PublicKey.load_untrusted(issuer_key).verifies(answer.signature, Purpose.ANSWER, chain_id, payload):
         raise PeerError("bad_signature", f"not signed by {answer.issuer}")
+
+
+def waiting_places(confirmations: Iterable[Confirmation]) -> list[int]:
+    """Return the places of a first answer's confirmations that are not final: a second one is about exactly these."""
+    return [place for place, confirmation in enumerate(confirmations) if not confirmation.is_final]
 
 
 def answer_id(answer: Answer) -> Hash:

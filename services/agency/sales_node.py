@@ -39,6 +39,7 @@ from services.agency.packages import (
     check_answer_untrusted,
     check_package_untrusted,
     make_package,
+    waiting_places,
 )
 from services.client.errors import Refused, Unreachable
 from services.local.service import LocalService
@@ -223,6 +224,12 @@ class SalesNode:
         if (package.bank, package.issuer) != (origin.bank, origin.issuer):
             raise PeerError("wrong_channel", "the answer is to a package of another channel")
         await self._check(origin, answer, package)
+        if answer.round_number:
+            first = self._first_answer(answer.root, 0)
+            if first is None:
+                raise PeerError("round_missing", "an allotment came before the first answer")
+            if answer.places != waiting_places(first.confirmations):
+                raise PeerError("bad_places", "an allotment confirms exactly what the first answer left open")
         async with store.lock:
             others = store.rounds_of(answer.root, answer.round_number)
             if answer.outcome_root in others:

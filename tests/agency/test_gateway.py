@@ -47,6 +47,7 @@ from tests.agency.world import (
     answer_next,
     answer_to,
     application,
+    confirmations_of,
     outcomes,
     package_of,
     submit,
@@ -235,6 +236,37 @@ async def test_forged_and_misplaced_answers_are_dropped_with_an_alarm(tmp_path: 
         assert (await state_of(bank, root)).state == "sent"
         await issuer.call("answer_submit", submit_of(good), Done)
         assert [item.kind for item in await outcomes(bank, 2)] == ["answered", "anchored"]
+
+
+async def test_an_answer_is_about_the_places_that_it_may_be_about(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        root = (await submit(bank, *ORDERS[:3])).packages[0].root
+        page = await issuer.call("packages_next", Next(0, 10_000, 1), PackagesNext)
+        package, chain_id = package_of(page.items[0]), found.client.chain_id
+        confirmed = confirmations_of(package.applications, is_final=False)
+        opened = [*confirmations_of(package.applications[:2]), confirmed[2]]
+        first = make_answer(BUSINESS[ISSUER], chain_id, package, opened, previous=FIRST_ANSWER)
+        inbox = found.wire.sides[BANK]
+
+        def second(*places: int) -> Answer:
+            chosen = [msgspec.structs.replace(confirmed[place], is_final=True) for place in places]
+            signed = {"previous": answer_id(first), "round_number": 1, "places": places}
+            return make_answer(BUSINESS[ISSUER], chain_id, package, chosen, **signed)  # type: ignore[arg-type]
+
+        for before, answer, code in (
+            (None, msgspec.structs.replace(first, places=[0]), "malformed"),
+            (None, second(2), "round_missing"),
+            (first, second(0), "bad_places"),
+            (None, msgspec.structs.replace(second(0, 1, 2), places=[]), "malformed"),
+        ):
+            for message in (before, answer):
+                if message is not None:
+                    inbox.deliver(f"{BANK}/{ISSUER}", message_codec.encode(message))
+            await until_alarm(bank, code)
+        inbox.deliver(f"{BANK}/{ISSUER}", message_codec.encode(second(2)))
+        news = {(item.kind, item.round_number, *item.places) for item in await outcomes(bank, 4)}
+        assert news == {("answered", 0), ("anchored", 0), ("allotted", 1, 2), ("anchored", 1)}
+        assert len((await state_of(bank, root)).rounds) == 2
 
 
 async def test_two_answers_to_one_package_are_both_evidence_and_the_first_counts(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from msgspec.structs import replace
 
 from consensus.ledger.errors import InvariantError
 from services.agency.holdings import Books, Entry, HoldingEntry, Name, TakenEntry, UserEntry, entry_codec
-from services.agency.issuer_machine import Desk, products_of, waiting_places
+from services.agency.issuer_machine import Desk, products_of
 from services.agency.ofd.codes import UNNAMED, return_code
 from services.agency.orders import Application, Code, Confirmation, Outcome, outcome_codec
-from services.agency.packages import Package
+from services.agency.packages import Package, waiting_places
 from tests.agency.issuer_support import ADULT, TODAY, application, opening, package, product
 
 PRODUCTS = {
@@ -54,7 +54,7 @@ class Office:
         books = self.books()
         confirmations = Desk(books, bank, PRODUCTS, today=TODAY).confirm(sent)
         self.keep(books)
-        if places := waiting_places(sent, confirmations):
+        if places := waiting_places(confirmations):
             self.waiting.append((sent, places, bank))
         return confirmations
 

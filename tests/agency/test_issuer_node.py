@@ -166,7 +166,7 @@ async def test_one_answer_counts_and_goes_out_again_to_who_asks(tmp_path: Path) 
         assert await refusal_of(issuer, submit_of(answer_to(whole, key=BUSINESS[OTHER]))) == "bad_signature"
         assert await refusal_of(issuer, msgspec.structs.replace(submit_of(first), bank="bank-b")) == "unknown_package"
         placed = msgspec.structs.replace(submit_of(first), places=[0])
-        assert await refusal_of(issuer, placed) == "bad_places"
+        assert await refusal_of(issuer, placed) == "malformed"
         await issuer.call("answer_submit", submit_of(first), Done)
         await issuer.call("answer_submit", submit_of(first), Done)
         assert await refusal_of(issuer, submit_of(other)) == "answer_exists"

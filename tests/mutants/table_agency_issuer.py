@@ -103,7 +103,7 @@ MUTANTS = (
     Mutant(
         "gateway takes any allotment",
         _NODE,
-        "        if answer.places != waiting_places(package, first[0].confirmations):",
+        "        if answer.places != waiting_places(first[0].confirmations):",
         "        if not answer.places:",
         "a second answer changes what the first one settled",
         f"{_TEST}issuer_node.py::test_one_answer_counts_and_goes_out_again_to_who_asks",
