@@ -148,9 +148,14 @@ class Desk:
                         await self._changed.wait()
 
     async def _listen(self) -> None:
-        async for event in Events(self._client, contract="cooperation", from_height=await self._height()):
-            if event.name in _WAKING:
-                self._changed.set()
+        while True:
+            try:
+                async for event in Events(self._client, contract="cooperation", from_height=await self._height()):
+                    if event.name in _WAKING:
+                        self._changed.set()
+            except (Unreachable, Refused, PeerError) as error:  # what is missed meanwhile stands in the listings
+                log.warning("cannot listen", code=error.code, why=error.message)
+                await self._client.pause()
 
     async def _height(self) -> int:
         """Return how high the chain is, as soon as a node says it; what came before stands in the listings."""

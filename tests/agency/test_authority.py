@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from consensus.ledger.errors import PeerError
 from services.agency import authority, clerk
 from services.agency.authority import AuthoritySettings, serve
 from services.agency.clerk import ApplicationRecord
 from services.agency.credentials import Conditions, made_terms, new_agreement, sign_agreement
 from services.client.client import Client
+from services.client.errors import Refused
+from services.client.events import Events
 from tests.agency.world import BANK, BUSINESS, CONSORTIUM, GENESIS_TIME_MS, ISSUER, NOW_MS, OTHER, World, signer, world
 
 WAIT_MS = 20_000
@@ -138,3 +141,22 @@ async def test_more_than_a_page_waits(tmp_path: Path, monkeypatch: pytest.Monkey
         async with desk(found):
             for application in applications:
                 assert (await decided(found.client, application)).status == "OPENED"
+
+
+async def test_it_outlives_a_node_that_refuses_to_tell_of_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error answer of the node ends neither the desk nor its listening."""
+    refusals = [Refused("internal_error", "as the test wants"), PeerError("bad_answer", "as the test wants")]
+    read_page = Events._read_page
+
+    async def refusing(events: Events) -> None:
+        if refusals:
+            raise refusals.pop()
+        await read_page(events)
+
+    monkeypatch.setattr(Events, "_read_page", refusing)
+    async with world(tmp_path) as found, desk(found):
+        assert (await decided(found.client, await apply(found.client, [OTHER]))).status == "OPENED"
+        assert (await decided(found.client, await apply(found.client, [OTHER], "8"))).status == "OPENED"
+    assert not refusals
