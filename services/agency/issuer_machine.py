@@ -191,7 +191,7 @@ class Desk:
 
     def _account(self, application: Application, code: Code) -> Decision:
         investor = application.investor
-        if code is not Code.CLOSE_ACCOUNT and (investor is None or not is_proven(investor)):
+        if code is not Code.CLOSE_ACCOUNT and (investor is None or not is_proven(investor, self._today)):
             return "identity_missing"
         user = self._books.user(application.ta_account) if application.ta_account else None
         match code:

@@ -21,8 +21,8 @@ order, is the reason:
 - **Q7** Currency and quantities: money for 020 and 022, units for all others, above zero (``wrong_currency``,
   ``amount_missing``); money within the terms' bounds (``amount_too_small``, ``amount_too_large``).
 
-For a conversion Q5 and Q6 go by the target, everything else by the product that is given up; the target's own terms
-must allow 036 too.
+A conversion must be allowed by the terms of both products, and what either asks of the holder (Q3 to Q5) is asked; the
+risk (Q5) and Q6 are the target's, everything else goes by the product that is given up.
 """
 
 from collections.abc import Sequence
@@ -104,10 +104,11 @@ def is_date(date: int) -> bool:
     return 1 <= day <= MONTH_DAYS[month - 1] + (month == 2 and is_leap)
 
 
-def is_proven(investor: Investor) -> bool:
+def is_proven(investor: Investor, today: int) -> bool:
     """Tell whether a profile says who somebody is: a name, a certificate's number, and a person's date of birth."""
     is_named = bool(investor.name.strip()) and bool(investor.certificate_number.strip("0- "))
-    return is_named and (investor.is_institution or is_date(investor.birth_date))
+    is_born = is_date(investor.birth_date) and investor.birth_date <= today
+    return is_named and (investor.is_institution or is_born)
 
 
 def time_ms(date: int, time: int) -> int:
@@ -177,19 +178,21 @@ def _by_terms(application: Application, product: ProductTerms, terms: Terms) -> 
 def _by_person(
     application: Application, investor: Investor | None, terms: Terms, acquired: ProductTerms, today: int
 ) -> str:
+    asked = [terms, acquired.terms or terms]
     is_acquired = application.code in ACQUIRING
-    needs_age = is_acquired and terms.age_min > 0
-    needs_risk = is_acquired and terms.needs_risk_match
+    age_min = max(item.age_min for item in asked) if is_acquired else 0
+    needs_risk = is_acquired and any(item.needs_risk_match for item in asked)
+    needs_identity = age_min > 0 or any(item.needs_identity for item in asked)
     if investor is None:
-        if terms.needs_registration:
+        if any(item.needs_registration for item in asked):
             return "unknown_user"
-        return "identity_missing" if terms.needs_identity or needs_age or needs_risk else ""
-    if (terms.needs_identity or needs_age) and not is_proven(investor):
+        return "identity_missing" if needs_identity or needs_risk else ""
+    if needs_identity and not is_proven(investor, today):
         return "identity_missing"
-    if needs_age and not investor.is_institution:
+    if age_min and not investor.is_institution:
         if not is_date(application.date):
             return "bad_date"
-        if age_on(investor.birth_date, min(application.date, today)) < terms.age_min:
+        if age_on(investor.birth_date, min(application.date, today)) < age_min:
             return "minor"
     return risk_reason(investor, acquired.risk, is_warned=application.is_warned) if needs_risk else ""
 

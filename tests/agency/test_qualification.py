@@ -42,6 +42,27 @@ def test_an_order_in_order_is_taken() -> None:
     assert reason(opening("A1"), None, None) == ""
 
 
+@pytest.mark.parametrize(
+    ("asked", "holder", "expected"),
+    [
+        ({"needs_risk_match": True}, ADULT, "risk_mismatch"),
+        ({"age_min": 60}, ADULT, "minor"),
+        ({"needs_identity": True}, replace(ADULT, name=""), "identity_missing"),
+        ({"needs_registration": True}, None, "unknown_user"),
+    ],
+)
+def test_a_conversion_does_what_the_terms_of_either_product_ask(
+    asked: dict[str, object], holder: Investor | None, expected: str
+) -> None:
+    lax = {"age_min": 0, "needs_risk_match": False, "needs_identity": False, "needs_registration": False}
+    conversion = application("A1", "036", volume=1, target_product="C00002")
+    plain, strict = terms(**lax), terms(**lax | asked)
+    given_up, target = product(terms=plain), product("C00002", risk=4, terms=strict)
+    assert reason(conversion, holder, given_up, product("C00002", risk=4, terms=plain)) == ""
+    assert reason(conversion, holder, given_up, target) == expected
+    assert reason(conversion, holder, product(terms=strict), product("C00002", risk=4, terms=plain)) == expected
+
+
 # -- every reason ------------------------------------------------------------------------------------------
 
 TABLE = [
@@ -55,6 +76,7 @@ TABLE = [
     ("unknown_user", application("A1"), None, product(), None),
     ("identity_missing", application("A1"), None, product(terms=terms(needs_registration=False)), None),
     ("identity_missing", application("A1"), replace(ADULT, birth_date=0), product(), None),
+    ("identity_missing", application("A1"), replace(ADULT, birth_date=TODAY + 1), product(), None),
     ("identity_missing", application("A1"), replace(ADULT, certificate_number="0000"), product(), None),
     ("identity_missing", application("A1"), replace(ADULT, name=" "), product(), None),
     ("minor", application("A1"), replace(ADULT, birth_date=2008_11_23), product(), None),
