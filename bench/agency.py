@@ -33,7 +33,7 @@ from services.agency.ofd.writer import write
 from services.agency.orders import Application
 from services.agency.sales_interface import Progress, State
 from services.demo.agency_network import BANK_GATEWAY, SALES, AgencyConsortium, OpenAgencyNetwork
-from services.demo.agency_script import INTERFACE, PRODUCT
+from services.demo.agency_script import INTERFACE, PRODUCT, playable
 from services.demo.agency_till import Till, is_done, open_till
 
 PARTS = ("file", "large", "packaged", "latency")
@@ -105,6 +105,7 @@ def main(
     """
     check_names(rows, PARTS)
     file = orders_file(1) if applications is None else read_path(applications)
+    playable(file)
     with interrupted_by_signals():
         report = trio.run(_measure, open_network, list(rows or PARTS), sizes or Sizes(), file)
     report["source"] = "a synthetic file" if applications is None else applications.name
@@ -145,7 +146,7 @@ class AgencyBench:
         self._sizes = sizes
         self._file = file
         self._creator = file.header.creator
-        self._orders = applications_of(file, {PRODUCT: INTERFACE})
+        self._orders = playable(file)
         self._runs = 0
 
     async def register(self) -> None:

@@ -9,6 +9,7 @@ from hashlib import sha256
 
 import msgspec
 
+from consensus.ledger.errors import LocalError
 from services.agency.ofd.files import FundFile
 from services.agency.ofd.mapping import applications_of
 from services.agency.ofd.synthetic import investor_of
@@ -75,10 +76,10 @@ def make_script(file: FundFile, source: str, *, seed: int) -> Script:
     """Decide what is sent beside a file of orders of :data:`PRODUCT`.
 
     Raises:
-        LocalError: ``bad_fund_file``, ``unknown_product``.
+        LocalError: ``bad_fund_file``.
     """
     interfaces = {PRODUCT: INTERFACE, RISKY: INTERFACE, NEW: INTERFACE}
-    applications = applications_of(file, interfaces)
+    applications = playable(file)
     first = {item.ta_account: item for item in reversed(applications)}
     profiles = {account: investor_of(seed, account, on=applications[0].date) for account in sorted(first)}
     cast = _cast(applications[0], seed)
@@ -99,6 +100,27 @@ def make_script(file: FundFile, source: str, *, seed: int) -> Script:
         people=_people(applications[0], cast, seed),
         later=_later(applications[0], cast, seed),
     )
+
+
+def playable(file: FundFile) -> list[Application]:
+    """Return a file's orders, which must be subscriptions of :data:`PRODUCT` that nothing speaks against.
+
+    Raises:
+        LocalError: ``bad_fund_file``.
+    """
+    applications = applications_of(file, {PRODUCT: INTERFACE})
+    if not applications:
+        raise LocalError("bad_fund_file", f"{file.name} holds no order")
+    serials = set[str]()
+    for item in applications:
+        kind = (item.code, item.product, item.currency)
+        if kind != (Code.SUBSCRIPTION, PRODUCT, CURRENCY) or not 0 < item.amount <= AMOUNT_MAX or not item.ta_account:
+            wanted = f"subscriptions (022) of {PRODUCT} in CNY, each of an account and up to {AMOUNT_MAX // 100:,}"
+            raise LocalError("bad_fund_file", f"{file.name}: order {item.serial} cannot be played: wanted are {wanted}")
+        if item.serial in serials:
+            raise LocalError("bad_fund_file", f"{file.name}: the serial {item.serial} stands twice")
+        serials.add(item.serial)
+    return applications
 
 
 def replace_investor(application: Application, investor: Investor) -> Application:

@@ -1,8 +1,15 @@
 """What the agency demo sends: everybody who buys has an account, serials are one each, and the seed decides."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from consensus.ledger.errors import LocalError
 from services.agency.ofd.reader import read_path
+from services.agency.ofd.synthetic import orders_file
+from services.agency.orders import Code
 from services.agency.qualification import age_on
 from services.demo.agency_facts import DROPPED
 from services.demo.agency_script import make_script
@@ -38,3 +45,11 @@ def test_the_seed_decides() -> None:
     file = read_path(path())
     assert make_script(file, "file", seed=1) == make_script(file, "file", seed=1)
     assert make_script(file, "file", seed=2).accounts != make_script(file, "file", seed=1).accounts
+
+
+@pytest.mark.parametrize("changes", [{"products": ("F00001",)}, {"code": Code.REDEMPTION}, {}])
+def test_a_file_that_cannot_be_played_is_refused_before_anything_is_started(changes: dict[str, Any]) -> None:
+    file = orders_file(1, orders=3, accounts=2, **changes)
+    with pytest.raises(LocalError) as caught:
+        make_script(file if changes else replace(file, records=[]), "file", seed=1)
+    assert caught.value.code == "bad_fund_file"
