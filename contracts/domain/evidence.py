@@ -3,7 +3,12 @@
 A bank signs the root of a package's orders when it sends it; the issuer signs that root, the root of the outcomes and
 its answer before. Whoever of the two holds both signatures anchors, and the anchor is MUTUAL. With one signature it is
 CLAIMED, so that nobody can veto evidence: a bank claims what it sent (no outcome), an issuer what it answered. What a
-claim says beyond its signature proves nothing: an issuer's says the number of orders on its own word.
+claim says beyond its signature proves nothing: an issuer's says the number of orders on its own word. Of a number that
+the bank signed wrongly it holds too: what counts is the one that the root commits to, as a path under it shows.
+
+Each answer names the id of the issuer's answer to this bank before it, ``answer_hash`` of what its entry in the log
+says. An id that is named and is no entry's is an answer that was signed and not anchored: on its way, or hidden. An
+id that two entries name is a fork. No alarm is raised for a gap; whoever reads the log computes it.
 
 **Invariants**
 

@@ -276,3 +276,34 @@ def test_the_log_shows_that_nothing_was_left_out(agency: Agency) -> None:
     assert agency.evidence.query("log", **PAIR) == {"count": 4, "head": head}
     assert agency.evidence.query("anchors", **PAIR, start=1, limit=2) == entries[1:3]
     assert agency.evidence.query("anchors", bank="bank-a", issuer="issuer-f") == []
+
+
+def test_an_answer_that_is_kept_back_is_missed_by_those_that_follow_it(agency: Agency) -> None:
+    """Each entry says all that the issuer signed, so that anybody computes which answer it names as the one before."""
+    roots = [bytes([number]) * 32 for number in range(4)]
+    previous, signed = FIRST_ANSWER, []
+    for root in roots:
+        signed.append({"root": root, "previous": previous})
+        previous = answer_hash(**PAIR, epoch=1, root=root, round_number=0, outcome_root=b"o" * 32, previous=previous)
+    for item in (signed[0], signed[3], signed[1]):
+        agency.put_anchor("bank-a", item["root"], previous=item["previous"])
+    assert missing(agency) == {signed[3]["previous"]}
+    agency.put_anchor("issuer-c", roots[2], previous=signed[2]["previous"], signed="issuer")
+    assert missing(agency) == set()
+
+
+def missing(agency: Agency) -> set[bytes]:
+    """Return the ids of answers that others name as the one before, and that the log has not."""
+    entries = [item for item in agency.evidence.query("anchors", **PAIR) if item["outcomeRoot"]]
+    ids = {
+        answer_hash(
+            **PAIR,
+            epoch=item["epoch"],
+            root=item["root"],
+            round_number=item["roundNumber"],
+            outcome_root=item["outcomeRoot"],
+            previous=item["previous"],
+        )
+        for item in entries
+    }
+    return {item["previous"] for item in entries} - ids - {FIRST_ANSWER}
