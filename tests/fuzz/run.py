@@ -17,7 +17,9 @@ ROUNDS = 4
 STRANGERS_PER_ROUND = 12
 
 
-async def fuzz_network(folder: Path, *, frames: int, calls: int, seed: int, say: Callable[[str], None]) -> list[str]:
+async def fuzz_network(
+    folder: Path, *, frames: int, calls: int, seed: int, say: Callable[[str], None], rounds: int = ROUNDS
+) -> list[str]:
     """Throw frames and calls at a running network and return everything that is wrong after it."""
     async with live_network(folder) as live, trio.open_nursery() as nursery:
         await live.prove_alive()
@@ -29,8 +31,8 @@ async def fuzz_network(folder: Path, *, frames: int, calls: int, seed: int, say:
         await _throw(frame_fuzz, call_fuzz, frames // WARM_UP_SHARE, calls // WARM_UP_SHARE)
         live.weights = live.weigh()
         say(f"warmed up: {_weights(live)}")
-        for number in range(ROUNDS):
-            part = (WARM_UP_SHARE - 1) * (number + 1) / ROUNDS + 1
+        for number in range(rounds):
+            part = (WARM_UP_SHARE - 1) * (number + 1) / rounds + 1
             await _throw(frame_fuzz, call_fuzz, int(frames * part / WARM_UP_SHARE), int(calls * part / WARM_UP_SHARE))
             say(f"{frame_fuzz.handled} frames, {call_fuzz.calls} calls: {_weights(live)}")
             await live.prove_alive()
