@@ -15,7 +15,7 @@ WAIT_MS_MAX = 20_000
 PAGE_MAX = 64
 
 WaitMs = Annotated[int, msgspec.Meta(ge=0, le=WAIT_MS_MAX)]
-Position = Annotated[int, msgspec.Meta(ge=0)]
+Position = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):

@@ -385,13 +385,8 @@ def _filter(query: OrdersQuery) -> Callable[[OrderRecord], bool]:
 
 
 def _cursor(text: str) -> tuple[str, int, int]:
-    match text.split("-"):
-        case [kind, number, place] if kind in ("k", "w") and number.isdecimal() and place.isdecimal():
-            return kind, int(number), int(place)
-        case [""]:
-            return "k", 0, 0
-        case _:
-            raise LocalError("invalid_params", "after: not the next of a page")
+    kind, number, place = (text or "k-0-0").split("-")
+    return kind, int(number), int(place)
 
 
 def numbered(number: int) -> bytes:

@@ -20,7 +20,8 @@ PROFILES_MAX = 5_000
 SALES_PAGE_MAX = 1_024
 
 Source = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,96}\Z")]
-Cursor = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-z-]{1,40})?\Z")]
+OrdersCursor = Annotated[str, msgspec.Meta(pattern=r"^([kw]-[0-9]{1,15}-[0-9]{1,6})?\Z")]
+ProfilesCursor = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}){0,16}\Z")]
 PageLimit = Annotated[int, msgspec.Meta(ge=1, le=SALES_PAGE_MAX)]
 
 
@@ -108,7 +109,7 @@ class OrdersQuery(Params, frozen=True):
 
     state: State | None = None
     source: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{0,96}\Z")] = ""
-    after: Cursor = ""
+    after: OrdersCursor = ""
     limit: PageLimit = 100
 
 
@@ -191,7 +192,7 @@ class ProfilesQuery(Params, frozen=True):
     """``profiles``: all of them, or those of one TA account."""
 
     ta_account: str = ""
-    after: Cursor = ""
+    after: ProfilesCursor = ""
     limit: PageLimit = 100
 
 

@@ -269,6 +269,13 @@ async def test_an_answer_is_about_the_places_that_it_may_be_about(tmp_path: Path
         assert len((await state_of(bank, root)).rounds) == 2
 
 
+async def test_a_position_that_none_can_be_is_refused(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(BANK) as bank:
+        for method, kind in (("outcomes_next", OutcomesNext), ("packages_next", PackagesNext)):
+            with refused("invalid_params"):
+                await bank.call(method, msgspec.structs.replace(Next(0), after=2**64 - 1), kind)
+
+
 async def test_two_answers_to_one_package_are_both_evidence_and_the_first_counts(tmp_path: Path) -> None:
     async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
         root = (await submit(bank, *ORDERS)).packages[0].root

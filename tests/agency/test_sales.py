@@ -389,6 +389,8 @@ async def test_what_is_unknown_has_a_code(tmp_path: Path) -> None:
             ("progress", ProgressQuery("x"), "unknown_source"),
             ("order", OrderQuery("x"), "unknown_order"),
             ("orders", msgspec.structs.replace(OrdersQuery(), after="zz"), "invalid_params"),
+            ("orders", msgspec.structs.replace(OrdersQuery(), after=f"k-{2**64}-1"), "invalid_params"),
+            ("profiles", msgspec.structs.replace(ProfilesQuery(), after="abc"), "invalid_params"),
         ):
             with pytest.raises(Refusal) as caught:
                 await link.call(method, params, Progress)
