@@ -124,6 +124,10 @@ class InterfaceRecord(msgspec.Struct, frozen=True):
     node: str
 
 
+class _KeyRecord(msgspec.Struct, frozen=True, rename="camel"):
+    is_accepted: bool
+
+
 class _RawState(msgspec.Struct, frozen=True):
     raw: HexText | None
 
@@ -271,9 +275,23 @@ async def newest_version(client: Client, bank: str, issuer: str, subject: str) -
 
 
 async def business_keys(client: Client, organisations: Iterable[str]) -> dict[str, list[bytes]]:
-    """Return the business keys in force, by organisation; none of one that has not registered."""
-    found = {name: await party(client, name) for name in organisations}
-    return {name: [] if record is None else [record.business_key] for name, record in found.items()}
+    """Return the business keys whose signatures count, by organisation, the one in force first.
+
+    None of one that has not registered.
+    """
+    return {name: await _signing_keys(client, name) for name in organisations}
+
+
+async def _signing_keys(client: Client, organisation: str) -> list[bytes]:
+    record = await party(client, organisation)
+    if record is None:
+        return []
+    keys = [record.business_key]
+    replaced = await _state(client, f"replaced/{organisation}")
+    for key, _ in msgspec.convert(replaced or [], list[tuple[bytes, int]]):
+        if (await ask(client, "key_at", {"organisation": organisation, "key": key}, _KeyRecord)).is_accepted:
+            keys.append(key)
+    return keys
 
 
 async def await_decision(client: Client, application_id: bytes, *, timeout_ms: int) -> ApplicationRecord:

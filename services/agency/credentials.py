@@ -262,13 +262,16 @@ def document_hash(path: Path) -> bytes:
     return digest.digest()
 
 
-def read_agreement(path: Path) -> Agreement:
-    """Read an agreement's file.
+def read_agreement(path: Path, chain_id: ChainId | None = None) -> Agreement:
+    """Read an agreement's file; ``chain_id`` is the chain that it must count on, if that matters.
 
     Raises:
-        LocalError: ``bad_file`` naming the field, ``bad_agreement``.
+        LocalError: ``bad_file`` naming the field, ``bad_agreement``, ``wrong_chain``.
     """
-    return _read(path, Agreement).checked()
+    found = _read(path, Agreement).checked()
+    if chain_id is not None and bytes_of(found.chain_id) != chain_id:
+        raise LocalError("wrong_chain", f"the agreement counts on chain {found.chain_id}, this is {hex_of(chain_id)}")
+    return found
 
 
 def read_terms(path: Path) -> TermsFile:

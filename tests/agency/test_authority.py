@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from consensus.ledger.errors import PeerError
+from consensus.ledger.keys import PrivateKey
 from services.agency import authority, clerk
 from services.agency.authority import AuthoritySettings, serve
 from services.agency.clerk import ApplicationRecord
@@ -16,7 +17,20 @@ from services.agency.credentials import Conditions, made_terms, new_agreement, s
 from services.client.client import Client
 from services.client.errors import Refused
 from services.client.events import Events
-from tests.agency.world import BANK, BUSINESS, CONSORTIUM, GENESIS_TIME_MS, ISSUER, NOW_MS, OTHER, World, signer, world
+from tests.agency.world import (
+    BANK,
+    BUSINESS,
+    CHANNEL,
+    CONSORTIUM,
+    GENESIS_TIME_MS,
+    ISSUER,
+    NODES,
+    NOW_MS,
+    OTHER,
+    World,
+    signer,
+    world,
+)
 
 WAIT_MS = 20_000
 HOUR_MS = 3_600_000
@@ -160,3 +174,17 @@ async def test_it_outlives_a_node_that_refuses_to_tell_of_events(
         assert (await decided(found.client, await apply(found.client, [OTHER]))).status == "OPENED"
         assert (await decided(found.client, await apply(found.client, [OTHER], "8"))).status == "OPENED"
     assert not refusals
+
+
+async def test_an_agreement_that_a_replaced_key_signed_is_known_to_hold(tmp_path: Path) -> None:
+    """As the chain will judge it; a key that nobody registered is none."""
+    async with world(tmp_path) as found:
+        fresh = PrivateKey.from_secret(77)
+        keys = {"business_key": fresh.public.compressed, "channel_key": CHANNEL[BANK].public.compressed}
+        await found.call(BANK, "register_party", node=NODES[BANK], **keys)
+        known = await clerk.business_keys(found.client, [BANK, ISSUER, "issuer-x"])
+        assert known == {
+            BANK: [fresh.public.compressed, BUSINESS[BANK].public.compressed],
+            ISSUER: [BUSINESS[ISSUER].public.compressed],
+            "issuer-x": [],
+        }

@@ -116,6 +116,8 @@ def test_a_file_is_what_was_written(tmp_path: Path) -> None:
     write_file(path, signed("bank-a"))
     assert read_agreement(path) == signed("bank-a")
     assert path.stat().st_mode & 0o077 == 0
+    assert read_agreement(path, CHAIN) == signed("bank-a")
+    assert code(read_agreement, path, ChainId(bytes(32))) == "wrong_chain"
     content = json.loads(path.read_text())
     for broken in (
         content | {"more": 1},
