@@ -329,10 +329,12 @@ def _draw_status(console: "Console", found: "Status", end: Json, fault: str, *, 
     shown: Json = {
         "node": found.node or "does not answer",
         "packages": ", ".join(f"{count:,} {state}" for state, count in found.packages.items()) or "none",
-        "anchors that wait": found.waiting_anchors,
+        "anchors watched": found.waiting_anchors,
         "chain": found.trouble or "answers",
         "alarms": "\n".join(found.alarms) or "none",
     }
+    if not found.channels:
+        shown["channels"] = f"{found.node or 'the node'} does not answer, or has none yet"
     if fault:
         shown["business end"] = fault
     panel(console, f"Gateway of {found.organisation}", shown, good=good)

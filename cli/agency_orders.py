@@ -192,9 +192,8 @@ def register(
     else:
         batch = sending.profiles_of(file or Path(), interface=interface, distributor=code, date=today)
     name = file or holders_of or Path(user or "")
-    report = _bring(batch, name, out, outcomes, socket_of(place, bank, SALES, socket), output, waits=waits, begin=begin)
-    if user is not None and any(total.reason for total in report.totals):
-        leave(EXIT_REFUSED)
+    path = socket_of(place, bank, SALES, socket)
+    _bring(batch, name, out, outcomes, path, output, waits=waits, begin=begin, is_registration=True)
 
 
 def _interface_of(place: Place, issuer: str) -> str:
@@ -257,12 +256,16 @@ def _bring(
     *,
     waits: bool,
     begin: float,
-) -> "Report":
-    """Send a batch, write what came of it, and print the card."""
+    is_registration: bool = False,
+) -> None:
+    """Send a batch, write what came of it, and print the card; exit code 1 where a user was refused."""
     from services.agency.sending import records_of, write_confirmations, write_outcomes
+    from services.agency.sending import register as register_batch
     from services.agency.sending import send as send_batch
 
     async def run(link: "LocalLink") -> "tuple[Report, list[OrderRecord]]":
+        if is_registration:
+            return await register_batch(link, batch, _teller(output), waits=waits)
         report = await send_batch(link, batch, _teller(output), waits=waits)
         return report, await records_of(link, [source for source, _ in batch.parts])
 
@@ -274,7 +277,9 @@ def _bring(
         write_outcomes(records, outcomes)
     roots = sorted({record.root for record in records if record.root})
     heights = sorted({anchor.height for record in records for anchor in record.anchors})
+    refused = is_registration and any(total.reason not in ("", "duplicate_serial") for total in report.totals)
     data: Json = {
+        "ok": not refused,
         "source": batch.source,
         "new": report.is_new,
         "done": report.is_done,
@@ -292,7 +297,8 @@ def _bring(
     if len(records) == 1:
         data["order"] = _record_json(records[0])
     output.show(data, lambda console: _draw_report(console, file.name, data, records))
-    return report
+    if refused:
+        leave(EXIT_REFUSED)
 
 
 def _teller(output: Output) -> "Callable[[Progress], None]":
@@ -336,7 +342,7 @@ def _draw_report(console: "Console", name: str, data: Json, records: "list[Order
     if len(records) == 1 and (confirmation := records[0].confirmation) is not None and confirmation.is_accepted:
         shown["TA account"] = confirmation.ta_account
     shown["took"] = f"{data['seconds']:.1f} s"
-    panel(console, name, shown, good=bool(data["done"]))
+    panel(console, name, shown, good=data["ok"] and data["done"])
     rows = [
         (item["state"], item["reason"] or "–", f"{item['count']:,}", money(int(item["amount"])))
         for item in data["totals"]

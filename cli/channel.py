@@ -24,6 +24,7 @@ from cli.agency_place import (
 from cli.options import Number, json_option, keys_option, network_option, passphrase_option, signer_options
 from cli.output import EXIT_REFUSED, Output, leave, panel, table
 from cli.place import Place, new_passphrase
+from consensus.ledger.errors import LocalError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,10 +96,14 @@ def new(
 ) -> None:
     """Write an agreement that nobody has signed yet; it may name several issuers, and counts from now on.
 
+    A file that is there is not written over: it may hold signatures.
+
     Example: hansa channel agreement new a.json --bank bank-a --issuer issuer-c --number 2026-7 --document paper.pdf
     """
     from services.agency.credentials import document_hash, new_agreement, write_file
 
+    if file.exists():
+        raise LocalError("file_exists", f"{file} exists and is not overwritten")
     now_ms = time.time_ns() // 1_000_000
     made = new_agreement(
         place.genesis.chain_id(),
@@ -137,7 +142,7 @@ def sign(
     """
     from services.agency.credentials import read_agreement, sign_agreement, write_file
 
-    found = read_agreement(file)
+    found = read_agreement(file, place.genesis.chain_id())
     signer = business_key(place, organisation, key_name, keys, passphrase_file)
     signed = sign_agreement(found, organisation, signer.key)
     write_file(file, signed)
@@ -157,7 +162,7 @@ def show_agreement(file: Path, is_checked: bool, place: Place, output: Output) -
     from services.agency.clerk import business_keys
     from services.agency.credentials import bad_signatures, read_agreement
 
-    found = read_agreement(file)
+    found = read_agreement(file, place.genesis.chain_id() if is_checked else None)
     wrong: list[str] | None = None
     if is_checked:
         wrong = bad_signatures(found, place.ask(lambda client: business_keys(client, found.parties)))
@@ -242,15 +247,16 @@ def apply(
     from services.client.client import Client
     from services.client.errors import Refused
 
-    found = read_agreement(file)
+    found = read_agreement(file, place.genesis.chain_id())
     if found.missing:
         way = f"hansa channel agreement sign {file} --as {found.missing[0]}"
         raise Refused("signature_missing", f"{' and '.join(found.missing)} did not sign it yet: {way}")
+    signer = place.signer(bank, keys, passphrase_file)
     before = place.ask(lambda client: clerk.application(client, found.id()))
     anchor: Json = {}
     if before is None or before.status == "REFUSED":
-        anchor = anchor_json(submit(place, place.signer(bank, keys, passphrase_file), [found.call()], output))
-    if wait_s:
+        anchor = anchor_json(submit(place, signer, [found.call()], output))
+    if wait_s and (before is None or before.status != "OPENED"):
         output.progress("waiting for the permission desk …")
 
     async def wait(client: Client) -> "ApplicationRecord":
@@ -531,7 +537,7 @@ def export(
     """
     from services.agency.backup import export_channel
 
-    bank, issuer = pair
+    bank, issuer = _own(pair, organisation)
     own = place.network.passphrase_file if _is_local(place) else Path()
     passphrase = new_passphrase(f"the backup {file.name}", passphrase_file, own)
 
@@ -590,12 +596,19 @@ def recover(pair: tuple[str, str], organisation: str, socket: Path | None, place
     """
     from services.agency.interfaces import ChannelQuery, Recovered
 
-    bank, issuer = pair
+    bank, issuer = _own(pair, organisation)
     path = socket_of(place, organisation, GATEWAY, socket)
     found = ask_program(path, lambda link: link.call("recover", ChannelQuery(bank, issuer), Recovered))
     data: Json = {"channel": f"{bank}/{issuer}", "anchored": found.anchored, "missing": found.missing}
     data["asked"] = found.asked
     output.show(data, lambda console: views.fields(console, "Asked the other side", data))
+
+
+def _own(pair: tuple[str, str], organisation: str) -> tuple[str, str]:
+    """Return bank and issuer of a channel that is the organisation's own; ``not_party``."""
+    if organisation not in pair:
+        raise LocalError("not_party", f"{organisation} is neither side of the channel {'/'.join(pair)}")
+    return pair
 
 
 def _told(output: Output) -> Callable[[int], None]:

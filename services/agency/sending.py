@@ -5,8 +5,9 @@ sales end takes at once go in parts, each a source of its own.
 """
 
 import csv
+import datetime
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import msgspec
 from consensus.ledger.errors import LocalError
 from services.agency.interfaces import WAIT_MS_MAX
 from services.agency.iso20022 import messages_of
-from services.agency.ofd.files import FundFile, file_name
+from services.agency.ofd.files import FundFile, file_name, parse_name
 from services.agency.ofd.layout import FileType
 from services.agency.ofd.mapping import applications_of, confirmation_file
 from services.agency.ofd.reader import read
@@ -41,6 +42,10 @@ from services.local.link import LocalLink
 FILE_BYTES_MAX = 256 * 1024 * 1024
 PROFILES_BYTES_MAX = 64 * 1024 * 1024
 TAKE_TIMEOUT_MS = 120_000
+NAMES_MAX = 1_000
+"""Confirmation files of one type and day in one folder: without a batch number, and 001 to 999."""
+ATTEMPTS_MAX = 99
+"""How often registrations that were dropped are brought anew."""
 PROFILE_COLUMNS = (
     "ta_account",
     "transaction_account",
@@ -100,7 +105,7 @@ def trades_of(path: Path, interfaces: dict[str, str]) -> Batch:
     """Read a fund file of type 03; ``interfaces`` says the interface id of each product.
 
     Raises:
-        LocalError: ``bad_fund_file``, ``file_error``.
+        LocalError: ``bad_fund_file``, ``bad_file``.
     """
     return _batch(path, FileType.TRADE_APPLICATIONS, interfaces, "")
 
@@ -115,6 +120,12 @@ def _batch(path: Path, file_type: FileType, interfaces: dict[str, str], account_
     file = read(data, path.name)
     if file.header.file_type is not file_type:
         raise LocalError("bad_fund_file", f"{path.name} is of type {file.header.file_type}, not {file_type}")
+    name, header = parse_name(path.name), file.header
+    said = None if name is None else (name.creator, name.receiver, name.date, name.file_type)
+    if said not in (None, (header.creator, header.receiver, header.date, header.file_type)):
+        raise LocalError("bad_fund_file", f"{path.name} is {file_name(header)} by its header")
+    if not file.records:
+        raise LocalError("bad_fund_file", f"{path.name} holds no records")
     applications = applications_of(file, interfaces, account_interface=account_interface)
     return Batch(source_of(data, account_interface), applications, file.header.creator, file)
 
@@ -181,9 +192,8 @@ def registration(
             raise LocalError(
                 "bad_profiles", f"{name}: {value[:40]!r} is not up to 20 letters, digits, - and _"
             ) from None
-    facts = msgspec.msgpack.encode([ta_account, transaction_account, investor, interface, distributor])
     return Application(
-        serial=f"A{hashlib.sha256(facts).hexdigest()[:23].upper()}",
+        serial=_serial([ta_account, transaction_account, investor, interface, distributor]),
         code=Code.OPEN_ACCOUNT.value,
         interface=interface,
         product="",
@@ -216,7 +226,13 @@ def investor_from(values: dict[str, object]) -> Investor:
             msgspec.convert([single[field] for field in Investor.__struct_fields__], Investor)
         except msgspec.ValidationError as error:
             raise LocalError("bad_profiles", f"{name}: {str(error).split(' - at')[0]}") from None
-    return msgspec.convert([values.get(name, _SPECIMEN[name]) for name in Investor.__struct_fields__], Investor)
+    found = msgspec.convert([values.get(name, _SPECIMEN[name]) for name in Investor.__struct_fields__], Investor)
+    if found.birth_date:
+        try:
+            datetime.date(found.birth_date // 10_000, found.birth_date // 100 % 100, found.birth_date % 100)
+        except ValueError:
+            raise LocalError("bad_profiles", f"birth_date: there is no day {found.birth_date}") from None
+    return found
 
 
 _SPECIMEN: dict[str, object] = {
@@ -260,6 +276,55 @@ async def send(sales: LocalLink, batch: Batch, on_progress: OnProgress, *, waits
         sum(item.unanchored for item in found),
         is_new,
     )
+
+
+async def register(
+    sales: LocalLink, batch: Batch, on_progress: OnProgress, *, waits: bool = True
+) -> tuple[Report, list[OrderRecord]]:
+    """Bring registrations, and return how they stand with the records of all.
+
+    What was dropped at an earlier time, as by a channel that was revoked then, has never left the bank: it is brought
+    anew, under serials of its own. Only those of a fund file keep theirs, since these are the file's.
+
+    Raises:
+        Refused, Unreachable: the sales end's.
+    """
+    reports = [await send(sales, batch, on_progress, waits=waits)]
+    records = await records_of(sales, [source for source, _ in batch.parts])
+    source = batch.source
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        left = {record.application.serial for record in records if _was_dropped(record)}
+        if batch.file is not None or reports[-1].is_new or not left:
+            break
+        batch = _renewed(batch, left, f"{source}-{attempt}")
+        reports.append(await send(sales, batch, on_progress, waits=waits))
+        records = [record for record in records if record.application.serial not in left]
+        records += await records_of(sales, [source for source, _ in batch.parts])
+    report = Report(
+        len(records),
+        merged(Total(record.state, record.reason, 1, record.application.amount) for record in records),
+        sum(item.waiting for item in reports),
+        sum(item.unanchored for item in reports),
+        reports[-1].is_new,
+    )
+    return report, records
+
+
+def _was_dropped(record: OrderRecord) -> bool:
+    """Whether an order never left the bank, and not because another one with its serial did."""
+    return record.state is State.DROPPED and record.reason != "duplicate_serial"
+
+
+def _renewed(batch: Batch, serials: Container[str], source: str) -> Batch:
+    """Return those of a batch's registrations that have these serials, under the new ones that follow from them."""
+    chosen = [item for item in batch.applications if item.serial in serials]
+    applications = [msgspec.structs.replace(item, serial=_serial([item.serial])) for item in chosen]
+    return Batch(source, applications, batch.creator)
+
+
+def _serial(facts: object) -> str:
+    """Return a registration's serial, which follows from what it says."""
+    return f"A{hashlib.sha256(msgspec.msgpack.encode(facts)).hexdigest()[:23].upper()}"
 
 
 async def _follow(sales: LocalLink, source: str, on_progress: OnProgress, *, waits: bool) -> Progress:
@@ -311,7 +376,8 @@ async def orders(
 def write_confirmations(batch: Batch, records: Iterable[OrderRecord], out: Path | None) -> Path | None:
     """Write the fund file that answers a batch's: 04 to a 03, 02 to an 01; None where nothing was confirmed.
 
-    It goes to ``out``, else under its standard name into the present folder.
+    It goes to ``out``, else into the present folder under its standard name, with the first batch number that
+    overwrites no other file.
 
     Raises:
         LocalError: ``bad_fund_file``, ``bad_file``.
@@ -326,9 +392,19 @@ def write_confirmations(batch: Batch, records: Iterable[OrderRecord], out: Path 
         return None
     date = f"{max(confirmation.date for _, confirmation in pairs):08d}"
     made = confirmation_file(batch.file.header, pairs, date=date)
-    path = out or Path(file_name(made.header))
-    _write(path, write(made))
+    data = write(made)
+    path = out or _free_path(made, data)
+    _write(path, data)
     return path
+
+
+def _free_path(file: FundFile, data: bytes) -> Path:
+    """Return the first name of a file in the present folder that nothing has, or that holds the same bytes."""
+    for batch in range(NAMES_MAX):
+        path = Path(file_name(file.header, batch))
+        if not path.exists() or (path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data):
+            return path
+    raise LocalError("file_exists", f"{path} and all that come before it exist: give --out")
 
 
 def write_outcomes(records: Iterable[OrderRecord], path: Path) -> None:

@@ -1,5 +1,6 @@
 """``hansa agency`` without a running network: help, usage, profiles, files that are none."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from node.network.genesis import activations_of, default_plan
 from node.network.homes import LocalNetwork, init_network
 from services.agency.ofd.synthetic import orders_file
 from services.agency.ofd.writer import write
-from services.agency.sales_interface import TAKE_MAX, State, Total
+from services.agency.orders import Application, Confirmation
+from services.agency.sales_interface import TAKE_MAX, OrderRecord, State, Total
 from services.agency.sending import (
     Batch,
     holders_of,
@@ -22,6 +24,7 @@ from services.agency.sending import (
     registration,
     risk_class,
     trades_of,
+    write_confirmations,
 )
 from services.local.files import write_service
 from tests.cli.support import fault, hansa
@@ -152,6 +155,7 @@ def test_a_table_of_profiles(tmp_path: Path) -> None:
         ((HEAD.replace("risk_class", "class"), LINE), "no column risk_class"),
         ((HEAD, LINE, LINE.replace("C3", "C6")), "line 3: risk_class"),
         ((HEAD, LINE.replace("1990-05-17", "May")), "line 2: birth_date"),
+        ((HEAD, LINE.replace("1990-05-17", "1990-02-30")), "line 2: birth_date: there is no day 19900230"),
         ((HEAD, LINE.replace("TA01", "T A")), "line 2: ta_account"),
         ((HEAD, LINE.replace("11010119900517001X", "1 1")), "line 2: certificate_number"),
         ((HEAD, "TA01,T01"), "line 2 has fewer columns"),
@@ -176,6 +180,40 @@ def test_a_fund_file_and_its_holders(tmp_path: Path) -> None:
     with pytest.raises(LocalError) as caught:
         trades_of(tmp_path / "none", {})
     assert caught.value.code == "bad_file"
+
+
+def test_files_that_say_nothing_or_something_else_than_their_name(tmp_path: Path) -> None:
+    data = write(orders_file(1, orders=30, accounts=20))
+    none = write(dataclasses.replace(orders_file(1), records=()))
+    for name, content in (("OFD_996_H0_20170428_03.txt", data), ("none.txt", none)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(LocalError, match="by its header" if content is data else "no records") as caught:
+            trades_of(tmp_path / name, {})
+        assert caught.value.code == "bad_fund_file"
+
+
+def rejected(order: Application) -> Confirmation:
+    facts = (order.serial, "122", f"N{order.serial}"[:20], order.ta_account, "9012", "minor")
+    return Confirmation(*facts, 0, 0, 0, 0, 20_170_427, True)
+
+
+def test_confirmations_of_two_files_of_one_day_stand_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = []
+    for seed in (1, 2, 1):
+        file = tmp_path / "orders.txt"
+        file.write_bytes(write(orders_file(seed, orders=5, accounts=5)))
+        batch = trades_of(file, {"000198": "C-FUNDS"})
+        records = [
+            OrderRecord(batch.source, place, State.REJECTED, "minor", "issuer-c", b"", item, rejected(item), None, [])
+            for place, item in enumerate(batch.applications)
+        ]
+        written.append(write_confirmations(batch, records, None))
+    names = [f"OFD_H0_996_20170427_04{number}.TXT" for number in ("", "_001", "")]
+    assert written == [Path(name) for name in names]
+    assert sorted(path.name for path in tmp_path.glob("OFD_*")) == sorted(set(names))
 
 
 def test_a_batch_beyond_what_is_taken_at_once_goes_in_parts() -> None:

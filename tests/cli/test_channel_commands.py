@@ -110,6 +110,8 @@ def test_what_is_refused_about_an_agreement(network: LocalNetwork, tmp_path: Pat
     gone = hansa(*new(network, tmp_path / "b.json", str(tmp_path / "none.pdf")))
     assert (gone.exit_code, json.loads(gone.stdout)["error"]["code"]) == (2, "bad_file")
     answer(hansa(*new(network, tmp_path / "b.json", paper)))
+    again = hansa(*new(network, tmp_path / "b.json", paper))
+    assert (again.exit_code, json.loads(again.stdout)["error"]["code"]) == (2, "file_exists")
     sign = ("channel", "agreement", "sign", str(tmp_path / "b.json"), *where)
     assert fault(hansa(*sign, "--as", "issuer-f"), 2) == "unknown_key"
     assert fault(hansa(*sign, "--as", "issuer-f", "--key", "issuer-c-business"), 2) == "not_party"
@@ -122,3 +124,20 @@ def test_a_program_that_does_not_run(network: LocalNetwork) -> None:
     assert "network up --with agency" in recover.stderr
     serve = hansa("channel", "authority", "serve", "--home", str(network.folder))
     assert fault(serve, 2) == "no_home"
+
+
+@pytest.mark.parametrize("arguments", [("export", "--to", "x.backup"), ("recover",)])
+def test_a_channel_of_others(network: LocalNetwork, arguments: tuple[str, ...]) -> None:
+    command, *more = arguments
+    where = ("--network", str(network.folder))
+    assert fault(hansa("channel", command, "bank-a/issuer-c", "--as", "issuer-f", *more, *where), 2) == "not_party"
+    assert not Path("x.backup").exists()
+
+
+def test_an_account_that_is_none_does_not_apply(network: LocalNetwork, tmp_path: Path, paper: str) -> None:
+    file = tmp_path / "c.json"
+    answer(hansa(*new(network, file, paper)))
+    for name in ("bank-a", "issuer-c"):
+        answer(hansa("channel", "agreement", "sign", str(file), *at(network), "--as", name))
+    result = hansa("channel", "apply", "--bank", "bank-x", "--agreement", str(file), "--network", str(network.folder))
+    assert fault(result, 2) == "unknown_key"
