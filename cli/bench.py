@@ -88,7 +88,7 @@ def flash_sale(rows: str, seconds: int, backlog: int, wishes: int, full: bool, o
     help="Fund file of type 03 with orders of product 000198; else a synthetic one of the same size.",
 )
 @click.option("--runs", metavar="N", type=Number(1, 100), default=5, show_default=True, help="Runs of the file.")
-@click.option("--orders", metavar="N", type=Number(1, 100_000), default=10_000, show_default=True, help="Of row large.")
+@click.option("--orders", metavar="N", type=Number(1, 20_000), default=10_000, show_default=True, help="Of row large.")
 @json_option
 def agency(rows: str, applications: Path | None, runs: int, orders: int, output: Output) -> None:
     """Measure agency sale: a fund file end to end, packages against single orders, the latency of one. Some minute.
