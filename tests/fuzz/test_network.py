@@ -1,4 +1,4 @@
-"""A running network under a small part of ``make fuzz``: nothing falls, nothing grows, all commit the same in the end."""
+"""A running network under a small part of ``make fuzz``: nothing falls or grows, all commit the same in the end."""
 
 from pathlib import Path
 
