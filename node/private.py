@@ -58,6 +58,12 @@ class PrivatePart:
 
     def read(self, state: StateReader, time_ms: int) -> None:
         """Take over what the newest state says of our channels; ``time_ms`` is that of its block."""
+        try:
+            self._read(state, time_ms)
+        except Exception as error:
+            self._fail(error)
+
+    def _read(self, state: StateReader, time_ms: int) -> None:
         self._registry = ChannelRegistry.read(state)
         if self._registry.key_of(self._name) not in (None, self.key):
             log.error("channel key not registered", why="the chain names another one: register the party again")
@@ -67,7 +73,7 @@ class PrivatePart:
         """Follow a block: what it wrote, and deadlines that its time has reached."""
         try:
             if ChannelRegistry.touched_by(writes):
-                self.read(state, time_ms)
+                self._read(state, time_ms)
             elif self._deadline_ms is not None and time_ms >= self._deadline_ms:
                 self._look(time_ms)
         except Exception as error:
@@ -94,10 +100,18 @@ class PrivatePart:
         Raises:
             StorageError: the disk failed, or the private database holds what cannot be.
         """
+        if self._has_failed:  # over the state that it began with
+            task_status.started()
+            return
+        scope = trio.CancelScope()
+        self._scopes.add(scope)
         try:
-            await self._network.run(network, task_status=task_status)
+            with scope:
+                await self._network.run(network, task_status=task_status)
         except Exception as error:
             self._fail(error)
+        finally:
+            self._scopes.discard(scope)
 
     def welcome(self, identity: PeerIdentity, side: Side) -> None:
         """Refuse a member that may have no private session now; see ``p2p.network``."""

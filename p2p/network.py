@@ -313,12 +313,16 @@ class Network:
         """Return a private connection to a member, not yet served, and its address.
 
         Raises:
-            PeerError: ``unreachable``, ``not_admitted`` for a name without an address, or a code of ``p2p.handshake``.
+            PeerError: ``unreachable``, ``not_admitted`` (no address, or no member), or a code of ``p2p.handshake``.
         """
         if peer not in self._peers:
             raise PeerError("not_admitted", f"{peer} has no address")
         host, port = self._peers[peer]
-        return await self._connect(peer, host, port, PRIVATE), f"{host}:{port}"
+        done = await self._connect(peer, host, port, PRIVATE)
+        if not self._is_admitted(done.identity):  # membership changed within the handshake
+            await trio.aclose_forcefully(done.stream)
+            raise PeerError("not_admitted", f"{peer} was shut out within the handshake")
+        return done, f"{host}:{port}"
 
     async def _connect(self, peer: NodeName, host: str, port: int, protocol: str) -> Handshake:
         try:
@@ -357,10 +361,12 @@ class Network:
                 self._handshakes.pop(scope, None)
         if done is None:
             return
-        if done.protocol == PRIVATE and self._private is not None:
-            await self._private.serve(done, address)
-        else:
+        if done.protocol != PRIVATE or self._private is None:
             await self._run_session(done, address, dialled=False)
+        elif self._is_admitted(done.identity):
+            await self._private.serve(done, address)
+        else:  # membership changed within the handshake
+            await trio.aclose_forcefully(done.stream)
 
     def _check_private_welcome(self, identity: PeerIdentity, side: Side) -> None:
         """Refuse a proven peer that is no member, or may not have a private session now."""

@@ -73,7 +73,7 @@ class ChannelState(Record, frozen=True):
     received_head: HashBytes = ZERO_HASH
     is_final: bool = False
     is_refused: bool = False
-    """The peer takes nothing more of ours in this epoch."""
+    """Nothing more of ours goes in this epoch, by the peer's word or by what we read once of the registry."""
     last_epoch: Count = 0
     last_number: Count = 0
     last_head: HashBytes = ZERO_HASH
@@ -245,6 +245,8 @@ class ChannelMachine:
         phase = self.phase
         if phase is Phase.CLOSED or (phase is Phase.GRACE and not facts.is_bank):
             self._update(is_final=True)
+        if phase is Phase.CLOSED or (phase is Phase.GRACE and facts.is_bank):
+            self._update(is_refused=True)  # a chain that is read anew opens the channel again for a while
         if phase is Phase.CLOSED:
             self._fail_unattempted("channel_closed")
         elif phase is Phase.GRACE and facts.is_bank:

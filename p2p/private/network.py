@@ -233,13 +233,13 @@ class PrivateNetwork:
                 self._writer.put(Began(session))
             await session.run()
         finally:
-            await trio.aclose_forcefully(session.stream)
             if self._sessions.get(name) is session:
                 del self._sessions[name]
                 self._writer.put(Ended(session))
                 self._signal_change()
                 self._writer.note(name, session.reason or "closed")
                 log.info("partner gone", peer=name, code=session.reason or "closed")
+            await trio.aclose_forcefully(session.stream)  # last: nothing comes after it where this task is cancelled
 
     def recheck(self, is_admitted: Callable[[PeerIdentity], bool]) -> None:
         """End the sessions of partners that the network admits no longer."""

@@ -28,6 +28,10 @@ QUEUE_BYTES_MAX = 32 * 1024 * 1024
 """Payloads of events that wait, beyond which whoever brings more waits."""
 EVENT_BYTES = 256
 """What an event counts besides its payload."""
+TAKEN_EVENTS_MAX = 1_024
+"""Events that one write takes together: each may cost a signature's check."""
+STRETCH_EVENTS_MAX = 32
+"""Events or records in a row after which everything else that the node does has its turn, consensus above all."""
 
 
 @dataclass(slots=True, eq=False)
@@ -135,7 +139,7 @@ class Writer:
         return [
             ChannelStatus(
                 facts=channel.machine.facts,
-                is_connected=channel.session is not None,
+                is_connected=self._is_connected(channel),
                 waiting=channel.machine.waiting,
                 waiting_bytes=channel.machine.waiting_bytes,
                 sent=channel.machine.state.sent,
@@ -145,6 +149,10 @@ class Writer:
             )
             for _, channel in sorted(self._channels.items())
         ]
+
+    def _is_connected(self, channel: _Channel) -> bool:
+        session = channel.session
+        return session is not None and self._calls.session_of(session.name) is session
 
     def has_waiting(self, peer: NodeName) -> bool:
         """Tell whether a node is to get something."""
@@ -173,12 +181,15 @@ class Writer:
         answers: list[Submit | Forget] = []
         writes: list[Write] = []
         size = 0
-        while self._events and size <= TAKEN_BYTES_MAX:
+        for count in range(1, TAKEN_EVENTS_MAX + 1):
+            if not self._events or size > TAKEN_BYTES_MAX:
+                break
             event = self._events.popleft()
             size += _event_bytes(event)
             writes += self._apply(event)
             if isinstance(event, Submit | Forget):
                 answers.append(event)
+            await _rest(count)
         sends: list[tuple[ChannelName, _Channel, Send]] = []
         for name, channel in self._channels.items():
             channel.machine.room(self.log.has_room)
@@ -189,8 +200,9 @@ class Writer:
             await self._store.write(writes)
         before = self.log.last
         self.log.written()
-        for name, channel, item in sends:
+        for count, (name, channel, item) in enumerate(sends, start=1):
             self._send(name, channel, item)
+            await _rest(count)
         for answer in answers:
             answer.done.set()
         self._event_bytes -= size
@@ -284,6 +296,12 @@ class Writer:
         kind, payload = encode_signed(record, self._key, self._chain_id)
         if not session.send(kind, encode_frame(kind, payload)):
             session.finish("queue_full")
+
+
+async def _rest(count: int) -> None:
+    """Let everybody else run after each stretch."""
+    if count % STRETCH_EVENTS_MAX == 0:
+        await trio.lowlevel.checkpoint()
 
 
 def _event_bytes(event: Event) -> int:

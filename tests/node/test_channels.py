@@ -208,7 +208,11 @@ async def test_r78_a_private_part_that_fails_changes_nothing_about_the_chain(
     with monkeypatch.context() as bent:
         bent.setattr(ChannelRegistry, "facts", broken)
         await partners.register(ISSUER)  # a block that no private part of any node digests
-    assert [partners.part(name).figures()["private_failed"] for name in site.names] == [1] * 4
+        assert [partners.part(name).figures()["private_failed"] for name in site.names] == [1] * 4
+        await site.until(lambda: not partners.status(BANK).is_connected and not partners.status(ISSUER).is_connected)
+        await site.stop(BANK)
+        await site.start(BANK, is_private=True)  # nor after a restart: the node goes on without its channels
+        assert partners.part(BANK).figures()["private_failed"] == 1
     await partners.tick()
     await site.stop()
 

@@ -412,3 +412,21 @@ def test_the_oldest_ids_are_forgotten_one_by_one(monkeypatch):
         pair.settle()
     assert [bank.log.placed(NAME, f"{number}") for number in range(6)] == [None] * 3 + [(1, 4), (1, 5), (1, 6)]
     assert sum(key.startswith((b"k", b"n")) for key in bank.store.data) == 6
+
+
+@pytest.mark.parametrize(("side", "phase"), [("bank", Phase.GRACE), ("bank", Phase.CLOSED), ("issuer", Phase.CLOSED)])
+def test_a_node_that_reads_the_chain_anew_sends_nothing_more_in_an_epoch_that_it_saw_end(pair, side, phase):
+    """Its chain was lost and comes back block by block: the channel is open again for a while, also at its peer."""
+    one = pair.sides[side]
+    pair.disconnect()
+    one.submit("given up", b"x")
+    pair.registry += [Entered(1, phase), Entered(1, Phase.OPEN)]
+    for one.read in (1, 2):
+        one.change()
+        one.work()
+    assert pair.delivered[side][-1].id == "given up"
+    with pytest.raises(LocalError) as refusal:
+        one.submit("anew", b"x")
+    assert refusal.value.code == "channel_revoked"
+    pair.settle()
+    assert not pair.refusals

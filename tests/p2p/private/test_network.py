@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio.testing
 
 from consensus.ledger.errors import LocalError, StorageError
 from consensus.ledger.ids import NodeName
@@ -236,6 +237,27 @@ async def test_a_member_that_is_shut_out_loses_its_private_session(pair):
         await eventually(lambda: not a.status().is_connected and a.status().last_error != "")
 
 
+@pytest.mark.parametrize("judge", ["a", "b"])
+async def test_a_member_that_is_shut_out_within_the_handshake_gets_no_private_session(pair, judge):
+    """Its certificate is revoked after it was welcome and before its proof was complete, whoever of them dialled."""
+    shut_out: set[str] = set()
+    refused = {"admits": lambda name, organisation, fingerprint: name not in shut_out}
+    settings = {name: refused if name == judge else {} for name in "ab"}
+    a, b = (pair.site(name, **settings[name]) for name in "ab")
+    judging = a if judge == "a" else b
+    welcome = judging.private.welcome
+
+    def welcome_then_shut_out(identity, side):
+        welcome(identity, side)
+        shut_out.add(identity.name)
+
+    judging.private.welcome = welcome_then_shut_out
+    async with b.running(facts_of(is_bank=False)), a.running(facts_of(is_bank=True)):
+        await eventually(lambda: a.status().last_error != "", timeout_s=5)
+        assert shut_out
+        assert not judging.private._sessions
+
+
 async def test_a_full_inbox_holds_its_partner_back_and_goes_on_when_there_is_room(pair, monkeypatch):
     monkeypatch.setattr("p2p.private.log.INBOX_COUNT_MAX", 5)
     limits = ChannelLimits(window_messages_max=2)
@@ -376,3 +398,27 @@ async def test_a_disk_that_refuses_ends_the_node_before_anything_is_said(pair):
             async with pair.site("b").running(facts_of(is_bank=False)):
                 await trio.sleep_forever()
         assert (a.status().waiting, a.status().delivered) == (1, 0)
+
+
+async def test_a_flood_of_events_leaves_time_for_whatever_else_the_node_does(pair):
+    """Two thousand at once: others have their turn all the while, and the first are durable before the last come."""
+    site = pair.site("a")
+    turns = placed = 0
+
+    async def submit(number: int) -> None:
+        nonlocal placed
+        await site.private.send(NAME, f"{number}", b"")
+        placed += 1
+
+    site.private.channels_changed([facts_of(is_bank=True)])
+    async with trio.open_nursery() as nursery:
+        for number in range(2_000):
+            nursery.start_soon(submit, number)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(site.private._writer.work)
+        while placed < 2_000:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert turns >= 2_000 / 64
+    assert pair.stores["a"].writes >= 2
