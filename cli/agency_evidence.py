@@ -153,6 +153,7 @@ def _verdict_json(verdict: "Verdict") -> Json:
         "anchoredHeight": verdict.anchored_height,
         "anchoredMs": verdict.anchored_ms,
         "height": verdict.height,
+        "timeMs": verdict.time_ms,
         "signers": list(msgspec.to_builtins(verdict.signers)),
     }
 
@@ -183,6 +184,7 @@ def _verdict_shown(verdict: "Verdict") -> Json:
         shown["rejected"] = f"{confirmation.return_code} {confirmation.reason}"
     shown["anchored (UTC)"] = f"{time_text(verdict.anchored_ms)}, block {verdict.anchored_height}"
     shown["certified by"] = f"{', '.join(verdict.signers)} in block {verdict.height}"
+    shown["as of (UTC)"] = f"{time_text(verdict.time_ms)}: nothing is said of what was anchored later"
     return shown
 
 

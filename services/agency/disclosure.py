@@ -13,8 +13,10 @@ The anchor says MUTUAL where both signed; CLAIMED where one did, and then the ot
 That its keys were the parties' is what the contract found in its registry when it took the signatures; the validators
 certified what it wrote. What else the signatures cover, epoch, number of orders, answer before, stands in the anchor
 alone: a side that signs one of these wrongly, and anchors first, keeps nobody from proving what the roots hold. The
-number of orders that counts is the one that the root commits to. ``is_contradicted`` is as of the proof's block: a
-contradiction that was anchored later is not in it.
+number of orders that counts is the one that the root commits to.
+
+All this is as of the proof's block. Whoever discloses chooses the proof: what was anchored later, the other's signature
+under a claim or a contradiction, is not in it. So look at its time, and ask for a newer one where that matters.
 
 The file is a JSON object; bytes are 0x-hex, records are objects by their fields' names.
 """
@@ -91,7 +93,8 @@ class Verdict:
         claimed_by: of a claim: ``bank`` or ``issuer``.
         is_contradicted: the issuer signed another outcome of the same round too.
         anchored_height: block of the anchor; ``anchored_ms`` its time, ms UTC.
-        height: block that certifies the proof, with its ``signers``.
+        height: of the block's state that the proof shows; ``time_ms`` of the header that certifies it, ms UTC, with
+            its ``signers``. What was anchored later is not known.
     """
 
     status: str
@@ -106,6 +109,7 @@ class Verdict:
     anchored_height: int
     anchored_ms: int
     height: int
+    time_ms: int
     signers: tuple[str, ...]
 
 
@@ -186,6 +190,7 @@ def verify_disclosure(disclosure: Disclosure, genesis: Genesis) -> Verdict:
         anchored_height=anchor.height,
         anchored_ms=anchor.time_ms,
         height=verified.header.sealed_height,
+        time_ms=verified.time_ms,
         signers=verified.signers,
     )
 

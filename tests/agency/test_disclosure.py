@@ -151,10 +151,29 @@ async def test_a_claim_is_told_from_what_both_signed(tmp_path: Path, claimant: s
             file = await disclosed(issuer, root, ORDERS[3].serial)
         verdict = verify_disclosure(file, CONSORTIUM.genesis)
         assert (verdict.status, verdict.application) == ("CLAIMED", ORDERS[3])
+        assert verdict.anchored_ms <= verdict.time_ms
+        assert verdict.anchored_height <= verdict.height
         if claimant == BANK:
             assert (verdict.claimed_by, verdict.confirmation) == ("bank", None)
         else:
             assert (verdict.claimed_by, verdict.confirmation) == ("issuer", answer.confirmations[3])
+
+
+async def test_a_claim_is_one_as_of_its_proof_alone(tmp_path: Path) -> None:
+    """A file from before the answer was anchored goes on saying what was so then, and when that was."""
+    async with world(tmp_path) as found, found.gateway(BANK) as bank, found.gateway(ISSUER) as issuer:
+        root = (await submit(bank, *ORDERS)).packages[0].root
+        await bank.call("claim", RootQuery(root), PackageState)
+        seal(found)
+        early = await disclosed(bank, root, ORDERS[3].serial)
+        await answer_next(issuer)
+        await outcomes(bank, 2)
+        seal(found)
+        late = verify_disclosure(await disclosed(bank, root, ORDERS[3].serial), CONSORTIUM.genesis)
+        before = verify_disclosure(early, CONSORTIUM.genesis)
+        assert (before.status, late.status) == ("CLAIMED", "MUTUAL")
+        assert before.time_ms < late.time_ms
+        assert before.height < late.anchored_height <= late.height
 
 
 @pytest.mark.parametrize("liar", [BANK, ISSUER])
