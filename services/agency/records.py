@@ -9,7 +9,7 @@
     t NUMBER              how a block stands: :class:`BlockHead`
     c NUMBER ROUND        a block's confirmations of one round (1 byte): :class:`Round`
     r ROOT                the block of a package
-    i BLIND(serial)       block (8 bytes) and place (4 bytes) of an order
+    i BLIND(serial)       block (8 bytes) and place (4 bytes) of an order; a foreign one has another name
     u BLIND(account, issuer)  a profile
 
 A block's orders are written once; what changes is its head and what is added.
@@ -183,8 +183,8 @@ class Records:
         return self.head.totals.get(key_of(State.NEW, ""), (0, 0))[0]
 
     def is_known(self, serial: str) -> bool:
-        """Tell whether an order with this serial is in a block."""
-        return self._store.get(b"i" + self._store.blind("order", serial)) is not None
+        """Tell whether an order of our own with this serial is in a block."""
+        return self._store.get(self._order_key(serial)) is not None
 
     def is_package(self, root: bytes) -> bool:
         """Tell whether a package is known here."""
@@ -222,7 +222,7 @@ class Records:
         Raises:
             LocalError: ``unknown_order``.
         """
-        place = self._store.get(b"i" + self._store.blind("order", serial))
+        place = self._store.get(self._order_key(serial)) or self._store.get(self._order_key(serial, is_foreign=True))
         if place is not None:
             records = self._records(int.from_bytes(place[:8], "big"))
             return records[int.from_bytes(place[8:], "big")]
@@ -268,6 +268,9 @@ class Records:
             if query.ta_account in ("", profile.ta_account):
                 items.append(profile)
         return Profiles(items, "")
+
+    def _order_key(self, serial: str, *, is_foreign: bool = False) -> bytes:
+        return b"i" + self._store.blind("foreign" if is_foreign else "order", serial)
 
     def _profile_key(self, ta_account: str, issuer: str) -> bytes:
         return b"u" + self._store.blind("profile", issuer, ta_account)

@@ -33,6 +33,7 @@ from services.agency.records import (
     numbered,
 )
 from services.agency.sales_interface import Profile, State
+from services.agency.window import DUPLICATE, FOREIGN
 
 
 class SalesStore(Records):
@@ -104,8 +105,8 @@ class SalesStore(Records):
                     writes.append((b"r" + root, numbered(count)))
                 for place, order in enumerate(orders):
                     # A serial that was taken before stays where it is.
-                    if order.reason != "duplicate_serial":
-                        key = b"i" + self._store.blind("order", order.application.serial)
+                    if order.reason != DUPLICATE:
+                        key = self._order_key(order.application.serial, is_foreign=order.reason == FOREIGN)
                         writes.append((key, numbered(count) + place.to_bytes(4, "big")))
                 for source, own in block.sources.items():
                     row = sources.get(source) or self._must(b"q" + numbered(source), SourceRow)

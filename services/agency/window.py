@@ -2,8 +2,9 @@
 
 Rules, the first that fails is the reason:
 
-- **W1** A serial that the bank has taken before, or that stands twice in the window, is ``duplicate_serial``.
-- **W2** An order of another distributor than the file's creator, or than the bank, is ``foreign_distributor``.
+- **W1** An order of another distributor than the file's creator, or than the bank, is ``foreign_distributor``. Its
+  serial counts among that distributor's alone, so it takes none of ours away.
+- **W2** A serial that the bank has taken before, or that stands twice in the window, is ``duplicate_serial``.
 - **W3** An account application says whom it is about, else ``identity_missing``; the issuer judges the rest.
 - **W4** Everything else by :func:`services.agency.qualification.unqualified`, with the terms in force, whose version
   the order then carries, and the profile that the bank has of the issuer's user.
@@ -17,6 +18,9 @@ import msgspec
 from services.agency.interfaces import ProductTerms
 from services.agency.orders import ACCOUNT_CODES, Application, Investor
 from services.agency.qualification import unqualified
+
+FOREIGN = "foreign_distributor"
+DUPLICATE = "duplicate_serial"
 
 Products = Mapping[str, ProductTerms | None]
 FindProfile = Callable[[str, str], Investor | None]
@@ -61,14 +65,14 @@ def judge(
     verdicts: list[Verdict] = []
     for entry in entries:
         application = entry.application
+        if any(code and application.distributor != code for code in (entry.creator, distributor)):
+            verdicts.append(Verdict(FOREIGN, 0))
+            continue
         if application.serial in seen or is_known(application.serial):
-            verdicts.append(Verdict("duplicate_serial", 0))
+            verdicts.append(Verdict(DUPLICATE, 0))
             continue
         seen.add(application.serial)
-        if any(code and application.distributor != code for code in (entry.creator, distributor)):
-            verdicts.append(Verdict("foreign_distributor", 0))
-        else:
-            verdicts.append(_judge_one(application, products, find_profile, today))
+        verdicts.append(_judge_one(application, products, find_profile, today))
     return verdicts
 
 

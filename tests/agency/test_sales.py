@@ -246,6 +246,22 @@ async def test_each_order_has_one_record_with_its_reason(tmp_path: Path) -> None
         assert [item.terms_version for item in sent] == [2, 2]
 
 
+async def test_a_foreign_order_takes_nobody_s_serial_away(tmp_path: Path) -> None:
+    async with gateway_of(tmp_path, Gateway()), sales_end(tmp_path, Memory()) as link:
+        await know(link, "T1")
+        foreign = [application(serial, distributor="196", ta_account="T1") for serial in ("one", "two", "three")]
+        own = [application(serial, ta_account="T1") for serial in ("one", "two")]
+        await take(link, "file", [*foreign, own[0]], creator="996")
+        await settled(link, "file")
+        await take(link, "other", own, creator="996")
+        await settled(link, "other")
+        found = [(item.application.serial, item.reason) for item in await orders_of(link, source="other")]
+        assert sorted(found) == [("one", "duplicate_serial"), ("two", "")]
+        for serial, distributor in (("one", "996"), ("two", "996"), ("three", "196")):
+            record = await link.call("order", OrderQuery(serial), OrderRecord)
+            assert record.application.distributor == distributor
+
+
 async def test_the_same_source_changes_nothing_and_a_serial_counts_once(tmp_path: Path) -> None:
     async with gateway_of(tmp_path, Gateway()) as gateway, sales_end(tmp_path, Memory()) as link:
         await know(link, "T1")

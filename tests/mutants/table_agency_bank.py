@@ -153,7 +153,7 @@ MUTANTS = (
     Mutant(
         "foreign orders sold",
         "services/agency/window.py",
-        '            verdicts.append(Verdict("foreign_distributor", 0))\n',
+        "            verdicts.append(Verdict(FOREIGN, 0))\n",
         "            verdicts.append(_judge_one(application, products, find_profile, today))\n",
         "a file brings orders of another distributor",
         _RECORDS + "test_each_order_has_one_record_with_its_reason",
