@@ -4,6 +4,7 @@
 """
 
 import ast
+import configparser
 import importlib.metadata
 import re
 from collections.abc import Iterator
@@ -243,6 +244,26 @@ def test_no_test_sleeps() -> None:
 def test_folders_of_code_are_packages() -> None:
     folders = {PurePosixPath(path).parent for path in files_of(*PRODUCT, "tests")}
     assert sorted(str(folder) for folder in folders if not (ROOT / folder / "__init__.py").exists()) == []
+
+
+def is_packed(path: Path, patterns: configparser.SectionProxy) -> bool:
+    """Tell whether a wheel holds a file that is no code: its package, the nearest folder with code, must name it."""
+    folder = path.parent
+    while not (folder / "__init__.py").exists():
+        folder = folder.parent
+    inside = path.relative_to(folder)
+    package = ".".join(folder.relative_to(ROOT).parts)
+    named = f"{patterns['*']}, {patterns.get(package, '')}".split(", ")
+    return any(inside.match(name) and name.count("/") == len(inside.parts) - 1 for name in named if name)
+
+
+def test_whatever_is_no_code_is_in_the_wheel() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    files = [path for room in PRODUCT for path in (ROOT / room).rglob("*") if path.is_file()]
+    data = [path for path in files if path.suffix != ".py" and "__pycache__" not in path.parts]
+    patterns = config["options.package_data"]
+    assert sorted(str(path.relative_to(ROOT)) for path in data if not is_packed(path, patterns)) == []
 
 
 def test_error_codes_are_snake_case_and_listed() -> None:
