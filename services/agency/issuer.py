@@ -9,7 +9,7 @@ again and books nothing twice. Two issuer ends on one gateway cannot both be hea
 import gc
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -274,9 +274,11 @@ class Issuer:
             log.info("package allotted", bank=package.bank, root=package.root.hex(), **_reasons_logged(answer))
         return count
 
-    def _waiting(self) -> list[tuple[int, Kept]]:
-        found = [(number, self._store.kept(root)) for number, root in sorted(self._store.waiting.items())]
-        return [(number, kept) for number, kept in found if kept is not None]
+    def _waiting(self) -> Iterator[tuple[int, Kept]]:
+        """Yield the packages that wait, one read at a time: those of a large product do not fit into memory."""
+        for number, root in sorted(self._store.waiting.items()):
+            if (kept := self._store.kept(root)) is not None:
+                yield number, kept
 
     # -- people ----------------------------------------------------------------------------------------
 
