@@ -455,13 +455,20 @@ def _find(
     only_trades: bool = False,
 ) -> "list[OrderRecord]":
     from services.agency.sales_interface import SALES_PAGE_MAX, OrdersQuery, State
+    from services.agency.sending import known_parts, source_of_file
     from services.agency.sending import orders as ask_orders
-    from services.agency.sending import source_of_file
 
     source = "" if file is None else source_of_file(file)
-    query = OrdersQuery(None if state is None else State(state), source, limit=min(limit, SALES_PAGE_MAX))
-    path = socket_of(place, bank_of(place, bank), SALES, socket)
-    return ask_program(path, lambda link: ask_orders(link, query, records_max=limit, only_trades=only_trades))
+
+    async def ask(link: "LocalLink") -> "list[OrderRecord]":
+        found: list[OrderRecord] = []
+        for part in await known_parts(link, source) if source else [""]:
+            query = OrdersQuery(None if state is None else State(state), part, limit=min(limit, SALES_PAGE_MAX))
+            left = limit - len(found)
+            found += await ask_orders(link, query, records_max=left, only_trades=only_trades)
+        return found
+
+    return ask_program(socket_of(place, bank_of(place, bank), SALES, socket), ask)
 
 
 @click.command("order")

@@ -23,6 +23,15 @@ Json = dict[str, Any]
 
 GATEWAY, SALES, ISSUER = ("gateway", "gateway.sock"), ("sales", "sales.sock"), ("end", "issuer.sock")
 """The programs of an institution: how their folders' names end, and their sockets."""
+WHY = {
+    "not_allowed": "this account may not do it; proposed terms are accepted by the other party",
+    "not_party": "this account's organisation is neither its bank nor its issuer",
+    "bad_signature": "a signature does not hold: hansa channel agreement show FILE --check says whose",
+    "unknown_channel": "there is no such channel",
+    "channel_revoked": "the channel is revoked, or was after this agreement had begun",
+    "unknown_proposal": "nothing is proposed under this id: it is enacted or withdrawn, or never was",
+}
+"""What a contract's code means to people; the others speak for themselves."""
 
 
 class ChannelParameter(click.ParamType[tuple[str, str]]):
@@ -131,6 +140,7 @@ def submit(place: Place, signer: "Signer", calls: "Sequence[Call]", output: Outp
         Unreachable: ``outcome_unknown`` and others.
     """
     from consensus.ledger.transaction import ATOMIC
+    from services.client.errors import Refused
 
     def on_signed(transaction: "Transaction") -> None:
         note_error_details(transactionId=f"0x{transaction.id.hex()}")
@@ -139,7 +149,12 @@ def submit(place: Place, signer: "Signer", calls: "Sequence[Call]", output: Outp
     async def run(client: "Client") -> "Outcome":
         return (await client.call_many(signer, calls, mode=ATOMIC, on_signed=on_signed)).check()
 
-    return place.ask(run)
+    try:
+        return place.ask(run)
+    except Refused as error:
+        if error.code not in WHY:
+            raise
+        raise Refused(error.code, f"{WHY[error.code]} ({error.message})") from None
 
 
 def anchor_json(outcome: "Outcome") -> Json:

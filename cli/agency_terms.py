@@ -230,6 +230,7 @@ def show(bank: str, product: str | None, place: Place, output: Output) -> None:
     """
     from services.agency import clerk
     from services.client.client import Client
+    from services.client.errors import Refused
 
     if product is not None:
         code = product
@@ -242,6 +243,8 @@ def show(bank: str, product: str | None, place: Place, output: Output) -> None:
         return
 
     async def ask(client: Client) -> "tuple[dict[str, TermsRecord | None], list[ProposalRecord]]":
+        if await clerk.party(client, bank) is None:
+            raise Refused("unknown_party", f"{bank} is no party of agency sale on this chain")
         codes = [item.product for item in await clerk.products(client)]
         return {code: await clerk.terms_in_force(client, bank, code) for code in codes}, await clerk.proposals(client)
 

@@ -1,6 +1,6 @@
 """What people of an institution do on the chain: agreements, channels, terms. One function an errand, over a client."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -156,6 +156,16 @@ async def find(client: Client, method: str, arguments: dict[str, Value], kind: t
         return None
 
 
+async def _told(code: str, said: str, answer: Awaitable[T]) -> T:
+    """Return an answer; where the contract refuses with ``code``, say in words what it means."""
+    try:
+        return await answer
+    except Refused as error:
+        if error.code != code:
+            raise
+        raise Refused(code, said) from None
+
+
 async def party(client: Client, organisation: str) -> PartyRecord | None:
     """Return a party, None where it has not registered."""
     return await find(client, "party", {"organisation": organisation}, PartyRecord, "unknown_party")
@@ -217,8 +227,14 @@ async def products(client: Client) -> list[ProductRecord]:
 
 
 async def terms_in_force(client: Client, bank: str, code: str) -> TermsRecord | None:
-    """Return the terms in force for a product at a bank; errors with ``unknown_product``."""
-    return await ask(client, "terms", {"bank": bank, "product": code}, _MaybeTerms)  # type: ignore[arg-type]
+    """Return the terms in force for a product at a bank.
+
+    Raises:
+        Refused: ``unknown_product``.
+    """
+    arguments: dict[str, Value] = {"bank": bank, "product": code}
+    said = f"the chain has no product {code}"
+    return await _told("unknown_product", said, ask(client, "terms", arguments, _MaybeTerms))  # type: ignore[arg-type]
 
 
 async def terms_version(client: Client, bank: str, issuer: str, subject: str, version: int) -> TermsRecord | None:
@@ -233,7 +249,8 @@ async def proposal(client: Client, proposal_id: bytes) -> ProposalRecord:
     Raises:
         Refused: ``unknown_proposal``.
     """
-    return await ask(client, "proposal", {"proposal": proposal_id}, ProposalRecord)
+    said = "nothing is proposed under this id: it is enacted or withdrawn, or never was"
+    return await _told("unknown_proposal", said, ask(client, "proposal", {"proposal": proposal_id}, ProposalRecord))
 
 
 def accept_call(found: ProposalRecord, key: PrivateKey, chain_id: ChainId) -> Call:

@@ -36,6 +36,7 @@ from services.agency.sales_interface import (
     Taken,
     Total,
 )
+from services.client.errors import Refused
 from services.local.files import replace_file
 from services.local.link import LocalLink
 
@@ -371,6 +372,30 @@ async def orders(
             break
         query = msgspec.structs.replace(query, after=page.next)
     return found[:records_max]
+
+
+async def known_parts(sales: LocalLink, source: str) -> list[str]:
+    """Return the names under which the sales end has what was brought as ``source``: that, or one a part.
+
+    Raises:
+        Refused: ``unknown_source``.
+    """
+    try:
+        await sales.call("progress", ProgressQuery(source), Progress)
+    except Refused as error:
+        if error.code != "unknown_source":
+            raise
+    else:
+        return [source]
+    parts: list[str] = []
+    try:
+        while True:
+            await sales.call("progress", ProgressQuery(f"{source}.{len(parts)}"), Progress)
+            parts.append(f"{source}.{len(parts)}")
+    except Refused as error:
+        if error.code != "unknown_source" or not parts:
+            raise
+    return parts
 
 
 def write_confirmations(batch: Batch, records: Iterable[OrderRecord], out: Path | None) -> Path | None:

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from services.agency.interfaces import OrdersSubmit, OrdersSubmitted
 from services.agency.orders import Application, Code
 from services.agency.sales_interface import Progress, State
-from services.agency.sending import Batch, Report, register
+from services.agency.sending import Batch, Report, known_parts, register
+from services.client.errors import Refused
 from tests.agency.issuer_support import ADULT, application
-from tests.agency.test_sales import Gateway, Memory, gateway_of, sales_end
+from tests.agency.test_sales import Gateway, Memory, gateway_of, sales_end, take
 
 
 @dataclass
@@ -54,3 +56,14 @@ async def test_a_registration_that_was_dropped_goes_anew_and_no_other_one(tmp_pa
             assert {item.state for item in records} == {State.CONFIRMED}
         sent = [item.ta_account for package in gateway.packages.values() for item in package]
         assert sorted(sent) == ["T1", "T2"], "each once"
+
+
+async def test_a_file_that_went_in_parts_is_found_by_its_name(tmp_path: Path) -> None:
+    async with gateway_of(tmp_path, Gateway()), sales_end(tmp_path, Memory()) as link:
+        for number, source in enumerate(("small", "large.0", "large.1")):
+            await take(link, source, [application(f"n{number}")])
+        assert await known_parts(link, "small") == ["small"]
+        assert await known_parts(link, "large") == ["large.0", "large.1"]
+        with pytest.raises(Refused) as caught:
+            await known_parts(link, "never")
+        assert caught.value.code == "unknown_source"

@@ -122,6 +122,8 @@ def sell(net: Commands, tmp_path: Path) -> None:
     assert len(lines) == 40
     assert sum(int(line["amount"]) for line in lines) == int(sent["amount"])
     assert {**net.ask(*send), "seconds": 0, "new": True, "outcomes": ""} == {**sent, "seconds": 0, "outcomes": ""}
+    assert len(net.ask("agency", "orders", "--file", str(file))["orders"]) == 40
+    assert net.fault("agency", "orders", "--file", str(outcomes)) == "unknown_source"
     assert "foreign_distributor" in net.draw(*send)
     assert "CONFIRMED" in net.draw("agency", "records")
     assert "DROPPED foreign_distributor" in net.draw("agency", "orders", "--bank", "bank-a", "--state", "DROPPED")
@@ -158,6 +160,8 @@ def change_terms(net: Commands) -> None:
     proposal = net.ask(*propose, "--product", "C00002", "--kind", "022", "--amount-min", "10000")["proposal"]
     assert net.fault("agency", "terms", "accept", proposal, "--as", "issuer-c") == "not_allowed"
     assert net.ask("agency", "terms", "accept", proposal, "--as", "bank-a")["enacted"] is True
+    assert net.fault("agency", "terms", "accept", proposal, "--as", "bank-a") == "unknown_proposal"
+    assert net.fault("agency", "terms", "show", "--bank", "bank-x") == "unknown_party"
     terms = net.ask("agency", "terms", "show", "--bank", "bank-a", "--product", "C00002")["terms"]
     assert (terms["version"], terms["kinds"], terms["amountMin"]) == (2, ["022"], "10000")
     assert "product:C00002" in net.draw("agency", "terms", "show", "--bank", "bank-a")
