@@ -46,8 +46,7 @@ class PrivatePart:
         self.key = key.public.compressed
         self._name = name
         config = PrivateConfig(name=name, chain_id=chain_id, key=key)
-        self._network = PrivateNetwork(config, store, random=random, on_delivery=self._tell)
-        self._came = trio.Event()
+        self._network = PrivateNetwork(config, store, random=random)
         self._facts: tuple[ChannelFacts, ...] = ()
         self._registry = ChannelRegistry({}, {})
         self._deadline_ms: int | None = None
@@ -170,8 +169,7 @@ class PrivatePart:
 
     async def wait(self, after: int) -> None:
         """Return once something above the position waits for the owner."""
-        while not self.receive(after, limit=1, bytes_max=0):
-            await self._came.wait()
+        await self._network.wait(after)
 
     async def done(self, position: int) -> None:
         """Forget everything up to a position, durably."""
@@ -194,7 +192,3 @@ class PrivatePart:
             "channel_messages_waiting": sum(item.waiting for item in channels),
             "channel_rules_broken": self._network.refused.total(),
         }
-
-    def _tell(self) -> None:
-        self._came.set()
-        self._came = trio.Event()

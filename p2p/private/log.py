@@ -163,6 +163,11 @@ class ChannelLog:
         """Take note that all writes so far are durable: the owner may read what they delivered."""
         self._durable = self._last
 
+    def waits(self, after: int) -> bool:
+        """Tell whether :meth:`receive` has something behind a position, or refuses it."""
+        place = bisect_right(self._positions, after)
+        return after > self._durable or (place < len(self._positions) and self._positions[place] <= self._durable)
+
     def receive(self, after: int, *, limit: int, bytes_max: int) -> list[Delivery]:
         """Return what waits behind a position, oldest first, at least one when there is any.
 

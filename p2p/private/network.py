@@ -71,7 +71,6 @@ class PrivateNetwork:
         config: names, keys and bounds.
         store: where outboxes and the inbox are kept, sealed; it belongs to the caller and to nobody else.
         random: source of the jitter in dialling.
-        on_delivery: told when something new waits for the owner.
 
     Raises:
         StorageError: the store holds what cannot be.
@@ -83,11 +82,9 @@ class PrivateNetwork:
         store: PrivateStore,
         *,
         random: Random,
-        on_delivery: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._random = random
-        self._on_delivery = on_delivery
         self._delivered = trio.Event()
         self._writer = Writer(
             store,
@@ -165,7 +162,7 @@ class PrivateNetwork:
 
     async def wait(self, after: int) -> None:
         """Return when something lies behind a position, at once when the position was never given."""
-        while self._writer.log.last == after:
+        while not self._writer.log.waits(after):
             await self._delivered.wait()
 
     async def done(self, position: int) -> None:
@@ -315,7 +312,6 @@ class PrivateNetwork:
     def _delivery(self) -> None:
         self._delivered.set()
         self._delivered = trio.Event()
-        self._on_delivery()
 
     def _signal_change(self) -> None:
         self._changed.set()

@@ -84,7 +84,6 @@ class Site:
     ) -> None:
         self.name = NodeName(name)
         self.inbox = Inbox()
-        self.changed = Inbox()
         config = PrivateConfig(
             name=self.name,
             chain_id=CHAIN,
@@ -94,7 +93,7 @@ class Site:
             second_dial_ms=50,
             back_off_ms_max=100,
         )
-        self.private = PrivateNetwork(config, store, random=Random(name), on_delivery=self.changed.touch)
+        self.private = PrivateNetwork(config, store, random=Random(name))
         self.network: Network = make_network(
             certificates,
             name,

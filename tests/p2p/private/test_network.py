@@ -351,6 +351,32 @@ async def test_positions_ascend_over_restarts_and_what_is_done_is_gone(pair):
         assert refusal.value.code == "position_ahead"
 
 
+async def test_who_waits_for_news_reads_nothing_of_the_store(pair, monkeypatch):
+    """A value that does not open is then met by who reads it, and ends the node in order, not the wait as a bug."""
+    async with (
+        pair.site("a").running(facts_of(is_bank=True)) as a,
+        pair.site("b").running(facts_of(is_bank=False)) as b,
+    ):
+        for number in range(2):
+            await a.private.send(NAME, f"{number}", b"")
+        await b.collect(2)
+        await delivered_all(a)
+        await b.private.done(1)
+
+        def corrupted(key: bytes) -> bytes:
+            raise StorageError("not_sealed_here", "altered")
+
+        monkeypatch.setattr(pair.stores["b"], "get", corrupted)
+        with trio.fail_after(5):
+            for after in (0, 1, 9):
+                await b.private.wait(after)
+        with trio.move_on_after(0.05) as waiting:
+            await b.private.wait(2)
+        assert waiting.cancelled_caught
+        with pytest.raises(StorageError):
+            b.private.receive(0, limit=1, bytes_max=0)
+
+
 async def test_a_node_whose_store_was_lost_is_told_from_one_that_is_new(pair):
     """Within the epoch nothing passes, with the reason; in the next one all goes on."""
     async with pair.site("a").running(facts_of(is_bank=True)) as a:
