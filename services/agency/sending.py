@@ -380,22 +380,24 @@ async def known_parts(sales: LocalLink, source: str) -> list[str]:
     Raises:
         Refused: ``unknown_source``.
     """
+    if await _is_known(sales, source):
+        return [source]
+    parts: list[str] = []
+    while await _is_known(sales, part := f"{source}.{len(parts)}"):
+        parts.append(part)
+    if not parts:
+        raise Refused("unknown_source", f"nothing was brought to the sales end as {source}")
+    return parts
+
+
+async def _is_known(sales: LocalLink, source: str) -> bool:
     try:
         await sales.call("progress", ProgressQuery(source), Progress)
     except Refused as error:
         if error.code != "unknown_source":
             raise
-    else:
-        return [source]
-    parts: list[str] = []
-    try:
-        while True:
-            await sales.call("progress", ProgressQuery(f"{source}.{len(parts)}"), Progress)
-            parts.append(f"{source}.{len(parts)}")
-    except Refused as error:
-        if error.code != "unknown_source" or not parts:
-            raise
-    return parts
+        return False
+    return True
 
 
 def write_confirmations(batch: Batch, records: Iterable[OrderRecord], out: Path | None) -> Path | None:
