@@ -318,12 +318,14 @@ class Cooperation(Contract):
     def set_nav(self, context: Context, product: ProductCode, date: Date, nav: Nav) -> None:
         """Say a product's net asset value of a day, YYYYMMDD, in 1/10,000 of the currency a unit, by its issuer.
 
-        Said once for a day: the same again has no effect. The product's is that of the latest day.
-        Fails with ``unknown_product``, ``not_allowed`` or ``nav_exists``.
+        Said once for a day: the same again has no effect. The product's is that of the latest day. Fails with
+        ``unknown_product``, ``not_allowed``, ``nav_exists``, or ``bad_date`` for a day that has begun nowhere yet.
         """
         issuer = _acting(context, ISSUER_ROLE)
         record = _product(context, product)
         context.require(record["issuer"] == issuer, "not_allowed", "another issuer's product")
+        # A slip of the pen into the future would stay the latest day, until that day.
+        context.require(date <= _latest_date(context.time_ms), "bad_date", "the day has not come")
         key = f"nav/{product}/{date}"
         old: Record | None = context.state.get(key)
         if old is not None:
@@ -763,6 +765,19 @@ def _product(context: Context, product: str) -> Record:
     if record is None:
         raise Revert("unknown_product")
     return record
+
+
+def _latest_date(time_ms: int) -> int:
+    """Return the date, YYYYMMDD, that it is where on earth it is latest, in UTC+14."""
+    # A year begins with March here, so that a leap day is its last; 146,097 days are 400 years.
+    days = (time_ms + 14 * 3_600_000) // 86_400_000 + 719_468
+    day = days % 146_097
+    year = (day - day // 1_460 + day // 36_524 - day // 146_096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    month = (5 * day + 2) // 153
+    day += 1 - (153 * month + 2) // 5
+    year += days // 146_097 * 400
+    return (year + month // 10) * 10_000 + ((month + 2) % 12 + 1) * 100 + day
 
 
 def _check_terms(context: Context, terms: Record) -> None:

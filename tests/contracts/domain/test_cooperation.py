@@ -1,5 +1,6 @@
 """cooperation: who may do what; keys, agreements, channels and their epochs, products."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -320,7 +321,7 @@ def test_the_permission_desk_can_do_nothing_else(agency: Agency) -> None:
         ("not_allowed", "apply", agency.agreement("2")),
         ("not_party", "revoke_channel", {"bank": "bank-a", "issuer": "issuer-c", "reason": ""}),
         ("not_allowed", "set_product", {"product": "000198", "interface": "C-FUNDS", **product}),
-        ("not_allowed", "set_nav", {"product": "000198", "date": 20260101, "nav": 1}),
+        ("not_allowed", "set_nav", {"product": "000198", "date": 20231101, "nav": 1}),
         ("not_party", "propose_terms", agency.terms("bank-a", subject="type:x")),
         ("not_party", "accept_terms", {"proposal": proposal, "signature": signature}),
         ("not_party", "withdraw_terms", {"proposal": proposal}),
@@ -433,7 +434,7 @@ def test_a_suspended_organisation_does_nothing_and_gets_no_channel(agency: Agenc
         if answer["done"]:
             break
     agency.fails("organisation_suspended", "permission", "open_channels", application=application)
-    agency.fails("organisation_suspended", "issuer-c", "set_nav", product="000198", date=20260101, nav=1)
+    agency.fails("organisation_suspended", "issuer-c", "set_nav", product="000198", date=20231101, nav=1)
     agency.fails("organisation_suspended", "issuer-c", "register_party", **agency.party("issuer-c"))
 
 
@@ -474,15 +475,27 @@ def test_products_are_their_issuers(agency: Agency) -> None:
 
 
 def test_the_net_asset_value_of_a_day_is_said_once(agency: Agency) -> None:
-    agency.call("issuer-c", "set_nav", product="000198", date=20260102, nav=10_100)
+    agency.call("issuer-c", "set_nav", product="000198", date=20231102, nav=10_100)
     before = agency.records()
-    agency.call("issuer-c", "set_nav", product="000198", date=20260102, nav=10_100)
+    agency.call("issuer-c", "set_nav", product="000198", date=20231102, nav=10_100)
     assert agency.records() == before
-    agency.fails("nav_exists", "issuer-c", "set_nav", product="000198", date=20260102, nav=10_101)
-    agency.call("issuer-c", "set_nav", product="000198", date=20260101, nav=9_900)
+    agency.fails("nav_exists", "issuer-c", "set_nav", product="000198", date=20231102, nav=10_101)
+    agency.call("issuer-c", "set_nav", product="000198", date=20231101, nav=9_900)
     shown = agency.query("product", product="000198")
-    assert (shown["nav"], shown["navDate"]) == (10_100, 20260102)
+    assert (shown["nav"], shown["navDate"]) == (10_100, 20231102)
     agency.offer(risk=2)
     assert agency.query("product", product="000198")["nav"] == 10_100
-    agency.fails("not_allowed", "issuer-f", "set_nav", product="000198", date=20260103, nav=1)
-    agency.fails("unknown_product", "issuer-c", "set_nav", product="X", date=20260103, nav=1)
+    agency.fails("not_allowed", "issuer-f", "set_nav", product="000198", date=20231103, nav=1)
+    agency.fails("unknown_product", "issuer-c", "set_nav", product="X", date=20231103, nav=1)
+
+
+def test_a_net_asset_value_is_of_a_day_that_has_come(agency: Agency) -> None:
+    """Else a slip of the pen would be the latest one for years. A day counts once it has begun anywhere on earth."""
+    days = [datetime(2024, 2, 28, 9, 59, 30), datetime(2024, 12, 31, 10), datetime(2027, 7, 9), datetime(2100, 3, 1)]
+    for number, now in enumerate(days, 1):
+        agency.chain.time_ms = int(now.replace(tzinfo=UTC).timestamp()) * 1_000
+        latest = int((now + timedelta(hours=14)).strftime("%Y%m%d"))
+        too_late = int((now + timedelta(hours=14, days=1)).strftime("%Y%m%d"))
+        for date in (too_late, 99_991_231):
+            agency.fails("bad_date", "issuer-c", "set_nav", product="000198", date=date, nav=number)
+        agency.call("issuer-c", "set_nav", product="000198", date=latest, nav=number)
