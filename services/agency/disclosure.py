@@ -34,13 +34,20 @@ from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import ChainId
 from consensus.ledger.keys import PublicKey, Purpose
 from consensus.ledger.merkle import ListProof, leaf_is_under, prove_leaf
-from consensus.ledger.proof import StateClaim, Verified, proof_from_json_untrusted, verify_proof_untrusted
+from consensus.ledger.proof import (
+    PROOF_BYTES_MAX,
+    StateClaim,
+    Verified,
+    proof_from_json_untrusted,
+    verify_proof_untrusted,
+)
 from services.agency.orders import Application, Confirmation, Investor, Outcome, application_codec, outcome_codec
 from services.agency.packages import Answer, Package, Party, Round, order_leaves, outcome_leaves
 from services.client.answers import bytes_of, hex_of
 
 FORMAT: Final = "hansa-disclosure-1"
-FILE_BYTES_MAX = 4 * 1024 * 1024
+FILE_BYTES_MAX = PROOF_BYTES_MAX + 256 * 1024
+"""The proof, and one order with its confirmation and paths around it."""
 
 _Hex32 = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{64}\Z")]
 _Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
