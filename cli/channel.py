@@ -363,6 +363,10 @@ def list_channels(with_applications: bool, place: Place, output: Output) -> None
                 for item in applications
             ]
             table(console, ["number", "bank", "issuers", "status", "application"], lines, title="Applications")
+            if waiting := {
+                item.number: "0x" + item.application.hex() for item in applications if item.status == "PENDING"
+            }:
+                panel(console, "To be decided", waiting)
 
     output.show(data, draw)
 
