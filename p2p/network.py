@@ -328,7 +328,7 @@ class Network:
         try:
             with trio.fail_after(self._config.handshake_ms_max / 1000):
                 transport = await trio.open_tcp_stream(host, port)
-        except (OSError, trio.TooSlowError) as error:
+        except (OSError, UnicodeError, trio.TooSlowError) as error:  # the second of a name that cannot be one
             raise PeerError("unreachable", str(error)) from None
         return await self._handshaker.shake(transport, Side.DIALLER, expected=peer, protocol=protocol)
 

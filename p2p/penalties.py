@@ -27,10 +27,14 @@ POINTS: dict[str, float] = {
     "duplicate_session": 0.0,
     "not_admitted": 2.0,
     "no_channel": 2.0,
+    "private_failed": 2.0,
+    "refused_for_a_while": 2.0,
+    "too_many_sessions": 2.0,
 }
 """What an error costs where it differs from ``POINTS_DEFAULT``: bytes that no honest program sends cost more,
-two nodes that dial each other at the same time do nothing wrong, and a new member or partner may come before this node
-has read in the chain that it is one."""
+two nodes that dial each other at the same time do nothing wrong, a new member or partner may come before this node
+has read in the chain that it is one, and whoever is turned away by name, from a private session above all, must not
+lose the address that it shares with others, unless it comes far more often than a program that backs off does."""
 
 
 @dataclass(slots=True)

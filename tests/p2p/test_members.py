@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import NodeName
 from node.network.ca import Authority, to_pem
 from p2p.doubles import CLASHES_MIN, WINDOW_S, DoubleWatch
@@ -192,3 +193,21 @@ def test_a_node_that_is_restarted_now_and_then_is_not_doubled() -> None:
     watch = DoubleWatch()
     pause_s = WINDOW_S / (CLASHES_MIN - 1) + 1
     assert not any(watch.clashed(A, now_s=number * pause_s) for number in range(50))
+
+
+@pytest.mark.parametrize("host", ["node..example", ".", "x" * 64 + ".example"])
+async def test_an_address_that_no_resolver_takes_makes_its_node_unreachable_and_ends_no_other(
+    certificates: Certificates, host: str
+) -> None:
+    """Members agreed to write it; whoever dials it, for blocks or for a private channel, goes on."""
+    b = make_network(certificates, "b", Inbox())
+    async with running(b) as [port]:
+        a = make_network(certificates, "a", Inbox(), peers={"b": port})
+        async with running(a):
+            a.members_changed(certificates.trust, {B: (HOST, port), C: (host, 1)})
+            with trio.fail_after(30):
+                while a.connected() != (B,) or not any(peer.last_error for peer in a.peers() if peer.name == C):
+                    await trio.lowlevel.checkpoint()
+            with pytest.raises(PeerError) as caught:
+                await a.dial_private(C)
+            assert caught.value.code == "unreachable"

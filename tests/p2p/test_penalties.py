@@ -1,5 +1,7 @@
 """Penalties: errors add up, melt away, and refuse for a while."""
 
+import pytest
+
 from p2p.penalties import ENTRIES_MAX, POINTS_DEFAULT, POINTS_MAX, REFUSAL_S, PenaltyBook
 
 
@@ -25,3 +27,11 @@ def test_memory_is_bounded():
     assert book.points("0", now_s=0.0) == 0
     assert book.points(str(2 * ENTRIES_MAX - 1), now_s=0.0) == POINTS_DEFAULT
     assert sum(book.points(str(number), now_s=0.0) > 0 for number in range(2 * ENTRIES_MAX)) == ENTRIES_MAX
+
+
+@pytest.mark.parametrize("code", ["no_channel", "private_failed", "refused_for_a_while", "too_many_sessions"])
+def test_who_is_turned_away_by_name_and_backs_off_keeps_its_address(code):
+    """A partner whose private sessions are refused dials every two seconds, and comes in public from there too."""
+    book = PenaltyBook()
+    assert not any(book.add("address", code, now_s=now_s) for now_s in range(0, 10_000, 2))
+    assert any(book.add("address", code, now_s=10_000 + number / 100) for number in range(100))
