@@ -11,7 +11,7 @@ import trio
 from consensus.ledger.errors import PeerError
 from consensus.ledger.keys import PrivateKey
 from services.agency import authority, clerk
-from services.agency.authority import AuthoritySettings, serve
+from services.agency.authority import AuthoritySettings, enact, serve
 from services.agency.clerk import ApplicationRecord
 from services.agency.credentials import Conditions, made_terms, new_agreement, sign_agreement
 from services.client.client import Client
@@ -112,13 +112,21 @@ async def test_it_refuses_whom_it_is_told_to(tmp_path: Path) -> None:
         assert (await decided(found.client, await apply(found.client, [ISSUER], "8"))).status == "OPENED"
 
 
-async def test_a_manual_desk_enacts_terms_and_leaves_applications_to_people(tmp_path: Path) -> None:
+async def test_a_manual_desk_enacts_terms_and_leaves_applications_to_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bytes] = []
+    monkeypatch.setattr(authority, "enact", lambda item: tried.append(item.proposal) or enact(item))
     async with world(tmp_path) as found:
         application = await apply(found.client, [OTHER])
+        terms = made_terms(bank=BANK, issuer=ISSUER, subject="type:money-market", terms=Conditions(kinds=["022"]))
+        half_signed = terms.call(1, BUSINESS[ISSUER], found.client.chain_id)
+        (await found.client.call_many(signer(ISSUER), [half_signed])).check()
         async with desk(found, is_manual=True):
             proposal = await propose(found)
             assert await clerk.await_enacted(found.client, proposal, timeout_ms=WAIT_MS)
             assert (await decided_now(found.client, application)).status == "PENDING"
+        assert set(tried) == {proposal.proposal}
         in_force = await clerk.terms_in_force(found.client, BANK, "000198")
         assert in_force is not None
         assert (in_force.kinds, in_force.version) == (["022", "024"], 1)
@@ -150,6 +158,8 @@ async def test_two_desks_do_no_harm(tmp_path: Path) -> None:
 async def test_more_than_a_page_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authority, "PAGE", 2)
     monkeypatch.setattr(authority, "CALLS_MAX", 3)
+    monkeypatch.setattr(authority, "_WAKING", frozenset())  # it looks once
+    monkeypatch.setattr(authority, "LOOK_MS", 10 * WAIT_MS)
     async with world(tmp_path) as found:
         applications = [await apply(found.client, [OTHER], str(number)) for number in range(7)]
         async with desk(found):

@@ -1,8 +1,10 @@
 """The sales end: what it sends, drops and records, and that it may die at every write. The gateway is a double."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -141,7 +143,12 @@ def confirmed(item: Application, reason: str = "", code: str = "") -> Confirmati
 
 @asynccontextmanager
 async def sales_end(
-    folder: Path, store: Memory, *, window_ms: int = 0, distributor: str = "996"
+    folder: Path,
+    store: Memory,
+    *,
+    window_ms: int = 0,
+    distributor: str = "996",
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
 ) -> AsyncIterator[LocalLink]:
     """Run a sales end for the time of the block."""
     settings = SalesSettings(
@@ -149,7 +156,7 @@ async def sales_end(
     )
     stopping = trio.Event()
     async with LocalLink(settings.socket) as link, trio.open_nursery() as nursery:
-        await nursery.start(serve, settings, store, stopping)
+        await nursery.start(partial(serve, settings, store, stopping, now_ms=now_ms))
         yield link
         await link.aclose()
         stopping.set()
@@ -331,12 +338,17 @@ async def test_a_package_that_is_never_taken_is_rejected_and_an_answer_undoes_th
 
 
 async def test_orders_gather_until_the_window_ends(tmp_path: Path) -> None:
-    async with gateway_of(tmp_path, Gateway()) as gateway, sales_end(tmp_path, Memory(), window_ms=200) as link:
+    now_ms = time.time_ns() // 1_000_000
+    async with (
+        gateway_of(tmp_path, Gateway()) as gateway,
+        sales_end(tmp_path, Memory(), window_ms=50, now_ms=lambda: now_ms) as link,
+    ):
         await know(link, "T1")
         for at in range(5):
             await take(link, f"till-{at}", [application(f"o{at}", ta_account="T1")], closes=False)
         assert (await link.call("order", OrderQuery("o3"), OrderRecord)).state is State.NEW
         assert [record.state for record in await orders_of(link)] == [State.NEW] * 5
+        now_ms += 50
         for at in range(5):
             await settled(link, f"till-{at}")
         assert [len(sent) for sent in gateway.packages.values()] == [5]
