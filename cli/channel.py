@@ -364,7 +364,9 @@ def list_channels(with_applications: bool, place: Place, output: Output) -> None
             ]
             table(console, ["number", "bank", "issuers", "status", "application"], lines, title="Applications")
             if waiting := {
-                item.number: "0x" + item.application.hex() for item in applications if item.status == "PENDING"
+                f"{item.bank} {item.number}": "0x" + item.application.hex()
+                for item in applications
+                if item.status == "PENDING"
             }:
                 panel(console, "To be decided", waiting)
 
