@@ -6,7 +6,6 @@ Every value is sealed with AES-256-GCM under the key of a file beside it and bou
 one sync, in a worker thread; reads are made where they are asked for, and see what was last written.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -20,6 +19,7 @@ import trio
 
 from consensus.ledger.errors import InvariantError, LocalError, StorageError
 from consensus.ledger.sealing import KEY_BYTES, Sealer
+from services.local.sqlite import sync_folder, typed_errors
 
 DATABASE = "vault.db"
 FORMAT = 1
@@ -66,7 +66,7 @@ class Vault:
         self._lock = _lock(folder)
         self._worker = trio.CapacityLimiter(1)
         try:
-            with _typed_errors(folder):
+            with typed_errors(folder / DATABASE):
                 key, is_new = _read_key(key_file, is_empty=not (folder / DATABASE).exists())
                 self._sealer = Sealer(key, secrets.token_bytes)
                 self._blinding = hashlib.sha256(b"hansa vault names" + key).digest()
@@ -78,7 +78,7 @@ class Vault:
                     self._writer.close()
                     raise
                 if is_new:
-                    _sync_folder(key_file.parent)
+                    sync_folder(key_file.parent)
         except BaseException:
             os.close(self._lock)
             raise
@@ -89,7 +89,7 @@ class Vault:
         Raises:
             StorageError: the disk fails, or the value does not open.
         """
-        with _typed_errors(self.folder):
+        with typed_errors(self.folder / DATABASE):
             row = self._reader.execute("SELECT value FROM map WHERE name = ?", (name,)).fetchone()
         return None if row is None else self._sealer.open(name, row[0])
 
@@ -153,7 +153,7 @@ class Vault:
         below = "" if upper is None else "AND name < ?"
         values = (lower, limit) if upper is None else (lower, upper, limit)
         text = f"SELECT name, value FROM map WHERE name >= ? {below} ORDER BY name {order} LIMIT ?"
-        with _typed_errors(self.folder):
+        with typed_errors(self.folder / DATABASE):
             return self._reader.execute(text, values).fetchall()
 
     def _write(self, pairs: Sequence[Pair]) -> None:
@@ -163,7 +163,7 @@ class Vault:
             raise StorageError("key_worn", f"{self.folder}: its key has sealed {self._sealed} values, and may no more")
         self._sealed = sealed  # also where the write fails: its nonces were used
         rows = [(name, None if value is None else self._sealer.seal(name, value)) for name, value in pairs]
-        with _typed_errors(self.folder), _transaction(self._writer):
+        with typed_errors(self.folder / DATABASE), _transaction(self._writer):
             for name, value in rows:
                 if value is None:
                     self._writer.execute("DELETE FROM map WHERE name = ?", (name,))
@@ -230,7 +230,7 @@ def _make_key(path: Path) -> bytes:
 
 def _lock(folder: Path) -> int:
     """Make the folder and lock it; the lock lives as long as the descriptor, and ends with the process."""
-    with _typed_errors(folder):
+    with typed_errors(folder / DATABASE):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -266,7 +266,7 @@ def _open_database(folder: Path, sealer: Sealer) -> sqlite3.Connection:
             database.execute("INSERT INTO meta VALUES (1, ?)", (sealer.seal(_CHECK_PLACE, _CHECK_VALUE),))
             database.execute("COMMIT")
             for changed in (folder, folder.parent):
-                _sync_folder(changed)
+                sync_folder(changed)
         elif (application, version) != (_APPLICATION_ID, FORMAT):
             raise StorageError("wrong_format", f"{folder / DATABASE} has format {version}, this program reads {FORMAT}")
         elif (found := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
@@ -290,39 +290,3 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new files' names durable, which syncing the files alone does not."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _typed_errors(folder: Path) -> Iterator[None]:
-    """Say of SQLite's errors what they mean for who runs the program."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        # Errors of the module itself (a closed connection, a wrong number of values) have no code: those are bugs.
-        primary = getattr(error, "sqlite_errorcode", None)
-        match primary if primary is None else primary & 0xFF:
-            case None:
-                raise
-            case sqlite3.SQLITE_FULL:
-                raise _disk_error(folder, errno.ENOSPC, str(error)) from None
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                raise StorageError("corrupted", f"{folder / DATABASE}: {error}") from None
-            case _:
-                raise StorageError("disk_failed", f"{folder / DATABASE}: {error}") from None
-    except OSError as error:
-        raise _disk_error(folder, error.errno, error.strerror or "") from None
-
-
-def _disk_error(folder: Path, number: int | None, words: str) -> StorageError:
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError("disk_full", f"{folder}: {words}; make room and start again: nothing is lost")
-    return StorageError("disk_failed", f"{folder}: {words}")

@@ -7,7 +7,6 @@ All calls run one after the other in a worker thread, each as one transaction. A
 away; the epoch, checked in every transaction, fences off an owner that lost the lock without knowing it.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 import trio
 
 from consensus.ledger.errors import InvariantError, LocalError, StorageError
+from services.local.sqlite import disk_error, sync_folder, typed_errors
 from services.messages.store import Change, Counts, Entry, NewMessage, Published, Record, State
 
 DATABASE = "messages.db"
@@ -156,7 +156,7 @@ class EmbeddedStore:
             raise LocalError("store_closed", f"{self._folder} is not open")
 
         def call() -> Answer:
-            with _typed_errors(owned.folder), owned.transaction():
+            with typed_errors(owned.folder / DATABASE), owned.transaction():
                 return work(owned)
 
         return await trio.to_thread.run_sync(call, limiter=self._worker)
@@ -169,7 +169,7 @@ class _Owned:
         self.folder = folder
         self._lock = _lock(folder)
         try:
-            with _typed_errors(folder):
+            with typed_errors(folder / DATABASE):
                 self._database = _open_database(folder)
                 self._database.execute("BEGIN IMMEDIATE")
                 (self.epoch,) = self._one("UPDATE meta SET epoch = epoch + 1 RETURNING epoch")
@@ -399,7 +399,7 @@ def _lock(folder: Path) -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise _disk_error(folder, error.errno, error.strerror or "") from None
+        raise disk_error(folder, error.errno, error.strerror or "") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -429,7 +429,7 @@ def _open_database(folder: Path) -> sqlite3.Connection:
                 f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
             )
             for changed in (folder, folder.parent):
-                _sync_folder(changed)
+                sync_folder(changed)
         elif (application, version) != (_APPLICATION_ID, FORMAT):
             raise StorageError("wrong_format", f"{folder / DATABASE} has format {version}, this program reads {FORMAT}")
         elif (found := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
@@ -438,41 +438,3 @@ def _open_database(folder: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new files' names durable, which syncing the files alone does not."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _typed_errors(folder: Path) -> Iterator[None]:
-    """Say of SQLite's errors what they mean for who runs the program."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        # Errors of the module itself (a closed connection, a wrong number of values) have no code: those are bugs.
-        primary = getattr(error, "sqlite_errorcode", None)
-        match primary if primary is None else primary & 0xFF:
-            case None:
-                raise
-            case sqlite3.SQLITE_FULL:
-                raise _disk_error(folder, errno.ENOSPC, str(error)) from None
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                raise StorageError("corrupted", f"{folder / DATABASE}: {error}") from None
-            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-                raise LocalError("store_locked", f"another process holds {folder / DATABASE}") from None
-            case _:
-                raise StorageError("disk_failed", f"{folder / DATABASE}: {error}") from None
-    except OSError as error:
-        raise _disk_error(folder, error.errno, error.strerror or "") from None
-
-
-def _disk_error(folder: Path, number: int | None, words: str) -> StorageError:
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError("disk_full", f"{folder}: {words}; make room and start again: nothing is lost")
-    return StorageError("disk_failed", f"{folder}: {words}")
