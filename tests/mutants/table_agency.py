@@ -52,6 +52,14 @@ MUTANTS = (
         _PARTIES + "test_an_agreement_from_before_a_revocation_does_not_open_the_channel_again",
     ),
     Mutant(
+        "revocation forgotten in the next epoch",
+        _COOPERATION,
+        'context.state.get(f"revoked/{bank}/{issuer}") or 0',
+        '0 if old is None or old["status"] == OPEN else old["revokedMs"]',
+        "a second agreement from before a revocation prolongs the channel that was opened anew",
+        _PARTIES + "test_a_revocation_is_remembered_when_the_channel_was_opened_anew",
+    ),
+    Mutant(
         "grace until the agreement ends",
         _COOPERATION,
         'min(record["graceUntilMs"], context.time_ms + grace_ms)',

@@ -95,6 +95,14 @@ MUTANTS = (
         _TRADES + "test_the_issuer_anchors_what_its_bank_has_not_and_the_bank_s_own_adds_nothing",
     ),
     Mutant(
+        "anchor given up",
+        _ANCHORING,
+        "        if code not in _FINAL:\n",
+        "        if code in _FINAL:\n",
+        "evidence is lost for a slip in a gateway's settings",
+        "pytest tests/agency/test_anchoring.py::test_no_anchor_is_given_up_that_may_succeed_later",
+    ),
+    Mutant(
         "one anchor a transaction",
         _ANCHORING,
         "ANCHORS_PER_TRANSACTION_MAX = 64",
@@ -117,6 +125,15 @@ MUTANTS = (
         "        pass\n",
         "another order passes for the one that was signed",
         _DISCLOSED + "test_either_side_discloses_one_order_and_anybody_checks_it",
+    ),
+    Mutant(
+        "disclosure held against the anchor's count",
+        _DISCLOSURE,
+        "    if not leaf_is_under(root, leaf, _list_proof(disclosure.path)):\n",
+        "    is_whole = disclosure.path.count == anchor.count\n"
+        "    if not is_whole or not leaf_is_under(root, leaf, _list_proof(disclosure.path)):\n",
+        "a bank that signs a wrong number of orders keeps its issuer from proving any of them",
+        _DISCLOSED + "test_what_one_side_signs_beside_the_truth_keeps_no_order_from_being_proven",
     ),
     Mutant(
         "disclosure without the outcome's path",
