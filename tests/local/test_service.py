@@ -18,6 +18,7 @@ import trio
 
 from consensus.ledger.errors import HansaError, LocalError, StorageError
 from services.client.errors import Refused, Unreachable
+from services.client.sockets import address_of
 from services.client.tasks import single_errors
 from services.local import service as service_module
 from services.local.link import LocalLink
@@ -200,8 +201,8 @@ async def test_a_living_program_is_left_alone_and_a_dead_one_replaced(tmp_path: 
         with pytest.raises(LocalError) as caught, trio.fail_after(5):
             await serve(path, make_service(), trio.Event())
         assert caught.value.code == "already_running"
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as left, address_of(path) as address:
+        left.bind(address)
     async with running(path), LocalLink(path) as link:
         assert (await link.call("echo", Echo(b"new"), Echoed)).data == b"new"
     path.write_text("mine")
@@ -226,9 +227,9 @@ async def test_an_answer_that_is_none(tmp_path: Path) -> None:
         with pytest.raises(HansaError) as caught:
             await link.call("echo", Echo(b""), list[int])
         assert caught.value.code == "bad_answer"
-        transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "a.sock"))
-        async with httpx.AsyncClient(transport=transport) as client:
-            assert (await client.get("http://localhost/rpc")).status_code == 405
+        with address_of(tmp_path / "a.sock") as address:
+            async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=address)) as client:
+                assert (await client.get("http://localhost/rpc")).status_code == 405
 
 
 def test_refused_is_not_unreachable() -> None:
