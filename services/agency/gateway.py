@@ -327,7 +327,7 @@ async def run(settings: GatewaySettings) -> None:
     gc.freeze()
     with single_errors():
         async with stop_signals() as stopping, open_vault(settings.data, settings.key_file) as vault:
-            # A store that was lost and made anew counts on above what the ends beside it have seen of the one before.
+            # A store that was made anew, or an older one that was put back, counts on above what the ends have seen.
             await serve(settings, vault, stopping, first_position=time.time_ns() // 1_000_000)
     log.info("stopped")
 
@@ -343,7 +343,7 @@ async def serve(
 ) -> None:
     """Serve until ``stopping`` is set; errors as for :func:`run`.
 
-    News and packages of a new store have positions above ``first_position``.
+    News and packages that come from now on have positions above ``first_position``.
     """
     with single_errors():
         async with (

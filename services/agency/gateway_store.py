@@ -221,13 +221,13 @@ def round_key(root: bytes, round_number: int, outcome_root: bytes) -> bytes:
 
 
 class _Counter:
-    """Positions under a prefix, above ``first``, and who waits for one above."""
+    """Positions under a prefix and who waits for one; those to come are above ``first``, whatever stands already."""
 
     def __init__(self, store: Store, prefix: bytes, first: int = 0) -> None:
         newest = next(iter(store.scan(prefix, reverse=True, limit=1)), None)
         self.prefix = prefix
-        self.last = first if newest is None else int.from_bytes(newest[0][len(prefix) :], "big")
-        self._empty = self.last if newest is None else 0
+        self._newest = 0 if newest is None else int.from_bytes(newest[0][len(prefix) :], "big")
+        self.last = max(first, self._newest)
         self._changed = trio.Event()
 
     def key(self, ahead: int) -> bytes:
@@ -237,13 +237,14 @@ class _Counter:
     def advance(self, count: int) -> None:
         if count:
             self.last += count
+            self._newest = self.last
             self._changed.set()
             self._changed = trio.Event()
 
     async def wait(self, after: int, timeout_ms: int) -> None:
         """Return when there is a position above ``after``, or time is up."""
         with trio.move_on_after(timeout_ms / 1000):
-            while self.last <= max(after, self._empty):
+            while self._newest <= after:
                 await self._changed.wait()
 
 

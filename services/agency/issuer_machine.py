@@ -328,7 +328,7 @@ class Desk:
         sold = sell(application.volume, nav=product.nav, charge_basis_points=product.charge_basis_points)
         if sold.money == 0:
             return "amount_too_small"
-        if sold.money > AMOUNT_MAX:
+        if sold.money + sold.charge > AMOUNT_MAX:
             return "amount_too_large"
         self._books.move(user, product.product, application.distributor, -sold.units)
         self._books.count(product.product, units_out=sold.units)

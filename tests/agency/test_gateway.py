@@ -269,6 +269,26 @@ async def test_an_answer_is_about_the_places_that_it_may_be_about(tmp_path: Path
         assert len((await state_of(bank, root)).rounds) == 2
 
 
+async def test_an_older_store_put_back_counts_on_above_what_the_ends_have_seen(tmp_path: Path) -> None:
+    async with world(tmp_path) as found, found.gateway(ISSUER) as issuer:
+        store = MemoryStore()
+        async with found.gateway(BANK, store) as bank:
+            await submit(bank, *ORDERS[:1])
+            position, _ = await answer_next(issuer)
+            await outcomes(bank, 2)
+            older = dict(store.data)
+            await submit(bank, *ORDERS[1:2], batch="second")
+            position, _ = await answer_next(issuer, position)
+            seen = (await outcomes(bank, 4))[-1].position
+        store.data = older
+        async with found.gateway(BANK, store, first_position=1_000) as bank:
+            assert (await bank.call("outcomes_next", Next(seen, 0), OutcomesNext)).items == []
+            root = (await submit(bank, *ORDERS[2:3], batch="third")).packages[0].root
+            await answer_next(issuer, position)
+            page = await bank.call("outcomes_next", Next(seen, 10_000, 1), OutcomesNext)
+            assert [(item.kind, item.root) for item in page.items] == [("answered", root)]
+
+
 async def test_a_position_that_none_can_be_is_refused(tmp_path: Path) -> None:
     async with world(tmp_path) as found, found.gateway(BANK) as bank:
         for method, kind in (("outcomes_next", OutcomesNext), ("packages_next", PackagesNext)):

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -301,14 +302,20 @@ class World:
 
     @asynccontextmanager
     async def gateway(
-        self, organisation: str, store: Store | None = None, *, business: PrivateKey | None = None
+        self,
+        organisation: str,
+        store: Store | None = None,
+        *,
+        business: PrivateKey | None = None,
+        first_position: int = 0,
     ) -> AsyncIterator[LocalLink]:
         """Run a gateway for the time of the block; what its loops are about is given up at its end."""
         settings, stopping = self.settings(organisation), trio.Event()
         if business is not None:
             settings = replace(settings, business=Signer.of("business", business))
         async with LocalLink(settings.socket) as link, trio.open_nursery() as nursery:
-            self.gateways[organisation] = await nursery.start(self._serve, settings, store, stopping)
+            running = (self._serve, settings, store, first_position, stopping)
+            self.gateways[organisation] = await nursery.start(*running)
             with ending(stopping) as failed:
                 yield link
         failed.check()
@@ -317,14 +324,16 @@ class World:
         self,
         settings: GatewaySettings,
         store: Store | None,
+        first_position: int,
         stopping: trio.Event,
         task_status: trio.TaskStatus[Gateway],
     ) -> None:
+        run = partial(serve, now_ms=self.clock.now_ms, first_position=first_position, task_status=task_status)
         if store is not None:
-            await serve(settings, store, stopping, now_ms=self.clock.now_ms, task_status=task_status)
+            await run(settings, store, stopping)
             return
         async with open_vault(settings.data, settings.key_file) as vault:
-            await serve(settings, vault, stopping, now_ms=self.clock.now_ms, task_status=task_status)
+            await run(settings, vault, stopping)
 
     async def call(self, who: str, method: str, contract: str = "cooperation", **arguments: Value) -> Value:
         """Call a contract as an organisation."""
