@@ -10,8 +10,9 @@ _WRITE = """\
         self.log.written()
 """
 _SEND = """\
-        for name, channel, item in sends:
+        for count, (name, channel, item) in enumerate(sends, start=1):
             self._send(name, channel, item)
+            await _rest(count)
 """
 _TEST = "pytest tests/p2p/private/test_channel_machine.py::test_"
 _STATEFUL = "pytest tests/p2p/private/test_channel_stateful.py::test_sides_agree_whatever_happens_to_them"
@@ -128,5 +129,30 @@ MUTANTS = (
         "            if False:",
         "a member whose certificate is revoked keeps its private session",
         "pytest tests/p2p/private/test_network.py::test_a_member_that_is_shut_out_loses_its_private_session",
+    ),
+    Mutant(
+        "shut out only before the handshake",
+        "p2p/network.py",
+        "        elif self._is_admitted(done.identity):\n",
+        "        else:\n            await self._private.serve(done, address)\n        if False:\n",
+        "who holds its last word back until it is revoked keeps a private session for as long as it likes",
+        "pytest tests/p2p/private/test_network.py::"
+        "test_a_member_that_is_shut_out_within_the_handshake_gets_no_private_session",
+    ),
+    Mutant(
+        "an epoch that ended opens again",
+        _MACHINE,
+        "            self._update(is_refused=True)",
+        "            pass",
+        "a node that reads its chain anew looks for messages that it gave up, and its channels end with a bug",
+        _TEST + "a_node_that_reads_the_chain_anew_sends_nothing_more_in_an_epoch_that_it_saw_end",
+    ),
+    Mutant(
+        "a flood is taken in one go",
+        "p2p/private/writer.py",
+        "    if count % STRETCH_EVENTS_MAX == 0:",
+        "    if False:",
+        "a partner's flood stops the node's consensus (R78)",
+        "pytest tests/p2p/private/test_network.py::test_a_flood_of_events_leaves_time_for_whatever_else_the_node_does",
     ),
 )

@@ -12,7 +12,7 @@ MUTANTS = (
         "registry not followed",
         "node/private.py",
         "            if ChannelRegistry.touched_by(writes):\n"
-        "                self.read(state, time_ms)\n"
+        "                self._read(state, time_ms)\n"
         "            elif",
         "            if",
         "a channel that was opened is not there, one that was revoked still is",
