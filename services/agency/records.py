@@ -184,7 +184,7 @@ class Records:
 
     def is_known(self, serial: str) -> bool:
         """Tell whether an order of our own with this serial is in a block."""
-        return self._store.get(self._order_key(serial)) is not None
+        return self._store.get(order_key(self._store, serial)) is not None
 
     def is_package(self, root: bytes) -> bool:
         """Tell whether a package is known here."""
@@ -222,7 +222,8 @@ class Records:
         Raises:
             LocalError: ``unknown_order``.
         """
-        place = self._store.get(self._order_key(serial)) or self._store.get(self._order_key(serial, is_foreign=True))
+        store = self._store
+        place = store.get(order_key(store, serial)) or store.get(order_key(store, serial, is_foreign=True))
         if place is not None:
             records = self._records(int.from_bytes(place[:8], "big"))
             return records[int.from_bytes(place[8:], "big")]
@@ -268,9 +269,6 @@ class Records:
             if query.ta_account in ("", profile.ta_account):
                 items.append(profile)
         return Profiles(items, "")
-
-    def _order_key(self, serial: str, *, is_foreign: bool = False) -> bytes:
-        return b"i" + self._store.blind("foreign" if is_foreign else "order", serial)
 
     def _profile_key(self, ta_account: str, issuer: str) -> bytes:
         return b"u" + self._store.blind("profile", issuer, ta_account)
@@ -342,6 +340,11 @@ class Records:
         if found is None:
             raise StorageError("corrupted", f"the record {key[:1]!r} of the sales end is missing")
         return found
+
+
+def order_key(store: Store, serial: str, *, is_foreign: bool = False) -> bytes:
+    """Return the key of an order's place; ``is_foreign``: it was dropped as another distributor's."""
+    return b"i" + store.blind("foreign" if is_foreign else "order", serial)
 
 
 def confirmations_of(

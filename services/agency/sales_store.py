@@ -31,6 +31,7 @@ from services.agency.records import (
     encode_row,
     key_of,
     numbered,
+    order_key,
 )
 from services.agency.sales_interface import Profile, State
 from services.agency.window import DUPLICATE, FOREIGN
@@ -106,7 +107,7 @@ class SalesStore(Records):
                 for place, order in enumerate(orders):
                     # A serial that was taken before stays where it is.
                     if order.reason != DUPLICATE:
-                        key = self._order_key(order.application.serial, is_foreign=order.reason == FOREIGN)
+                        key = order_key(self._store, order.application.serial, is_foreign=order.reason == FOREIGN)
                         writes.append((key, numbered(count) + place.to_bytes(4, "big")))
                 for source, own in block.sources.items():
                     row = sources.get(source) or self._must(b"q" + numbered(source), SourceRow)
