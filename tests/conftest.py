@@ -1,6 +1,7 @@
 """For all tests: hypothesis draws the same examples in every run, and a busy machine is no failure."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ from hypothesis import settings
 
 settings.register_profile("hansa", deadline=None, derandomize=True, database=None)
 settings.load_profile("hansa")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In a script's background, where every program below would ignore SIGINT: a test's Ctrl-C would never end one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _DATA = Path(os.environ.get("HANSA_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 

@@ -220,9 +220,10 @@ async def test_the_largest_payload_goes_through_and_a_page_has_a_bound(owner: Ow
     assert [item["payload"] == payload for item in items] == [True]
     head = b"POST /rpc HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     body = b" " * (BODY_BYTES_MAX + 1)
-    async with await trio.open_unix_socket(str(owner.path)) as stream:
-        await stream.send_all(head % len(body) + body)
-        assert b" 413 " in await stream.receive_some()
+    with address_of(owner.path) as address:
+        async with await trio.open_unix_socket(address) as stream:
+            await stream.send_all(head % len(body) + body)
+            assert b" 413 " in await stream.receive_some()
 
 
 async def test_a_poll_waits_for_what_comes(owner: Owner) -> None:
