@@ -91,7 +91,7 @@ def flash_sale(rows: str, seconds: int, backlog: int, wishes: int, full: bool, o
 @click.option("--orders", metavar="N", type=Number(1, 20_000), default=10_000, show_default=True, help="Of row large.")
 @json_option
 def agency(rows: str, applications: Path | None, runs: int, orders: int, output: Output) -> None:
-    """Measure agency sale: a fund file end to end, packages against single orders, the latency of one. Some minute.
+    """Measure agency sale: a fund file end to end, packages against single orders, the latency of one; about a minute.
 
     Every time is from giving orders to the sales end until they are recorded, and anchored on the chain.
 

@@ -236,7 +236,7 @@ class Desk:
     def _head(self, root: bytes) -> Head:
         head = self._store.head(root)
         if head is None:
-            raise LocalError("unknown_package", f"the gateway has no package {root.hex()}")
+            raise LocalError("unknown_package", f"the gateway has no package 0x{root.hex()}")
         return head
 
     def _state(self, root: bytes, head: Head) -> PackageState:

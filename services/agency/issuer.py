@@ -234,7 +234,7 @@ class Issuer:
             books = self._store.books()
             known = books.ratio(product)
             if known not in (None, ratio):
-                raise LocalError("already_allotted", f"{product} was allotted at {known} basis points")
+                raise LocalError("already_allotted", f"{product} was allotted at {known / 100:g} %")
             if known is None:
                 if await self._product(product, self._settings.organisation) is None:
                     raise LocalError("unknown_product", f"{product} is none of our products")
@@ -334,7 +334,7 @@ class Issuer:
         """
         kept = self._store.kept(params.root)
         if kept is None:
-            raise LocalError("unknown_package", f"no package {params.root.hex()} was answered here")
+            raise LocalError("unknown_package", f"no package 0x{params.root.hex()} was answered here")
         unsent = {(item.root, item.round_number) for item in self._store.unsent}
         answers = [self._store.answer(params.root, number) for number in (0, 1)]
         return IssuerPackage(
