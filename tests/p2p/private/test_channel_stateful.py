@@ -113,10 +113,21 @@ class Channel(RuleBasedStateMachine):
         one.read = min(one.read + steps, len(self.pair.registry) - 1)
         one.change()
 
+    @rule(side=sides, steps=st.integers(1, 6), is_new_life=st.booleans())
+    def read_registry_anew(self, side: str, steps: int, is_new_life: bool) -> None:
+        """The node lost its chain and reads it again, from an earlier state on."""
+        one = self.pair.sides[side]
+        one.read = max(one.read - steps, 0)
+        if is_new_life:
+            one.crash()
+        else:
+            one.change()
+
     @rule(side=sides)
     def owner_is_done(self, side: str) -> None:
         """It reports all as done; ids that it knows to have failed it may use for other messages."""
         one, known = self.pair.sides[side], self.pair.submitted[side]
+        one.work()  # it has the answers to all that it submitted
         one.store.put(one.log.done(one.log.last))
         failed = {item.id for item in self.pair.delivered[side] if item.code}
         for message_id in failed & {*known} - {entry.id for entry in one.log.load(NAME)[1]}:
