@@ -347,7 +347,8 @@ async def open_connection(url: str, *, tls: ssl.SSLContext | None = None) -> Asy
         try:
             with trio.fail_after(CONNECT_TIMEOUT_MS / 1000):
                 connection = await _dial(address, str(parts.hostname), parts.port, tls)
-        except (OSError, trio.BrokenResourceError, RemoteProtocolError) as error:
+        # A name that no host can have is a UnicodeError of the resolver.
+        except (OSError, UnicodeError, trio.BrokenResourceError, RemoteProtocolError) as error:
             raise Unreachable(f"{url} cannot be reached: {error}") from None
         except trio.TooSlowError:
             raise Unreachable(f"{url} did not open within {CONNECT_TIMEOUT_MS} ms", code="node_timeout") from None

@@ -160,6 +160,8 @@ async def connect(address: str) -> Line:
                 stream = await trio.open_tcp_stream(host, port)
         except OSError as error:
             reason = error.strerror or str(error)
+        except UnicodeError as error:  # the resolver's, about a name that no host can have
+            reason = str(error)
     if stream is None:
         raise Unreachable(f"the message centre at {address} cannot be reached: {reason}", "center_unreachable")
     taken = stream.socket

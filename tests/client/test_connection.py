@@ -124,6 +124,13 @@ async def test_an_answer_of_another_shape_is_the_nodes_fault() -> None:
         assert caught.value.code == "bad_answer"
 
 
+@pytest.mark.parametrize("host", ["node..example", f"{64 * 'a'}.example"])
+async def test_a_name_that_no_host_can_have_is_unreachable(host: str) -> None:
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        async with open_connection(f"http://{host}:1"):
+            pass
+
+
 async def test_a_closed_socket_a_late_answer_and_silence_are_unreachable() -> None:
     async with server(lambda protocol, request: None) as url, open_connection(url) as connection:
         with pytest.raises(Unreachable):

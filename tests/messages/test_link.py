@@ -13,7 +13,7 @@ from services.client.errors import Refused, Unreachable
 from services.messages import link as link_module
 from services.messages import wire
 from services.messages.center import address_of, listen
-from services.messages.line import Line, next_frame
+from services.messages.line import Line, connect, next_frame
 from services.messages.link import LinkSubscription, open_link
 from services.messages.port import Delivery, MessageCenter, Settlement, Subscription, Verdict
 from services.messages.queue import QueueSettings
@@ -151,6 +151,13 @@ async def test_receipt_is_confirmed_before_anybody_looks(tmp_path: Path) -> None
             times = list(received_ns(subscription))
             assert len(times) == 10
             assert times == sorted(times)
+
+
+@pytest.mark.parametrize("host", ["centre..example", f"{64 * 'a'}.example"])
+async def test_a_name_that_no_host_can_have_is_unreachable(host: str) -> None:
+    with pytest.raises(Unreachable) as refused:
+        await connect(f"{host}:1")
+    assert refused.value.code == "center_unreachable"
 
 
 async def test_the_centre_comes_back_under_it(tmp_path: Path) -> None:
