@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +239,7 @@ def test_a_full_disk_is_named_with_its_node(hospital: Hospital) -> None:
 
 def _fill(folder: Path) -> None:
     """Leave next to nothing of a disk."""
-    with (folder / "filler.tmp").open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(65_536))
-                file.flush()
-        except OSError:
-            pass
+    # Without a buffer: what does not fit would be tried once more at closing.
+    with (folder / "filler.tmp").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(65_536))
