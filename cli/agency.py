@@ -9,6 +9,7 @@ from cli import views
 from cli.agency_evidence import COMMANDS as EVIDENCE
 from cli.agency_evidence import allot
 from cli.agency_orders import COMMANDS as ORDERS
+from cli.agency_sample import sample
 from cli.agency_terms import terms
 from cli.options import json_option
 from cli.output import Output
@@ -38,7 +39,7 @@ def agency() -> None:
 
 
 agency.add_command(terms)
-for _command in (*ORDERS, *EVIDENCE):
+for _command in (sample, *ORDERS, *EVIDENCE):
     agency.add_command(_command)
 
 

@@ -10,6 +10,7 @@ from consensus.ledger.errors import LocalError
 from contracts.runtime.registry import Registry
 from node.network.genesis import activations_of, default_plan
 from node.network.homes import LocalNetwork, init_network
+from services.agency.ofd.reader import read_path
 from services.agency.ofd.synthetic import orders_file
 from services.agency.ofd.writer import write
 from services.agency.orders import Application, Confirmation
@@ -36,6 +37,7 @@ COMMANDS = [
         "terms accept",
         "terms withdraw",
         "terms show",
+        "sample",
         "register",
         "send",
         "orders",
@@ -233,3 +235,18 @@ def test_totals_of_parts_are_added() -> None:
         Total(State.REJECTED, "minor", 3, 7),
     ]
     assert merged(totals) == (Total(State.CONFIRMED, "", 2, 10), Total(State.REJECTED, "minor", 4, 12))
+
+
+def test_a_sample_is_a_fund_file_under_its_standard_name_and_overwrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = hansa("agency", "sample", "--orders", "50", "--seed", "7", "--json")
+    assert made.exit_code == 0
+    [path] = tmp_path.iterdir()
+    assert json.loads(made.stdout)["file"] == path.name == "OFD_996_H0_20170427_03.TXT"
+    content = path.read_bytes()
+    assert content == write(orders_file(7, orders=50, accounts=42))
+    assert len(read_path(path).records) == 50
+    assert fault(hansa("agency", "sample", "--orders", "1"), 2) == "file_exists"
+    assert path.read_bytes() == content
