@@ -78,7 +78,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """All that was done for an event: terms, and when (UTC ms, 0: never). ``is_tombstone``: released before all else."""
+    """All that was done for an event: terms, and when (UTC ms, 0: never). ``is_tombstone``: it began with a release."""
 
     event: str
     payer: str
