@@ -24,9 +24,9 @@ from consensus.ledger.keys import PrivateKey
 from services.client.client import Client, open_client
 from services.client.keystore import Signer
 from services.client.tasks import single_errors
+from services.local import web
 from services.messages.link import open_link
 from services.messages.logs import configure_logs, ready_file, stop_signals
-from services.rights import web
 from services.rights.answers import Taker
 from services.rights.campaigns import Campaigns
 from services.rights.direct import Direct

@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     Mutant(
         "reading goes on after the last answer",
-        "services/rights/web.py",
+        "services/local/web.py",
         "            self._reading.cancel()",
         "            pass",
         "a request behind the last one holds up the end of the business server",

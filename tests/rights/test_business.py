@@ -11,9 +11,10 @@ import trio
 from structlog.testing import capture_logs
 
 from consensus.ledger.keys import Purpose
+from services.local import web
 from services.messages.port import Settlement, Verdict
 from services.messages.queue import QueueSettings
-from services.rights import business, pages, web
+from services.rights import business, pages
 from services.rights.events import Kind, decode_signed_untrusted
 from tests.client.support import CONSORTIUM, signer
 from tests.rights.business_world import EVENT_KEY, ORDER, SHOP, World, exchange, settings_of, world_in

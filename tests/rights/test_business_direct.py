@@ -12,7 +12,7 @@ from anycorn.typing import ASGIFramework
 
 from consensus.ledger.codec import Value
 from services.client.client import Client
-from services.rights import web
+from services.local import web
 from services.rights.campaigns import Campaigns
 from services.rights.direct import Direct
 from services.rights.metrics import BusinessMetrics

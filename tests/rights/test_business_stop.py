@@ -17,8 +17,9 @@ import pytest
 import trio
 
 from consensus.ledger.errors import LocalError
+from services.local import web
 from services.messages.queue import QueueSettings
-from services.rights import business, web
+from services.rights import business
 from tests.rights.business_world import ORDER, RunningCenter, exchange, settings_of, world_in
 
 REPOSITORY = Path(__file__).parents[2]
