@@ -196,8 +196,8 @@ def serve_center(home: Path | None, store: str | None, rate: float | None, stric
     import trio
 
     from services.local.files import changed
+    from services.messages.config import CenterFile, center_settings
     from services.messages.program import run
-    from services.rights.config import CenterFile, center_settings
 
     place, file = _service(home, "rights-center", CenterFile)
     options = {"store": store, "rate_per_s": rate, "strict": strict or None}

@@ -71,8 +71,8 @@ class Operator:
 
         from services.client.errors import Unreachable
         from services.local.files import SERVICE_FILE, read_service
+        from services.messages.config import CenterFile, read_token
         from services.messages.link import open_link
-        from services.rights.config import CenterFile, read_token
 
         home = network_folder(self.place.given) / "services" / CENTER_HOME
         center, token = self._center, ""

@@ -15,7 +15,8 @@ from services.client.client import open_client
 from services.client.keystore import Signer
 from services.demo.network import Doors, Wishes
 from services.local.files import F, read_service, write_service
-from services.rights.config import BusinessFile, CenterFile, ServerFile, ShareFile, read_token
+from services.messages.config import CenterFile, read_token
+from services.rights.config import BusinessFile, ServerFile, ShareFile
 from services.rights.setup import set_up
 
 SHOP = "shop"

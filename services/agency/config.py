@@ -5,7 +5,7 @@ its keys opened.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from services.agency.issuer import IssuerSettings
     from services.agency.sales import SalesSettings
 
-PROGRAMS = {
-    "gateway": "gateway",
-    "sales": "sales end",
-    "issuer": "issuer end",
-    "authority": "permission desk",
-}
-"""Whose file it is, by its ``program``, in words."""
 KEY_FILE = "vault.key"
 """Beside ``service.toml``: seals what lies in ``data``."""
 SALES_SOCKET, ISSUER_SOCKET, GATEWAY_SOCKET = "sales.sock", "issuer.sock", "gateway.sock"
@@ -34,14 +27,11 @@ Organisation = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z"
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=24 * 3_600 * 1_000)]
 
 
-class _File(ServiceFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all: ``genesis``, ``nodes`` and ``keys`` name the chain's document, RPC roots and the keystore."""
+class _KeyedFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of those that open keys of the folder ``keys`` with the passphrase in a file.
 
-    WORDS: ClassVar = PROGRAMS
-
-
-class _KeyedFile(_File, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of those that open keys of the folder ``keys`` with the passphrase in a file."""
+    ``genesis`` names the chain's document, and ``nodes`` RPC roots.
+    """
 
     genesis: str
     keys: str
@@ -62,7 +52,7 @@ class GatewayFile(_KeyedFile, frozen=True, kw_only=True, forbid_unknown_fields=T
     data: str = "data"
 
 
-class SalesFile(_File, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SalesFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A sales end's file. ``gateway`` is the socket of its gateway; with ``window_ms`` 0 each file goes at once."""
 
     program: Literal["sales"] = "sales"

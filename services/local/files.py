@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -19,6 +19,20 @@ from consensus.ledger.genesis import Genesis, decode_genesis_untrusted
 from services.client.keystore import KeyStore, Signer, read_passphrase
 
 SERVICE_FILE = "service.toml"
+PROGRAMS = {
+    "center": "message centre",
+    "business": "business server",
+    "server": "rights server",
+    "gateway": "gateway",
+    "sales": "sales end",
+    "issuer": "issuer end",
+    "authority": "permission desk",
+    "accounts": "account system",
+    "events": "event system",
+    "payer": "payer",
+    "bridge": "settlement bridge",
+}
+"""All programs in words, by the ``program`` of their files: a folder that is another's is said to be so."""
 SERVICE_BYTES_MAX = 256 * 1024
 PASSPHRASE_VARIABLE = "HANSA_PASSPHRASE"
 
@@ -28,9 +42,6 @@ Urls = Annotated[list[str], msgspec.Meta(min_length=1, max_length=100)]
 
 class ServiceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of what a ``service.toml`` holds; a subclass has a field ``program`` that says whose file it is."""
-
-    WORDS: ClassVar[Mapping[str, str]] = {}
-    """The programs of a system in words, by ``program``."""
 
     run: str = "run"
     log_level: Level = "info"
@@ -54,9 +65,9 @@ def read_service(home: Path, kind: type[F]) -> F:
         values = tomllib.loads(content.decode())
         own = next(field.default for field in msgspec.structs.fields(kind) if field.name == "program")
         written = values.get("program")
-        if written != own and isinstance(written, str) and written in kind.WORDS:
+        if written != own and isinstance(written, str) and written in PROGRAMS:
             raise LocalError(
-                "bad_config", f"{home} is the folder of the {kind.WORDS[written]}, not of the {kind.WORDS[own]}"
+                "bad_config", f"{home} is the folder of the {PROGRAMS[written]}, not of the {PROGRAMS[own]}"
             )
         return msgspec.convert(values, kind)
     except FileNotFoundError:

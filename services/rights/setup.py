@@ -27,11 +27,12 @@ from services.local.files import (
     replace_file,
     write_service,
 )
+from services.messages.config import CenterFile, read_token
 from services.messages.embedded import DATABASE, EmbeddedStore
 from services.messages.link import open_link
 from services.messages.logs import READY_FILE
 from services.messages.program import EMBEDDED
-from services.rights.config import BusinessFile, CenterFile, ServerFile, read_token
+from services.rights.config import BusinessFile, ServerFile
 
 CENTER, BUSINESS, SERVER = "rights-center", "rights-business", "rights-server"
 """The folders of the three programs."""

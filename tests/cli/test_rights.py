@@ -25,11 +25,11 @@ from node.network.homes import LocalNetwork, init_network
 from node.network.programs import PROGRAM_PORT_STEP
 from node.network.trial import free_port_base
 from services.local.files import replace_file, write_service
+from services.messages.config import CenterFile
 from services.messages.link import open_link
 from services.messages.logs import ready_file
 from services.messages.port import Settlement, Verdict
 from services.messages.store import NewMessage
-from services.rights.config import CenterFile
 from services.rights.events import Event, sign_events, signed_codec
 from tests.cli.support import answer, fault, hansa
 

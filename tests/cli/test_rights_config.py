@@ -13,16 +13,8 @@ from node.network.genesis import activations_of, default_plan
 from node.network.homes import LocalNetwork, init_network
 from services.client.keystore import KeyStore
 from services.local.files import read_service, replace_file, service_text, write_service
-from services.rights.config import (
-    BusinessFile,
-    CenterFile,
-    ServerFile,
-    ShareFile,
-    business_settings,
-    center_settings,
-    server_settings,
-    split_place,
-)
+from services.messages.config import CenterFile, center_settings, split_place
+from services.rights.config import BusinessFile, ServerFile, ShareFile, business_settings, server_settings
 from services.rights.shares import ShareRule
 
 CENTER = CenterFile(listen="127.0.0.1:26801", token="token", rate_per_s=50)

@@ -20,10 +20,11 @@ from node.network.trial import trial_network
 from services.client.client import Client
 from services.client.errors import Unreachable
 from services.local.files import read_service, write_service
+from services.messages.config import CenterFile, read_token
 from services.messages.link import Link, open_link
 from services.messages.port import Stats
 from services.messages.store import Record
-from services.rights.config import CenterFile, ServerFile, read_token
+from services.rights.config import ServerFile
 from services.rights.setup import set_up
 from tests.network.rights_model import CAMPAIGN, FIGURES, Model, Post
 from tests.network.support import client_of, pass_time, signer

@@ -22,7 +22,8 @@ from node.network.process import ProcessState
 from node.network.programs import PROGRAM_PORT_STEP, Program
 from node.network.trial import free_port_base
 from services.local.files import replace_file, write_service
-from services.rights.config import BusinessFile, CenterFile, ServerFile
+from services.messages.config import CenterFile
+from services.rights.config import BusinessFile, ServerFile
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
