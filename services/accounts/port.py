@@ -57,7 +57,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     currency: Currency
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, rename="camel"):
     """What came of an order; ``code`` is "" when it is done, and the message says more where it is not.
 
     Codes: ``unknown_account``, ``account_frozen``, ``insufficient_funds``, ``wrong_currency``,
@@ -77,7 +77,7 @@ class Answer(msgspec.Struct, frozen=True):
         return not self.code
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, rename="camel"):
     """All that was done for an event: terms, and when (UTC ms, 0: never). ``is_tombstone``: it began with a release."""
 
     event: str
@@ -92,7 +92,7 @@ class Standing(msgspec.Struct, frozen=True):
     is_tombstone: bool = False
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, rename="camel"):
     """One posting: an amount leaves ``debit`` and enters ``credit``, so that all postings together balance.
 
     Both name an account and a part of it, ``ACCOUNT/available`` or ``ACCOUNT/held``; ``WORLD/outside`` is where
@@ -109,7 +109,7 @@ class Entry(msgspec.Struct, frozen=True):
     time_ms: int
 
 
-class Entries(msgspec.Struct, frozen=True):
+class Entries(msgspec.Struct, frozen=True, rename="camel"):
     """A page of postings by number; ``next`` is the ``after`` of the following page, 0 at the end."""
 
     items: list[Entry]
