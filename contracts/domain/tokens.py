@@ -1,7 +1,9 @@
 """Named units of value: defined and issued by one account, held, moved and reserved by all others.
 
-A balance has two parts: what is *available* and what is *reserved* under keys of the holder's own. An
-amount moves from one to the other and back, or out of the reserve to a payee.
+A balance has two parts: what is *available* and what is *reserved*. The holder reserves under keys of its own: such an
+amount moves from one to the other and back, or out of the reserve to a payee. What was *delivered* to a holder is
+reserved under a lien: it belongs to the holder, who can neither spend nor free it, until an agent lifts the lien since
+the price was paid, or gives the units back to the seller since it never will be.
 
 State, under ``tokens/``:
 
@@ -9,10 +11,11 @@ State, under ``tokens/``:
 - ``supply/UNIT`` = amount in existence
 - ``balance/UNIT/ADDRESS`` = [available, reserved]
 - ``reservation/UNIT/ADDRESS/KEY`` = amount still reserved; 0 once committed or released, so that a key serves once
+- ``lien/SELLER/EVENT`` = {unit, to, amount, agent, status}, kept for ever, so that an event of a seller serves once
 
 Invariants, for every unit: the sum of all available and reserved amounts is the supply; a holder's
-reserved amount is the sum of its reservations; nothing is negative; the supply is at most 2^63 − 1,
-so that no sum of balances overflows.
+reserved amount is the sum of its reservations and of the held liens on it; nothing is negative; the supply is at most
+2^63 − 1, so that no sum of balances overflows.
 
 A transfer reads and writes two balances and nothing else. The recipient must be a registered account,
 because units sent to a mistyped address would be lost for good; that is looked up only when it holds
@@ -35,6 +38,9 @@ UnitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:_-]{0,6
 Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
 Text = Annotated[str, msgspec.Meta(max_length=140)]
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=100)]
+
+HELD, LIFTED, GIVEN_BACK = "HELD", "LIFTED", "GIVEN_BACK"
+"""How a lien stands; it leaves ``HELD`` once."""
 
 
 class Tokens(Contract):
@@ -146,6 +152,63 @@ class Tokens(Contract):
         context.emit("released", unit=unit, holder=context.caller, key=key, amount=amount)
         return amount
 
+    @method
+    def deliver(
+        self, context: Context, unit: UnitName, to: AccountAddress, amount: Amount, event: Name, agent: AccountAddress
+    ) -> None:
+        """Move an amount, in smallest units, of the caller's available balance to a buyer, under a lien of the event.
+
+        Only the ``agent`` lifts the lien or gives the amount back. It is a third account: a seller could take back
+        what was paid for, and a buyer could free what it has not paid. An event of a seller serves once.
+
+        Fails with ``same_account``, ``lien_exists``, ``unknown_unit``, ``insufficient_funds`` or ``unknown_account``.
+        """
+        seller = context.caller
+        is_apart = seller != to and agent != seller and agent != to
+        context.require(is_apart, "same_account", "seller, buyer and agent are three accounts")
+        lien_key = _lien_key(seller, event)
+        context.require(context.state.get(lien_key) is None, "lien_exists", "the event has served this seller")
+        key = _balance_key(unit, seller)
+        available, reserved = _spendable(context, unit, key, amount)
+        to_key = _balance_key(unit, to)
+        to_available, to_reserved = _recipient_balance(context, to_key, to)
+        context.require(context.account(agent) is not None, "unknown_account", "the agent is no account")
+        context.state.put(key, [available - amount, reserved])
+        context.state.put(to_key, [to_available, to_reserved + amount])
+        lien = {"unit": unit, "to": to, "amount": amount, "agent": agent, "status": HELD}
+        context.state.put(lien_key, lien)
+        context.emit("delivered", unit=unit, seller=seller, to=to, amount=amount, event=event, agent=agent)
+
+    @method
+    def lift(self, context: Context, seller: AccountAddress, event: Name) -> int:
+        """Free what a seller delivered for an event: the buyer may spend it; return the amount, in smallest units.
+
+        Only the lien's agent may. Fails with ``unknown_lien``, ``not_allowed`` or ``lien_closed``.
+        """
+        lien = _close_lien(context, seller, event, LIFTED)
+        unit, to = lien["unit"], lien["to"]
+        amount: int = lien["amount"]
+        key = _balance_key(unit, to)
+        available, reserved = _balance(context, key)
+        context.state.put(key, [available + amount, reserved])
+        context.emit("lifted", unit=unit, seller=seller, to=to, amount=amount, event=event)
+        return amount
+
+    @method
+    def give_back(self, context: Context, seller: AccountAddress, event: Name) -> int:
+        """Return what a seller delivered for an event to its available balance; return the amount, in smallest units.
+
+        Only the lien's agent may. Fails with ``unknown_lien``, ``not_allowed`` or ``lien_closed``.
+        """
+        lien = _close_lien(context, seller, event, GIVEN_BACK)
+        unit, to = lien["unit"], lien["to"]
+        amount: int = lien["amount"]
+        key = _balance_key(unit, seller)
+        available, reserved = _balance(context, key)
+        context.state.put(key, [available + amount, reserved])
+        context.emit("given_back", unit=unit, seller=seller, to=to, amount=amount, event=event)
+        return amount
+
     @query
     def unit(self, context: Context, unit: UnitName) -> dict[str, Value]:
         """Return a unit's {unit, issuer, decimals, description, supply}. Fails with ``unknown_unit``."""
@@ -191,6 +254,29 @@ class Tokens(Contract):
         if amount is None:
             raise Revert("unknown_reservation")
         return amount
+
+    @query
+    def lien(self, context: Context, seller: AccountAddress, event: Name) -> dict[str, Value]:
+        """Return a lien's {seller, event, unit, to, amount, agent, status}, ``status`` HELD, LIFTED or GIVEN_BACK.
+
+        Fails with ``unknown_lien``.
+        """
+        return {**_lien(context, seller, event), "seller": seller, "event": event}
+
+    @query
+    def liens(
+        self,
+        context: Context,
+        seller: AccountAddress,
+        start: Annotated[str, msgspec.Meta(max_length=64)] = "",
+        limit: PageSize = 100,
+    ) -> list[Value]:
+        """Return up to ``limit`` liens of a seller whose events are ``start`` or come after it, in their order."""
+        prefix = _lien_key(seller, "")
+        return [
+            {**record, "seller": seller, "event": key[len(prefix) :]}
+            for key, record in context.state.scan(prefix, prefix + start, limit)
+        ]
 
 
 def _unit(context: Context, unit: str) -> dict[str, Any]:
@@ -251,3 +337,26 @@ def _close_reservation(context: Context, unit: str, key: str) -> int:
     context.state.put(reservation, 0)
     context.state.put(balance_key, [available, reserved - amount])
     return amount
+
+
+def _lien_key(seller: bytes, event: str) -> str:
+    return f"lien/{seller.hex()}/{event}"
+
+
+def _lien(context: Context, seller: bytes, event: str) -> dict[str, Any]:
+    record: dict[str, Any] | None = context.state.get(_lien_key(seller, event))
+    if record is None:
+        raise Revert("unknown_lien")
+    return record
+
+
+def _close_lien(context: Context, seller: bytes, event: str, status: str) -> dict[str, Any]:
+    """Close a held lien for its agent, take its amount out of what is reserved for the buyer, return the lien."""
+    lien = _lien(context, seller, event)
+    context.require(lien["agent"] == context.caller, "not_allowed", "only the lien's agent may")
+    context.require(lien["status"] == HELD, "lien_closed", "lifted or given back before")
+    key = _balance_key(lien["unit"], lien["to"])
+    available, reserved = _balance(context, key)
+    context.state.put(key, [available, reserved - lien["amount"]])
+    context.state.put(_lien_key(seller, event), {**lien, "status": status})
+    return lien

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from consensus.ledger.codec import INTEGER_MAX, encode
+from consensus.ledger.errors import PeerError
 from contracts.runtime.contract import AMOUNT_MAX
 from tests.contracts.domain.support import Door, address
 
 HOLDERS = ["issuer", "alice", "bob"]
+STRANGER = b"\1" * 20
 
 
 @pytest.fixture
@@ -114,11 +116,10 @@ def test_who_may(tokens: Door) -> None:
 
 
 def test_recipients_are_accounts(tokens: Door) -> None:
-    stranger = b"\1" * 20
-    tokens.fails("unknown_account", "alice", "transfer", unit="EUR", to=stranger, amount=1)
-    tokens.fails("unknown_account", "issuer", "issue", unit="EUR", to=stranger, amount=1)
+    tokens.fails("unknown_account", "alice", "transfer", unit="EUR", to=STRANGER, amount=1)
+    tokens.fails("unknown_account", "issuer", "issue", unit="EUR", to=STRANGER, amount=1)
     tokens.call("alice", "reserve", unit="EUR", key="k", amount=1)
-    tokens.fails("unknown_account", "alice", "commit", unit="EUR", key="k", to=stranger)
+    tokens.fails("unknown_account", "alice", "commit", unit="EUR", key="k", to=STRANGER)
 
 
 def test_unknown_unit(tokens: Door) -> None:
@@ -154,6 +155,135 @@ def test_balances_come_in_pages(tokens: Door) -> None:
     assert tokens.query("balances", unit="EUR", limit=1) == page[:1]
 
 
+def deliver(tokens: Door, event: str = "e-1", *, fails: str = "", **changed: Any) -> None:
+    """Deliver 300 of alice's to bob under the agent carol, or see it fail."""
+    terms = {"unit": "EUR", "to": address("bob"), "amount": 300, "event": event, "agent": address("carol")}
+    if fails:
+        tokens.fails(fails, "alice", "deliver", **{**terms, **changed})
+    else:
+        tokens.call("alice", "deliver", **{**terms, **changed})
+
+
+def lien_of(**changed: Any) -> dict[str, Any]:
+    lien = {"seller": address("alice"), "event": "e-1", "unit": "EUR", "to": address("bob"), "amount": 300}
+    return {**lien, "agent": address("carol"), "status": "HELD", **changed}
+
+
+def test_what_is_delivered_is_the_buyers_and_out_of_its_hands(tokens: Door) -> None:
+    deliver(tokens)
+    name, data = tokens.events()[0]
+    assert name == "delivered"
+    assert data == {key: value for key, value in lien_of().items() if key != "status"}
+    assert (balance(tokens, "alice"), balance(tokens, "bob")) == ((700, 0), (0, 300))
+    assert tokens.query("lien", seller=address("alice"), event="e-1") == lien_of()
+    tokens.fails("insufficient_funds", "bob", "transfer", unit="EUR", to=address("carol"), amount=1)
+    tokens.fails("unknown_reservation", "bob", "release", unit="EUR", key="e-1")
+    for name in ("alice", "bob", "issuer"):
+        for method in ("lift", "give_back"):
+            tokens.fails("not_allowed", name, method, seller=address("alice"), event="e-1")
+
+
+@pytest.mark.parametrize(
+    ("method", "told", "status", "ends"),
+    [
+        ("lift", "lifted", "LIFTED", ((700, 0), (300, 0))),
+        ("give_back", "given_back", "GIVEN_BACK", ((1_000, 0), (0, 0))),
+    ],
+)
+def test_a_lien_ends_once(tokens: Door, method: str, told: str, status: str, ends: Any) -> None:
+    deliver(tokens)
+    assert tokens.call("carol", method, seller=address("alice"), event="e-1") == 300
+    said = {key: value for key, value in lien_of().items() if key not in {"status", "agent"}}
+    assert tokens.events() == [(told, said)]
+    assert (balance(tokens, "alice"), balance(tokens, "bob")) == ends
+    assert tokens.query("lien", seller=address("alice"), event="e-1") == lien_of(status=status)
+    for again in ("lift", "give_back"):
+        tokens.fails("lien_closed", "carol", again, seller=address("alice"), event="e-1")
+    deliver(tokens, fails="lien_exists")
+
+
+def test_an_event_serves_each_seller_once(tokens: Door) -> None:
+    deliver(tokens)
+    deliver(tokens, fails="lien_exists")
+    deliver(tokens, fails="lien_exists", to=address("issuer"), amount=1)
+    tokens.call("issuer", "issue", unit="EUR", to=address("bob"), amount=50)
+    tokens.call("bob", "deliver", unit="EUR", to=address("alice"), amount=50, event="e-1", agent=address("carol"))
+    assert tokens.call("carol", "lift", seller=address("bob"), event="e-1") == 50
+    assert tokens.query("lien", seller=address("alice"), event="e-1") == lien_of()
+
+
+def test_liens_beside_reservations(tokens: Door) -> None:
+    """A holder's reserved amount is one number; ending a lien leaves what the holder set aside by itself."""
+    tokens.call("issuer", "issue", unit="EUR", to=address("bob"), amount=50)
+    tokens.call("bob", "reserve", unit="EUR", key="e-1", amount=50)
+    deliver(tokens)
+    assert balance(tokens, "bob") == (0, 350)
+    tokens.call("carol", "give_back", seller=address("alice"), event="e-1")
+    assert balance(tokens, "bob") == (0, 50)
+    assert tokens.call("bob", "release", unit="EUR", key="e-1") == 50
+
+
+def test_a_delivery_needs_three_accounts(tokens: Door) -> None:
+    deliver(tokens, fails="same_account", to=address("alice"))
+    deliver(tokens, fails="same_account", agent=address("alice"))
+    deliver(tokens, fails="same_account", agent=address("bob"))
+    deliver(tokens, fails="unknown_account", to=STRANGER)
+    deliver(tokens, fails="unknown_account", agent=STRANGER)
+
+
+def test_a_delivery_of_what_is_not_there(tokens: Door) -> None:
+    deliver(tokens, fails="insufficient_funds", amount=1_001)
+    deliver(tokens, fails="unknown_unit", unit="USD")
+    tokens.call("alice", "reserve", unit="EUR", key="k", amount=701)
+    deliver(tokens, fails="insufficient_funds")
+    tokens.fails("unknown_lien", "carol", "lift", seller=address("alice"), event="e-1")
+    tokens.fails("unknown_lien", "carol", "give_back", seller=address("alice"), event="e-1")
+    tokens.refuses("unknown_lien", "lien", seller=address("alice"), event="e-1")
+
+
+@pytest.mark.parametrize("amount", [0, -1, AMOUNT_MAX + 1, INTEGER_MAX, "1", True, None, b"\1"])
+def test_bad_amounts_of_a_delivery(tokens: Door, amount: Any) -> None:
+    deliver(tokens, fails="bad_arguments", amount=amount)
+
+
+@pytest.mark.parametrize("event", ["", "x" * 65, 7, None])
+def test_bad_events_of_a_delivery(tokens: Door, event: Any) -> None:
+    deliver(tokens, event, fails="bad_arguments")
+
+
+def test_the_largest_supply_passes_through_a_lien(tokens: Door) -> None:
+    """Balances of one unit add up to at most 2^63 - 1, so that no delivery overflows."""
+    for holder in ("alice", "bob"):
+        half = encode([INTEGER_MAX // 2, 0])
+        tokens.chain.state.apply({f"tokens/balance/EUR/{address(holder).hex()}".encode(): half})
+    tokens.chain.state.apply({b"tokens/supply/EUR": encode(INTEGER_MAX)})
+    deliver(tokens, amount=AMOUNT_MAX)
+    assert tokens.call("carol", "lift", seller=address("alice"), event="e-1") == AMOUNT_MAX
+    assert balance(tokens, "bob") == (INTEGER_MAX // 2 + AMOUNT_MAX, 0)
+
+
+def test_a_suspension_stops_acts_and_not_claims(tokens: Door) -> None:
+    """A suspended buyer still receives, and what it received is lifted or goes back; a suspended agent acts no more."""
+    deliver(tokens, "e-1")
+    deliver(tokens, "e-2")
+    tokens.chain.ok("admin-a", "membership", "suspend_account", account=address("bob"))
+    deliver(tokens, "e-3")
+    tokens.call("carol", "lift", seller=address("alice"), event="e-1")
+    tokens.call("carol", "give_back", seller=address("alice"), event="e-2")
+    tokens.chain.ok("admin-b", "membership", "suspend_account", account=address("carol"))
+    with pytest.raises(PeerError) as refusal:
+        tokens.call("carol", "lift", seller=address("alice"), event="e-3")
+    assert refusal.value.code == "account_suspended"
+
+
+def test_liens_come_in_pages_of_one_seller(tokens: Door) -> None:
+    for event in ("b", "a", "c"):
+        deliver(tokens, event)
+    assert tokens.query("liens", seller=address("alice"), start="b") == [lien_of(event="b"), lien_of(event="c")]
+    assert tokens.query("liens", seller=address("alice"), limit=1) == [lien_of(event="a")]
+    assert tokens.query("liens", seller=address("bob")) == []
+
+
 class TokensMachine(RuleBasedStateMachine):
     """Random calls against a model of plain dictionaries."""
 
@@ -166,6 +296,8 @@ class TokensMachine(RuleBasedStateMachine):
             self.tokens.call("issuer", "issue", unit="EUR", to=address(holder), amount=100)
         self.reservations: dict[tuple[str, str], int] = {}
         self.closed: set[tuple[str, str]] = set()
+        self.liens: dict[tuple[str, str], tuple[str, int]] = {}
+        self.ended: set[tuple[str, str]] = set()
         self.supply = 300
 
     def expect(self, code: str, sender: str, method: str, **arguments: Any) -> bool:
@@ -226,6 +358,37 @@ class TokensMachine(RuleBasedStateMachine):
             self.available[sender] += self.reservations.pop((sender, key))
             self.closed.add((sender, key))
 
+    @rule(sender=holders, to=holders, event=keys, amount=amounts)
+    def deliver(self, sender: str, to: str, event: str, amount: int) -> None:
+        code = "" if self.available[sender] >= amount else "insufficient_funds"
+        if (sender, event) in self.liens or (sender, event) in self.ended:
+            code = "lien_exists"
+        code = "same_account" if sender == to else code
+        if self.expect(code, sender, "deliver", to=address(to), amount=amount, event=event, agent=address("carol")):
+            self.available[sender] -= amount
+            self.liens[sender, event] = (to, amount)
+
+    @rule(
+        seller=holders,
+        event=keys,
+        method=st.sampled_from(["lift", "give_back"]),
+        by=st.sampled_from([*HOLDERS, "carol"]),
+    )
+    def end_lien(self, seller: str, event: str, method: str, by: str) -> None:
+        arguments = {"seller": address(seller), "event": event}
+        if (seller, event) not in self.liens:
+            code = "unknown_lien"
+            if (seller, event) in self.ended:
+                code = "lien_closed" if by == "carol" else "not_allowed"
+            self.tokens.fails(code, by, method, **arguments)
+        elif by != "carol":
+            self.tokens.fails("not_allowed", by, method, **arguments)
+        else:
+            to, amount = self.liens.pop((seller, event))
+            assert self.tokens.call(by, method, **arguments) == amount
+            self.available[to if method == "lift" else seller] += amount
+            self.ended.add((seller, event))
+
     @rule(data=st.data())
     @precondition(lambda self: self.supply)
     def overdraw(self, data: st.DataObject) -> None:
@@ -238,6 +401,7 @@ class TokensMachine(RuleBasedStateMachine):
         for holder in HOLDERS:
             answer = self.tokens.query("balance", unit="EUR", account=address(holder))
             reserved = sum(amount for (owner, _), amount in self.reservations.items() if owner == holder)
+            reserved += sum(amount for buyer, amount in self.liens.values() if buyer == holder)
             assert answer == {"available": self.available[holder], "reserved": reserved}
             assert answer["available"] >= 0
             total += answer["available"] + answer["reserved"]
