@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from consensus.ledger.errors import HansaError
+from services.local.pages import Failed, Problem
 from services.rights.events import Event
 
 
@@ -28,24 +28,6 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     follow: str
     is_new: bool
     chain: Chain | None = None
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """Why something was refused; ``code`` is one of ``docs/errors.md``."""
-
-    code: str
-    message: str
-
-    def __post_init__(self) -> None:
-        """Say a code in words where nothing else is known: of a refusal the chain keeps the code alone."""
-        if self.message == self.code:
-            msgspec.structs.force_setattr(self, "message", self.code.replace("_", " "))
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """The answer in place of what was asked for."""
-
-    error: Problem
 
 
 Answer = Taken | Failed
@@ -100,8 +82,3 @@ class Taker(Protocol):
 def taken(event: Event, *, is_new: bool, chain: Chain | None = None) -> Taken:
     """Return the answer for an event that is kept."""
     return Taken(event_id=event.key, follow=f"/events/{quote(event.key)}", is_new=is_new, chain=chain)
-
-
-def failed(error: HansaError) -> Failed:
-    """Return the answer that an error is."""
-    return Failed(Problem(error.code, error.message))

@@ -25,6 +25,7 @@ from services.client.client import Client, open_client
 from services.client.keystore import Signer
 from services.client.tasks import single_errors
 from services.local import web
+from services.local.pages import LOOPBACK_NAMES, Gate
 from services.messages.link import open_link
 from services.messages.logs import configure_logs, ready_file, stop_signals
 from services.rights.answers import Taker
@@ -32,7 +33,7 @@ from services.rights.campaigns import Campaigns
 from services.rights.direct import Direct
 from services.rights.intake import Intake
 from services.rights.metrics import BusinessMetrics
-from services.rights.pages import LOOPBACK_NAMES, Gate, Pages
+from services.rights.pages import Pages
 
 NAME = "rights-business"
 """Under which the message centre sees it."""

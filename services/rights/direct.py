@@ -7,7 +7,8 @@ from consensus.ledger.transaction import Call, make_call
 from services.client.client import Client
 from services.client.errors import Refused
 from services.client.keystore import Signer
-from services.rights.answers import Answer, Chain, Followed, failed, taken
+from services.local.pages import failed
+from services.rights.answers import Answer, Chain, Followed, taken
 from services.rights.events import Event, Kind
 
 CONTRACT = "rights"

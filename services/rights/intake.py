@@ -16,9 +16,10 @@ from consensus.ledger.errors import HansaError
 from consensus.ledger.ids import Address, ChainId
 from consensus.ledger.keys import PrivateKey
 from services.client.errors import Refused, Unreachable
+from services.local.pages import Failed, Problem
 from services.messages.port import PUBLISH_MESSAGES_MAX, MessageCenter
 from services.messages.store import NewMessage, Published, Record, State
-from services.rights.answers import Answer, Chain, Failed, Followed, Problem, taken
+from services.rights.answers import Answer, Chain, Followed, taken
 from services.rights.events import BATCH_EVENTS_MAX, Event, Kind, sign_events, signed_codec
 from services.rights.metrics import BusinessMetrics
 

@@ -9,7 +9,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from services.rights.answers import Failed, Followed, Taken
+from services.local.pages import Failed
+from services.rights.answers import Followed, Taken
 from services.rights.events import Id, Kind
 from services.rights.requests import LIST_EVENTS_MAX, AnyEvent, Change, Order, Redemption
 

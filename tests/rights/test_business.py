@@ -11,10 +11,10 @@ import trio
 from structlog.testing import capture_logs
 
 from consensus.ledger.keys import Purpose
-from services.local import web
+from services.local import pages, web
 from services.messages.port import Settlement, Verdict
 from services.messages.queue import QueueSettings
-from services.rights import business, pages
+from services.rights import business
 from services.rights.events import Kind, decode_signed_untrusted
 from tests.client.support import CONSORTIUM, signer
 from tests.rights.business_world import EVENT_KEY, ORDER, SHOP, World, exchange, settings_of, world_in
@@ -444,7 +444,7 @@ async def test_a_bug_ends_one_request_alone(tmp_path: Path, monkeypatch: pytest.
     def broken() -> bytes:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pages, "document", broken)
+    monkeypatch.setattr("services.rights.pages.document", broken)
     async with world_in(tmp_path) as world:
         assert (await world.get("/openapi.json", 500))["error"]["code"] == "internal"
         await world.post("/orders", ORDER)

@@ -13,10 +13,11 @@ from anycorn.typing import ASGIFramework
 from consensus.ledger.codec import Value
 from services.client.client import Client
 from services.local import web
+from services.local.pages import LOOPBACK_NAMES, Gate
 from services.rights.campaigns import Campaigns
 from services.rights.direct import Direct
 from services.rights.metrics import BusinessMetrics
-from services.rights.pages import LOOPBACK_NAMES, Gate, Pages
+from services.rights.pages import Pages
 from tests.client.support import SoloNode, client_of, running
 from tests.rights.business_world import ORDER, SHOP
 
