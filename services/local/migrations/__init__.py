@@ -1,0 +1,1 @@
+"""How every store's tables are brought up to date: alembic's environment, which all stores share."""
