@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import rich_click as click
@@ -43,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rights": ("cli.rights:rights", "Reward rights: the programs, campaigns, users, messages."),
     "channel": ("cli.channel:channel", "Private channels of bank and issuer: agreements, opening, revoking."),
     "agency": ("cli.agency:agency", "Agency sale: orders of a bank for an issuer's products, records, evidence."),
+    "settle": ("cli.settle:settle", "Settlement: an asset and its payment move both, or neither."),
     "demo": ("cli.demo:demo", "The business stories on a network of their own."),
     "bench": ("cli.bench:bench", "The benchmarks."),
 }
@@ -90,8 +92,7 @@ class LazyGroup(click.RichGroup):
         except HansaError as error:
             ctx.exit(report_error(error))
         except KeyboardInterrupt:
-            transaction_id = ctx.meta.get(ERROR_DETAILS, {}).get("transactionId")
-            hint = f"; hansa tx explain {transaction_id} says where it is" if transaction_id else ""
+            hint = _whereabouts(ctx.meta.get(ERROR_DETAILS, {}))
             if wants_json():
                 print_json_error("interrupted", f"interrupted{hint}")
             else:
@@ -108,6 +109,14 @@ class LazyGroup(click.RichGroup):
             if os.environ.get("HANSA_DEBUG") or _is_output_lost(error):
                 raise
             ctx.exit(report_error(_described(error)))
+
+
+def _whereabouts(details: Mapping[str, Any]) -> str:
+    """Return how people learn what becomes of what was under way."""
+    if event := details.get("event"):
+        return f"; hansa settle events show {event} says where it is"
+    transaction_id = details.get("transactionId")
+    return f"; hansa tx explain {transaction_id} says where it is" if transaction_id else ""
 
 
 def _is_output_lost(error: Exception) -> bool:

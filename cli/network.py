@@ -86,7 +86,7 @@ def init(
 @click.option(
     "--with",
     "systems",
-    metavar="rights,agency",
+    metavar="rights,agency,settlement",
     type=Systems(),
     multiple=True,
     help="Set these systems up and start their programs too.",
@@ -105,7 +105,7 @@ def up(
     A folder without a network is initialised first; --validators and --port-base count for that alone.
     Exit code 1, and a line that says why, when all run and yet too few vote or a validator casts no vote.
 
-    Example: hansa network up net --with rights,agency
+    Example: hansa network up net --with rights,agency,settlement
     """
     import trio
 
@@ -140,19 +140,25 @@ def _start_system(made: "LocalNetwork", system: str, output: Output) -> None:
     """Set a system up on the running network and start its programs."""
     import trio
 
-    from cli import agency, rights
+    from cli import agency, rights, settle
     from cli.place import Place
     from node.network.programs import find_programs, start
 
     place = Place(made.folder, (), None)
-    if system == "agency":
-        agency.prepare(place, output)
-    else:
-        rights.prepare(place, rights.BUSINESS, output)
+    prepared = None
+    match system:
+        case "agency":
+            agency.prepare(place, output)
+        case "settlement":
+            prepared = settle.prepare(place, output)
+        case _:
+            rights.prepare(place, rights.BUSINESS, output)
     programs = find_programs(made, system)
     if stopped := [program.name for program in programs if program.process.pid() is None]:
         output.progress(f"starting {', '.join(stopped)} …")
     trio.run(start, made, programs)
+    if prepared is not None:
+        settle.open_money(prepared, output)
 
 
 @network.command("status")

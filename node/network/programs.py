@@ -25,7 +25,7 @@ READY_FILE = "ready"
 PID_BYTES_MAX = 32
 PROGRAM_PORT_STEP = 200
 """Programs listen this far above a network's port base, on that port and those after it."""
-PROGRAM_PORTS = 2
+PROGRAM_PORTS = 4
 """How many ports the programs of a network take."""
 
 SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -43,9 +43,16 @@ SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
         "issuer-c-end": ("agency", "issuer", "serve"),
         "issuer-f-end": ("agency", "issuer", "serve"),
     },
+    "settlement": {
+        "settle-accounts": ("settle", "accounts", "serve"),
+        "settle-center": ("settle", "center", "serve"),
+        "settle-events": ("settle", "events", "serve"),
+        "settle-payer": ("settle", "payer", "serve"),
+        "settle-bridge": ("settle", "bridge", "serve"),
+    },
 }
 """The programs of each system in the order in which they start, with the commands that run them."""
-PATIENT = frozenset({"agency"})
+PATIENT = frozenset({"agency", "settlement"})
 """Systems whose programs wait for each other by themselves, so that they start side by side."""
 
 

@@ -1,0 +1,309 @@
+"""``hansa settle events``: the event system: serve, list, show, repair, status."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from cli.agency_place import time_text
+from cli.options import Number, json_option, network_option
+from cli.output import EXIT_REFUSED, Output, leave, panel, table
+from cli.place import Place
+from cli.settle_place import (
+    EVENTS_HOME,
+    WORDS,
+    Json,
+    age_text,
+    ask_events,
+    event_json,
+    history_json,
+    home_of,
+    home_option,
+    money,
+    names_of,
+    socket_of,
+    socket_option,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from services.local.link import LocalLink
+    from services.settlement.interfaces import EventAnswer, EventsStatus
+    from services.settlement.states import Event, State
+
+LIST_DEFAULT, LIST_MAX = 50, 500
+WHY = {
+    "insufficient_funds": "the buyer's account has not the money",
+    "unknown_account": "the account system does not know the account",
+    "account_frozen": "an account is frozen",
+    "wrong_currency": "an account is in another currency",
+    "operation_conflict": "the account system knows this event with other terms",
+    "released": "the hold was given up in the account system",
+    "expired": "no block took it in time",
+}
+"""What a code of an event means to people; the others speak for themselves."""
+
+
+@click.group()
+def events() -> None:
+    """The event system: keeps each trade before the chain hears of it, and sees to it until it is finished."""
+
+
+@events.command("serve")
+@home_option(EVENTS_HOME)
+@click.option("--relay/--no-relay", "relay", default=None, help="Chain results and notices go on at once.")
+@click.option("--scan/--no-scan", "scan", default=None, help="Stuck events are looked at periodically.")
+def serve(home: Path | None, relay: bool | None, scan: bool | None) -> None:
+    """Run the event system in the foreground until SIGTERM or Ctrl-C.
+
+    Options count before service.toml. Relay or scan alone is enough; with neither nothing is repaired.
+
+    Example: hansa settle events serve --home net/services/settle-events
+    """
+    import trio
+
+    from services.local.files import changed, read_service
+    from services.settlement.config import EventsFile, events_settings
+    from services.settlement.events import run
+
+    place = home_of(EVENTS_HOME, home)
+    options = {"relay": relay, "scan": scan}
+    file = changed(place, read_service(place, EventsFile), {k: v for k, v in options.items() if v is not None})
+    trio.run(run, events_settings(place, file))
+
+
+# -- list ------------------------------------------------------------------------------------------------
+
+
+@events.command("list")
+@click.option("--all", "everything", is_flag=True, help="Finished ones too.")
+@click.option("--state", metavar="STATE", type=click.Choice([*WORDS], case_sensitive=False), help="Of this state.")
+@click.option("--flagged", is_flag=True, help="Only those that need an operator.")
+@click.option("--after", metavar="EVENT", default="", help="Only ids above this one.")
+@click.option(
+    "--limit", metavar="N", type=Number(1, LIST_MAX), default=LIST_DEFAULT, show_default=True, help="So many at most."
+)
+@socket_option
+@network_option
+@json_option
+def list_events(
+    everything: bool,
+    state: str | None,
+    flagged: bool,
+    after: str,
+    limit: int,
+    socket: Path | None,
+    place: Place,
+    output: Output,
+) -> None:
+    """List unfinished events with age and attempts, those that need an operator first.
+
+    Example: hansa settle events list --flagged
+    """
+    from services.settlement.states import FINISHED, State
+
+    states = [item for item in State if item == state or (state is None and (everything or item not in FINISHED))]
+
+    async def ask(link: "LocalLink") -> "tuple[list[Event], EventsStatus]":
+        found: list[Event] = []
+        for is_flagged in (True,) if flagged else (True, False):
+            for item in states:
+                found += await _page(link, item, is_flagged, after, limit + 1 - len(found))
+        return found, await _status(link)
+
+    found, status = ask_events(socket_of(place, socket), ask)
+    now_ms = time.time_ns() // 1_000_000
+    names = names_of(place)
+    rows = [{**event_json(event, names), "ageMs": now_ms - event.registered_ms} for event in found[:limit]]
+    data = {"events": rows, "more": len(found) > limit, "totals": status.totals, "flaggedInAll": status.flagged}
+
+    def draw(console: "Console") -> None:
+        columns = ["event", "state", ">units", "asset", ">price", ">age", ">tries", "trouble"]
+        table(console, columns, [_row(row) for row in rows])
+        finished = sum(status.totals.get(name, 0) for name in FINISHED)
+        if not rows:
+            console.print("nothing needs an operator" if flagged else "there are none", markup=False)
+        if data["more"]:
+            console.print("there are more: --limit, or --after with the last id", markup=False)
+        if not everything and state is None and finished:
+            console.print(f"{finished} finished: --all lists them", markup=False)
+
+    output.show(data, draw)
+
+
+async def _page(link: "LocalLink", state: "State", is_flagged: bool, after: str, limit: int) -> "list[Event]":
+    from services.settlement.interfaces import EventsPage, EventsQuery
+
+    if limit <= 0:
+        return []
+    query = EventsQuery(state=state, is_flagged=is_flagged, after=after, limit=min(limit, LIST_MAX))
+    return (await link.call("events", query, EventsPage)).items
+
+
+async def _status(link: "LocalLink") -> "EventsStatus":
+    from services.settlement.interfaces import EventsStatus, StatusQuery
+
+    return await link.call("status", StatusQuery(), EventsStatus)
+
+
+def _row(row: Json) -> Sequence[object]:
+    state = row["outcome"] or row["state"]
+    trouble = row["code"] if not row["outcome"] else None
+    mark = "! " if row["flagged"] else ""
+    return (
+        row["event"],
+        state,
+        row["units"],
+        row["asset"],
+        f"{row['price']} {row['currency']}",
+        age_text(row["ageMs"]),
+        row["attempts"],
+        f"{mark}{trouble or '–'}",
+    )
+
+
+# -- show ------------------------------------------------------------------------------------------------
+
+
+@events.command("show")
+@click.argument("event", metavar="EVENT")
+@socket_option
+@network_option
+@json_option
+def show(event: str, socket: Path | None, place: Place, output: Output) -> None:
+    """Print an event and its history: every change, when, why, and what went out for it.
+
+    Example: hansa settle events show t-5f2a61c09b7e
+    """
+    answer = ask_events(socket_of(place, socket), lambda link: find_event(link, event))
+    show_event(answer, place, output)
+
+
+async def find_event(link: "LocalLink", event: str) -> "EventAnswer":
+    """Return an event with its history; ``unknown_event``."""
+    from services.settlement.interfaces import EventAnswer, EventQuery
+
+    return await link.call("event", EventQuery(event), EventAnswer)
+
+
+def show_event(answer: "EventAnswer", place: Place, output: Output, *, must_hold: bool = False) -> None:
+    """Print an event with its history.
+
+    Args:
+        must_hold: exit code 1 and the code for an event that is cancelled, reversed, or needs an operator.
+    """
+    event = answer.event
+    data: Json = {**event_json(event, names_of(place)), "history": history_json(answer.history)}
+    bad = event.code if event.state == "CANCELLED" or event.is_flagged else "reversed" * (event.outcome == "REVERSED")
+    if must_hold and bad:
+        data |= {"ok": False, "error": {"code": bad, "message": WHY.get(bad, bad)}}
+
+    def draw(console: "Console") -> None:
+        panel(console, f"Trade {event.event}" if not event.original else event.event, _fields(data), good=not bad)
+        rows = [
+            (time_text(row["timeMs"]), row["to"] + (f" {row['outcome']}" if row["outcome"] else ""), row["why"])
+            for row in data["history"]
+        ]
+        table(console, ["time (UTC)", "state", "why"], rows)
+
+    output.show(data, draw)
+    if must_hold and bad:
+        leave(EXIT_REFUSED)
+
+
+def _fields(data: Json) -> dict[str, object]:
+    state = data["state"]
+    ending = {"PAID": ", paid", "REVERSED": ", reversed: the units went back, nothing is paid"}.get(data["outcome"], "")
+    fields: dict[str, object] = {"state": f"{state} ({WORDS[state]}){ending}"}
+    if data["code"] and not data["outcome"]:
+        meaning = WHY.get(data["code"])
+        fields["why" if state == "CANCELLED" else "trouble"] = data["code"] + (f": {meaning}" if meaning else "")
+    if data["flagged"]:
+        fields["operator"] = "hansa settle events repair EVENT --retry, or --reverse"
+    if data["wish"]:
+        fields["wish"] = "reverse: the units are to go back to the seller"
+    if data["original"]:
+        fields["reverses"] = data["original"]
+    cents = int(data["price"].replace(".", ""))
+    return fields | {
+        "units": f"{data['units']} {data['asset']}: {data['seller']} → {data['buyer']}",
+        "price": f"{money(cents)} {data['currency']} (simulated money): {data['payer']} → {data['payee']}",
+        "transaction": data["transactionId"],
+        "block": data["height"],
+        "registered": time_text(data["registeredMs"]),
+        "changed": time_text(data["changedMs"]),
+        "attempts": data["attempts"],
+    }
+
+
+# -- repair and status -----------------------------------------------------------------------------------
+
+
+@events.command("repair")
+@click.argument("event", metavar="EVENT")
+@click.option("--retry", is_flag=True, help="Take the flag off and notify at once.")
+@click.option("--reverse", is_flag=True, help="Close it in the account system and give the units back to the seller.")
+@socket_option
+@network_option
+@json_option
+def repair(event: str, retry: bool, reverse: bool, socket: Path | None, place: Place, output: Output) -> None:
+    """Say what is to be done with an event whose payment cannot be made.
+
+    --retry once its cause is mended; --reverse where it cannot be: nothing is paid for the event any more.
+
+    Example: hansa settle events repair t-5f2a61c09b7e --reverse
+    """
+    from services.client.errors import Refused
+    from services.settlement.interfaces import EventAnswer, Kept, Repair
+
+    if retry == reverse:
+        raise click.UsageError("say --retry or --reverse")
+
+    async def ask(link: "LocalLink") -> EventAnswer:
+        kept = await link.call("repair", Repair(event, "retry" if retry else "reverse"), Kept)
+        if kept.code:
+            raise Refused(kept.code, kept.message or kept.code)
+        return await find_event(link, event)
+
+    show_event(ask_events(socket_of(place, socket), ask), place, output)
+
+
+@events.command("status")
+@socket_option
+@network_option
+@json_option
+def status(socket: Path | None, place: Place, output: Output) -> None:
+    """Print how the event system stands: counts by state, what runs, and what stands in the way.
+
+    Example: hansa settle events status
+    """
+    found = ask_events(socket_of(place, socket), _status)
+    data = {
+        "totals": found.totals,
+        "flagged": found.flagged,
+        "waitingNotices": found.waiting_notices,
+        "height": found.height,
+        "relay": found.is_relay_on,
+        "scan": found.is_scan_on,
+        "ratio": found.ratio,
+        "agent": f"0x{found.agent.hex()}",
+        "trouble": {part: why for part, why in found.trouble.items() if why},
+    }
+
+    def draw(console: "Console") -> None:
+        fields: dict[str, object] = {f"{name} ({words})": found.totals.get(name, 0) for name, words in WORDS.items()}
+        fields |= {
+            "need an operator": found.flagged,
+            "notices waiting": found.waiting_notices,
+            "chain read to block": found.height,
+            "relay": "on" if found.is_relay_on else "off",
+            "scan": f"on, {found.ratio} validators must agree" if found.is_scan_on else "off",
+            "agent": data["agent"],
+        }
+        fields |= {f"trouble: {part}": why for part, why in found.trouble.items() if why}
+        panel(console, "Event system", fields, good=not data["trouble"])
+
+    output.show(data, draw)

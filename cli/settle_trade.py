@@ -1,0 +1,319 @@
+"""``hansa settle trade``: the transaction system: registers a trade, holds the money, submits, waits."""
+
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from cli.options import Number, json_option, keys_option, network_option, passphrase_option
+from cli.output import Output, note_error_details
+from cli.place import Place
+from cli.settle_events import show_event
+from cli.settle_place import PAYER_HOME, Price, explaining, home_of, socket_of, socket_option
+from consensus.ledger.errors import LocalError
+
+if TYPE_CHECKING:
+    from services.client.client import Client
+    from services.client.keystore import Signer
+    from services.settlement.interfaces import EventAnswer
+    from services.settlement.trader import Trade, Trader
+
+EVENT_CHARACTERS_MAX = 48
+WAIT_S_MAX = 3_600
+_EVENT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{EVENT_CHARACTERS_MAX - 1}}}", re.ASCII)
+_REVERSAL = re.compile(r"\.reverse[0-9]*\Z")
+_ASSET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,63}", re.ASCII)
+_UNITS = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,18}))?", re.ASCII)
+_CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
+_ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
+
+
+class Pattern(click.ParamType[str]):
+    """A text of a given form."""
+
+    def __init__(self, pattern: re.Pattern[str], name: str, form: str) -> None:
+        self._pattern = pattern
+        self.name = name
+        self._form = form
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        if self._pattern.fullmatch(str(value)) is None:
+            self.fail(f"{str(value)[:80]!r} is no {self.name}: {self._form}", param, ctx)
+        return str(value)
+
+
+class EventParameter(Pattern):
+    """The id of a new trade; endings that reversals have are kept for them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the id."""
+        text = super().convert(value, param, ctx)
+        if _REVERSAL.search(text):
+            self.fail(f"{text!r} ends as a reversal's id does", param, ctx)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where event system and account system are, and what the latter asks for."""
+
+    socket: Path
+    accounts: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A trade as it was asked for, before names and units are looked up on the chain."""
+
+    event: str
+    buyer: str
+    asset: str
+    units: str
+    price: int
+    currency: str
+    payer: str | None
+    payee: str | None
+    validity_ms: int
+
+
+@click.command("trade")
+@click.option("--seller", metavar="NAME", required=True, help="The identity that delivers; its key signs.")
+@click.option("--buyer", metavar="NAME|0x…", required=True, help="The account on the chain that gets the units.")
+@click.option(
+    "--asset",
+    metavar="UNIT",
+    type=Pattern(_ASSET, "unit", "1 to 64 of letters, digits and .:_-"),
+    required=True,
+    help="The unit that is sold, such as BOND-1.",
+)
+@click.option(
+    "--units",
+    metavar="N",
+    type=Pattern(_UNITS, "number of units", "digits, with decimals where the unit has them"),
+    required=True,
+    help="How many of it.",
+)
+@click.option(
+    "--price", metavar="AMOUNT", type=Price(), required=True, help="For all of them, such as 12.50; simulated money."
+)
+@click.option(
+    "--currency",
+    metavar="CODE",
+    type=Pattern(_CURRENCY, "currency", "three capital letters of ISO 4217"),
+    default="CNY",
+    show_default=True,
+    help="Of the price.",
+)
+@click.option(
+    "--event",
+    metavar="ID",
+    type=EventParameter(_EVENT, "event id", f"1 to {EVENT_CHARACTERS_MAX} of letters, digits and ._-"),
+    help="The trade's id: the same again is the same trade. Else a random one.",
+)
+@click.option(
+    "--payer",
+    metavar="ACCOUNT",
+    type=Pattern(_ACCOUNT, "account", "1 to 64 of letters, digits and ._:-"),
+    help="Money account that pays; else the buyer's name.",
+)
+@click.option(
+    "--payee",
+    metavar="ACCOUNT",
+    type=Pattern(_ACCOUNT, "account", "1 to 64 of letters, digits and ._:-"),
+    help="Money account that is paid; else the seller's name.",
+)
+@click.option(
+    "--validity",
+    "validity_s",
+    metavar="SECONDS",
+    type=Number(10, 3_600),
+    default=60,
+    show_default=True,
+    help="How long the chain may take it.",
+)
+@click.option("--no-wait", is_flag=True, help="Leave once it is submitted.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=Number(1, WAIT_S_MAX),
+    default=120,
+    show_default=True,
+    help="How long its end is waited for.",
+)
+@socket_option
+@click.option("--accounts", metavar="URL", help="The account system; else the one that the network's payer uses.")
+@click.option(
+    "--accounts-token-file",
+    "token_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What it asks for.",
+)
+@keys_option
+@passphrase_option
+@network_option
+@json_option
+def trade(
+    seller: str,
+    validity_s: int,
+    no_wait: bool,
+    timeout_s: int,
+    socket: Path | None,
+    accounts: str | None,
+    token_file: Path | None,
+    keys: Path | None,
+    passphrase_file: Path | None,
+    place: Place,
+    output: Output,
+    event: str | None,
+    **terms: Any,
+) -> None:
+    """Sell units for money: both move, or neither.
+
+    The trade is registered, the buyer's money is held, then the signed delivery goes to any node. The event system
+    sees to the rest, also when this command is interrupted: the same command with --event goes on where it was.
+    Exit code 1 and a code where it is cancelled or needs an operator.
+
+    Example: hansa settle trade --seller shop --buyer user-b --asset BOND-1 --units 10 --price 1250.00
+    """
+    doors = _doors(place, socket, accounts, token_file)
+    signer = place.signer(seller, keys, passphrase_file)
+    wanted = Wanted(event or f"t-{secrets.token_hex(8)}", **terms, validity_ms=1_000 * validity_s)
+    note_error_details(event=wanted.event)
+    output.progress(f"event {wanted.event}")
+    answer = _run(place, doors, signer, wanted, None if no_wait else 1_000 * timeout_s, output)
+    show_event(answer, place, output, must_hold=True)
+
+
+def _run(
+    place: Place, doors: Doors, signer: "Signer", wanted: Wanted, wait_ms: int | None, output: Output
+) -> "EventAnswer":
+    """Bring a trade to its end, or as far as it is submitted without ``wait_ms``."""
+    import trio
+
+    from services.accounts.link import open_accounts
+    from services.local.link import LocalLink
+
+    async def run() -> "EventAnswer":
+        async with (
+            place.client() as client,
+            LocalLink(doors.socket) as link,
+            open_accounts(doors.accounts, token=doors.token) as accounts,
+        ):
+            from services.settlement.interfaces import EventsStatus, StatusQuery
+            from services.settlement.trader import Trader
+
+            agent = (await link.call("status", StatusQuery(), EventsStatus)).agent
+            trader = Trader(link, accounts, client, agent=agent)
+            return await _bring(trader, await _trade(client, signer, wanted), wait_ms, output)
+
+    with place.explaining(), explaining(doors.socket):
+        return trio.run(run)
+
+
+async def _bring(trader: "Trader", trade: "Trade", wait_ms: int | None, output: Output) -> "EventAnswer":
+    """Place a trade and wait for its end.
+
+    Raises:
+        Refused: it went no further, with the code that says why.
+    """
+    from services.client.errors import Refused
+
+    (kept,) = await trader.place([trade])
+    if kept.event is None:
+        raise Refused(kept.code, kept.message or kept.code)
+    if not kept.event.is_finished:
+        output.progress(f"submitted 0x{kept.event.transaction_id.hex()}")
+    note_error_details(event=trade.event, transactionId=f"0x{kept.event.transaction_id.hex()}")
+    return await trader.wait(trade.event, timeout_ms=wait_ms or 0)
+
+
+async def _trade(client: "Client", signer: "Signer", wanted: Wanted) -> "Trade":
+    """Look up what a trade names, and return its terms.
+
+    Raises:
+        LocalError: ``unknown_account``, ``unknown_unit``, ``bad_amount``, ``which_payer``.
+    """
+    from services.settlement.states import Terms
+    from services.settlement.trader import Trade
+
+    buyer, name = await _buyer(client, wanted.buyer)
+    terms = Terms(
+        seller=bytes(signer.address),
+        buyer=buyer,
+        asset=wanted.asset,
+        units=await _units(client, wanted.asset, wanted.units),
+        price=wanted.price,
+        currency=wanted.currency,
+        payer=wanted.payer or name,
+        payee=wanted.payee or signer.name,
+    )
+    return Trade(wanted.event, signer, terms, validity_ms=wanted.validity_ms)
+
+
+async def _buyer(client: "Client", text: str) -> tuple[bytes, str]:
+    """Return a buyer's address, and the name of its money account where nobody says otherwise.
+
+    Raises:
+        LocalError: ``unknown_account``, ``bad_arguments``.
+    """
+    from consensus.ledger.ids import ADDRESS_BYTES
+    from services.client.calls import account_address
+
+    known = {account.name: bytes(account.address) for account in client.genesis.accounts}
+    if text.startswith("0x"):
+        if len(text) != 2 + 2 * ADDRESS_BYTES or set(text[2:].lower()) - set("0123456789abcdef"):
+            raise LocalError("bad_arguments", f"--buyer: {text[:80]!r} is not 0x and {2 * ADDRESS_BYTES} hex digits")
+        address = bytes.fromhex(text[2:])
+        return address, next((name for name, item in known.items() if item == address), text)
+    if text in known:
+        return known[text], text
+    try:
+        return await account_address(client, text), text
+    except LocalError as error:
+        raise LocalError(error.code, f"{error.message}; those of genesis: {', '.join(known)}") from None
+
+
+async def _units(client: "Client", asset: str, text: str) -> int:
+    """Return a number of units in smallest ones, by the decimals that the chain proves.
+
+    Raises:
+        LocalError: ``unknown_unit``, ``bad_amount``.
+    """
+    found = (await client.state(f"tokens/unit/{asset}", is_newest=True)).value
+    if not isinstance(found, dict) or not isinstance(decimals := found.get("decimals"), int):
+        raise LocalError("unknown_unit", f"no unit is named {asset}: hansa tx call tokens define makes one")
+    whole, _, part = text.partition(".")
+    if len(part) > decimals:
+        raise LocalError("bad_amount", f"{asset} has {decimals} decimals, {text} has {len(part)}")
+    units = int(whole) * 10**decimals + int(part.ljust(decimals, "0") or "0")
+    if not 0 < units < 2**63:
+        raise LocalError("bad_amount", f"{text} units of {asset}: more than none and less than 2^63 smallest units")
+    return units
+
+
+def _doors(place: Place, socket: Path | None, accounts: str | None, token_file: Path | None) -> Doors:
+    """Return where the programs answer.
+
+    Raises:
+        LocalError: ``no_home``, ``bad_config``, ``key_permissions``.
+    """
+    from services.local.files import read_service
+    from services.messages.config import read_token
+    from services.settlement.config import PayerFile
+
+    events = socket_of(place, socket)
+    token = ""
+    if accounts is None:
+        home = home_of(PAYER_HOME, None, place)
+        file = read_service(home, PayerFile)
+        accounts, token = file.accounts, read_token(home, "accounts_token", file.accounts_token)
+    if token_file is not None:
+        token = read_token(Path(), "--accounts-token-file", str(token_file))
+    return Doors(events, accounts, token)
