@@ -5,7 +5,7 @@ repeated: the same again has the first effect. Bytes travel in base64. Amounts a
 prices in 1/100 of the currency.
 """
 
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ REGISTER_MAX = 500
 """Events in one call of ``register``, ``release``, ``cancel``, ``answers_put``."""
 LIST_MAX = 500
 WAIT_MS_MAX = 20_000
+
+T = TypeVar("T")
 
 WaitMs = Annotated[int, msgspec.Meta(ge=0, le=WAIT_MS_MAX)]
 EventIds = Annotated[list[EventId], msgspec.Meta(min_length=1, max_length=REGISTER_MAX)]
@@ -110,6 +112,16 @@ class EventAnswer(Result, frozen=True):
     history: list[HistoryRow]
 
 
+class EndsQuery(Params, frozen=True):
+    """``ends``: which of these events are finished, flagged or unknown; waits up to ``wait_ms`` for a first one.
+
+    Answered by ``Registered``, with those alone.
+    """
+
+    events: EventIds
+    wait_ms: WaitMs = 0
+
+
 class EventsQuery(Params, frozen=True):
     """``events``: those of a state, flagged ones alone, registered in a time, by id above ``after``."""
 
@@ -159,3 +171,11 @@ class EventsStatus(Result, frozen=True):
     ratio: int
     agent: bytes
     trouble: dict[str, str]
+
+
+class EventsLink(Protocol):
+    """The way to the event system; :class:`services.local.link.LocalLink` fills it, errors as there."""
+
+    async def call(self, method: str, params: object, kind: type[T]) -> T:
+        """Call a method with its parameters' Struct, and return its result."""
+        ...

@@ -6,6 +6,7 @@ go to the buyer at once, under a lien that only the ``agent`` named in the call 
 
 from consensus.ledger.codec import Value
 from consensus.ledger.transaction import Call, Transaction, make_call
+from services.accounts.port import Operation, Order
 from services.client.lanes import one_shot_lane
 from services.settlement.states import Terms
 
@@ -46,3 +47,8 @@ def lift_call(event: str, seller: bytes) -> Call:
 def give_back_call(event: str, seller: bytes) -> Call:
     """Return the agent's call that takes the units back to the seller."""
     return make_call(CONTRACT, "give_back", {"seller": seller, "event": event})
+
+
+def order_of(event: str, operation: Operation, terms: Terms) -> Order:
+    """Return what is asked of the account system for an event."""
+    return Order(event, operation, terms.payer, terms.payee, terms.price, terms.currency)

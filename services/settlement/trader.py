@@ -1,0 +1,264 @@
+"""The transaction system: a trade is signed, registered, its money held, released; only then it is sent.
+
+    sign → register (durable) → RESERVE in the account system → release (durable) → submit to any node → wait
+
+Each step may be repeated, and so may the whole: what the event system keeps under an id counts, and its bytes are what
+is sent. Many trades go together, a step at a time. Whoever dies in between leaves nothing that the scan does not end.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from consensus.ledger.errors import HansaError, InvariantError, LocalError, PeerError
+from consensus.ledger.transaction import Transaction, decode_transaction_untrusted
+from services.accounts.port import AccountSystem, Answer, Operation
+from services.client.client import VALIDITY_MS, Client
+from services.client.errors import Refused, Unreachable
+from services.client.keystore import Signer
+from services.settlement.interfaces import (
+    REGISTER_MAX,
+    WAIT_MS_MAX,
+    Cancel,
+    EndsQuery,
+    EventAnswer,
+    EventQuery,
+    EventsLink,
+    Kept,
+    Register,
+    Registered,
+    Registration,
+    Release,
+)
+from services.settlement.states import Event, State, Terms
+from services.settlement.trades import deliver_call, lane_of, order_of
+
+PAUSE_FIRST_MS = 50
+PAUSE_MAX_MS = 1_000
+SUBMIT_ATTEMPTS_MAX = 3
+"""How often a transaction is offered to nodes that do not answer; then the scan sends it."""
+
+log = structlog.get_logger("trader")
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """A trade to be made: its id, the seller's signer, what is traded, and how long its transaction is valid."""
+
+    event: str
+    signer: Signer
+    terms: Terms
+    validity_ms: int = VALIDITY_MS
+
+
+class Trader:
+    """Makes trades.
+
+    Args:
+        events: the link to the event system.
+        accounts: the account system.
+        client: of the chain; any node will do.
+        agent: the account that holds the liens, the event system's.
+        now_ms: this machine's clock, UTC.
+    """
+
+    def __init__(
+        self,
+        events: EventsLink,
+        accounts: AccountSystem,
+        client: Client,
+        *,
+        agent: bytes,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._events = events
+        self._accounts = accounts
+        self._client = client
+        self._agent = agent
+        self._now_ms = now_ms
+
+    # -- trades ----------------------------------------------------------------------------------------
+
+    async def trade(self, trade: Trade, *, timeout_ms: int = VALIDITY_MS) -> EventAnswer:
+        """Make one trade and return it when it has ended, needs an operator, or time is up.
+
+        Raises:
+            Refused: ``bad_trade``, ``event_conflict``: nothing was registered.
+            Unreachable: the event system, see :meth:`place`.
+            LocalError: ``bad_trade``.
+        """
+        (kept,) = await self.place([trade])
+        if kept.event is None:
+            raise Refused(kept.code, kept.message)
+        return await self.wait(trade.event, timeout_ms=timeout_ms)
+
+    async def place(self, trades: Sequence[Trade]) -> list[Kept]:
+        """Bring up to ``REGISTER_MAX`` trades to the chain; return each as it stands then, in order.
+
+        ``code`` says why one went no further; ``accounts_unreachable`` and ``node_unreachable`` leave it to the scan.
+
+        Raises:
+            Refused: the event system takes nothing now.
+            Unreachable: ``program_unreachable``, ``program_timeout``: it is not known what it took; the same again
+                is safe. Nothing was sent that was not registered and released.
+            LocalError: ``bad_trade``: more than ``REGISTER_MAX``, or terms that cannot be signed.
+        """
+        if not 0 < len(trades) <= REGISTER_MAX:
+            raise LocalError("bad_trade", f"{len(trades)} trades, 1 to {REGISTER_MAX} go together")
+        registrations = [Registration(trade.event, trade.terms, self.sign(trade).raw) for trade in trades]
+        answer = await self._events.call("register", Register(registrations), Registered)
+        kept = dict(enumerate(_whole(answer, len(trades))))
+        await self._hold(kept)
+        await self._release(kept)
+        await self._submit(kept)
+        return [kept[index] for index in range(len(trades))]
+
+    def sign(self, trade: Trade) -> Transaction:
+        """Return the signed delivery of a trade, in the one-shot lane of its event.
+
+        Raises:
+            LocalError: ``bad_trade``.
+        """
+        try:
+            call = deliver_call(trade.event, trade.terms, self._agent)
+            lane = lane_of(trade.event)
+            return self._client.sign(trade.signer, [call], sequence=0, lane=lane, validity_ms=trade.validity_ms)
+        except (LocalError, InvariantError) as error:
+            raise LocalError("bad_trade", f"{trade.event} cannot be signed: {error.message}") from None
+
+    # -- waiting ---------------------------------------------------------------------------------------
+
+    async def wait(self, event: str, *, timeout_ms: int = VALIDITY_MS, is_flag_enough: bool = True) -> EventAnswer:
+        """Return an event when it has ended (or needs an operator), or as it stands when time is up.
+
+        Raises:
+            Refused: ``unknown_event``.
+            Unreachable: the event system does not answer.
+        """
+        deadline = trio.current_time() + timeout_ms / 1000
+        version = 0
+        while True:
+            left_ms = max(0, int(1000 * (deadline - trio.current_time())))
+            query = EventQuery(event, version, min(left_ms, WAIT_MS_MAX) if version else 0)
+            answer = await self._events.call("event", query, EventAnswer)
+            if answer.event.is_finished or (is_flag_enough and answer.event.is_flagged) or not left_ms:
+                return answer
+            version = answer.event.version
+
+    async def wait_many(self, events: Sequence[str], *, timeout_ms: int = VALIDITY_MS) -> dict[str, Event]:
+        """Return those of up to ``REGISTER_MAX`` events that ended or need an operator, when all did or time is up.
+
+        Raises:
+            Refused: ``unknown_event``.
+            Unreachable: the event system does not answer.
+        """
+        deadline = trio.current_time() + timeout_ms / 1000
+        waiting = dict.fromkeys(events)
+        ended: dict[str, Event] = {}
+        while waiting:
+            left_ms = max(0, int(1000 * (deadline - trio.current_time())))
+            query = EndsQuery([*waiting], min(left_ms, WAIT_MS_MAX))
+            for kept in (await self._events.call("ends", query, Registered)).items:
+                if kept.event is None:
+                    raise Refused(kept.code, kept.message)
+                ended[kept.event.event] = kept.event
+                waiting.pop(kept.event.event, None)
+            if not left_ms:
+                break
+        return ended
+
+    # -- steps -----------------------------------------------------------------------------------------
+
+    async def _hold(self, kept: dict[int, Kept]) -> None:
+        """Hold the buyers' money of what was not released; give up what is refused."""
+        waiting = {index: item.event for index, item in kept.items() if item.event and self._may_hold(item.event)}
+        if not waiting:
+            return
+        try:
+            answers = await self._reserve([*waiting.values()])
+        except (Unreachable, Refused) as error:
+            for index, event in waiting.items():
+                kept[index] = Kept(event, error.code, error.message)
+            return
+        refused: dict[str, list[int]] = {}
+        for index, answer in zip(waiting, answers, strict=True):
+            if not answer.is_done:
+                kept[index] = Kept(waiting[index], answer.code, answer.message)
+                refused.setdefault(answer.code, []).append(index)
+        for code, indexes in refused.items():
+            names = [waiting[index].event for index in indexes]
+            given_up = _whole(await self._events.call("cancel", Cancel(names, code), Registered), len(names))
+            for index, item in zip(indexes, given_up, strict=True):
+                # Released by another run of the same trade: its money was held then, so it goes on as it stands.
+                kept[index] = Kept(item.event) if item.code else Kept(item.event, code, kept[index].message)
+
+    async def _reserve(self, events: Sequence[Event]) -> list[Answer]:
+        """Ask until the account system answers, or the first transaction's validity is over.
+
+        Raises:
+            Unreachable, Refused: it is over.
+        """
+        until_ms = min(event.valid_until_ms for event in events)
+        orders = [order_of(event.event, Operation.RESERVE, event.terms) for event in events]
+        pause_ms, trouble = PAUSE_FIRST_MS, ""
+        while True:
+            try:
+                return await self._accounts.run(orders)
+            except (Unreachable, Refused) as error:
+                if self._now_ms() + pause_ms >= until_ms:
+                    raise
+                if error.code != trouble:
+                    log.warning("account system in trouble", code=error.code, why=error.message)
+                trouble = error.code
+            await trio.sleep(pause_ms / 1000)
+            pause_ms = min(2 * pause_ms, PAUSE_MAX_MS)
+
+    def _may_hold(self, event: Event) -> bool:
+        """Tell whether money is to be held for an event now: later its transaction could not be included any more."""
+        is_open = event.state is State.REGISTERED and not event.is_released
+        return is_open and event.valid_until_ms > self._now_ms()
+
+    async def _release(self, kept: dict[int, Kept]) -> None:
+        """Release what is held."""
+        held = [
+            (index, item.event)
+            for index, item in kept.items()
+            if item.event is not None and not item.code and self._may_hold(item.event)
+        ]
+        if held:
+            answer = await self._events.call("release", Release([event.event for _, event in held]), Registered)
+            for (index, _), item in zip(held, _whole(answer, len(held)), strict=True):
+                kept[index] = item
+
+    async def _submit(self, kept: dict[int, Kept]) -> None:
+        """Send what was released and is not decided yet: the bytes that are kept. A refusal is for the scan."""
+        released = {
+            index: item.event
+            for index, item in kept.items()
+            if item.event is not None and item.event.is_released and item.event.state is State.REGISTERED
+        }
+        if not released:
+            return
+        transactions = {bytes(event.raw): decode_transaction_untrusted(event.raw) for event in released.values()}
+        error: HansaError | None = None
+        for _ in range(SUBMIT_ATTEMPTS_MAX):
+            try:
+                await self._client.submit_many([*transactions.values()])
+                return
+            except (Unreachable, Refused, PeerError) as failure:
+                error = failure
+                self._client.leave_node()
+                await self._client.pause()
+        if error is not None:
+            log.warning("chain in trouble", code=error.code, why=error.message)
+            for index, event in released.items():
+                kept[index] = Kept(event, error.code, error.message)
+
+
+def _whole(answer: Registered, count: int) -> list[Kept]:
+    if len(answer.items) != count:
+        raise PeerError("bad_answer", f"the event system answers {len(answer.items)} of {count} trades")
+    return answer.items
