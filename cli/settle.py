@@ -10,6 +10,7 @@ from cli import views
 from cli.options import json_option
 from cli.output import Output
 from cli.place import Place
+from cli.settle_accounts import accounts
 from cli.settle_events import events
 from cli.settle_place import PAYER_HOME, home_of, home_option
 from cli.settle_trade import trade
@@ -35,6 +36,7 @@ def settle() -> None:
 
 settle.add_command(trade)
 settle.add_command(events)
+settle.add_command(accounts)
 
 
 # -- set-up ----------------------------------------------------------------------------------------------

@@ -35,16 +35,29 @@ if TYPE_CHECKING:
     from services.settlement.states import Event, State
 
 LIST_DEFAULT, LIST_MAX = 50, 500
-WHY = {
+_MONEY = {
     "insufficient_funds": "the buyer's account has not the money",
-    "unknown_account": "the account system does not know the account",
+    "unknown_account": "the account system does not know the buyer's or the seller's account",
     "account_frozen": "an account is frozen",
     "wrong_currency": "an account is in another currency",
     "operation_conflict": "the account system knows this event with other terms",
-    "released": "the hold was given up in the account system",
+    "released": "the account system has given up the hold",
     "expired": "no block took it in time",
+    "no_answer": "the account system has not answered",
+    "ratio_unmet": "too few validators say the same",
+    "receipts_disagree": "validators prove different ends: hansa consensus doctor",
+    "delivered_late": "the units moved after it was given up; they go back",
+    "event_reversed": "the units went back to the seller, and nothing is paid",
+    "event_unfinished": "not finished yet, and the event system goes on with it",
 }
-"""What a code of an event means to people; the others speak for themselves."""
+"""What a code means to people while the chain has not refused; the others speak for themselves."""
+_CHAIN = {
+    "insufficient_funds": "the seller has not so many units",
+    "same_account": "seller, buyer and the event system's agent must be three accounts",
+    "lien_exists": "the seller has delivered under this id before",
+    "unknown_account": "the chain does not know the buyer",
+}
+"""What a code means that the chain refused with."""
 
 
 @click.group()
@@ -108,10 +121,9 @@ def list_events(
     states = [item for item in State if item == state or (state is None and (everything or item not in FINISHED))]
 
     async def ask(link: "LocalLink") -> "tuple[list[Event], EventsStatus]":
-        found: list[Event] = []
-        for is_flagged in (True,) if flagged else (True, False):
-            for item in states:
-                found += await _page(link, item, is_flagged, after, limit + 1 - len(found))
+        found = await _page(link, State(state) if state else None, True, after, limit + 1)
+        for item in [] if flagged else states:
+            found += await _page(link, item, False, after, limit + 1 - len(found))
         return found, await _status(link)
 
     found, status = ask_events(socket_of(place, socket), ask)
@@ -134,7 +146,7 @@ def list_events(
     output.show(data, draw)
 
 
-async def _page(link: "LocalLink", state: "State", is_flagged: bool, after: str, limit: int) -> "list[Event]":
+async def _page(link: "LocalLink", state: "State | None", is_flagged: bool, after: str, limit: int) -> "list[Event]":
     from services.settlement.interfaces import EventsPage, EventsQuery
 
     if limit <= 0:
@@ -189,29 +201,52 @@ async def find_event(link: "LocalLink", event: str) -> "EventAnswer":
     return await link.call("event", EventQuery(event), EventAnswer)
 
 
-def show_event(answer: "EventAnswer", place: Place, output: Output, *, must_hold: bool = False) -> None:
+def show_event(
+    answer: "EventAnswer", place: Place, output: Output, *, is_asked: bool = False, must_end: bool = False
+) -> None:
     """Print an event with its history.
 
     Args:
-        must_hold: exit code 1 and the code for an event that is cancelled, reversed, or needs an operator.
+        is_asked: exit code 1, with a code, where it is cancelled, reversed, or needs an operator.
+        must_end: as well where it is unfinished.
     """
     event = answer.event
     data: Json = {**event_json(event, names_of(place)), "history": history_json(answer.history)}
-    bad = event.code if event.state == "CANCELLED" or event.is_flagged else "reversed" * (event.outcome == "REVERSED")
-    if must_hold and bad:
-        data |= {"ok": False, "error": {"code": bad, "message": WHY.get(bad, bad)}}
+    code = _fault(event)
+    if is_asked and not code and must_end and not event.is_finished:
+        code = "event_unfinished"
+    if is_asked and code:
+        data |= {"ok": False, "error": {"code": code, "message": _meaning(code, event.height)}}
 
     def draw(console: "Console") -> None:
-        panel(console, f"Trade {event.event}" if not event.original else event.event, _fields(data), good=not bad)
+        title = f"Reversal {event.event}" if event.original else f"Trade {event.event}"
+        panel(console, title, _fields(data), good=not code)
         rows = [
             (time_text(row["timeMs"]), row["to"] + (f" {row['outcome']}" if row["outcome"] else ""), row["why"])
             for row in data["history"]
         ]
         table(console, ["time (UTC)", "state", "why"], rows)
+        if is_asked and code:
+            said = f"{code}: {_meaning(code, event.height)}"
+            click.echo(f"{click.style('error', fg='red', bold=True)} {said}", err=True)
 
     output.show(data, draw)
-    if must_hold and bad:
+    if is_asked and code:
         leave(EXIT_REFUSED)
+
+
+def _fault(event: "Event") -> str:
+    """Return the code of what is wrong with an event, "" for one that is paid or on its way."""
+    if event.outcome == "REVERSED":
+        return "event_reversed"
+    if event.state == "CANCELLED" or event.is_flagged:
+        return event.code or "event_flagged"
+    return ""
+
+
+def _meaning(code: str, height: int | None) -> str:
+    """Return what a code of an event means to people; at a ``height`` it is the chain's."""
+    return (_CHAIN if height else _MONEY).get(code, _MONEY.get(code, code.replace("_", " ")))
 
 
 def _fields(data: Json) -> dict[str, object]:
@@ -219,10 +254,10 @@ def _fields(data: Json) -> dict[str, object]:
     ending = {"PAID": ", paid", "REVERSED": ", reversed: the units went back, nothing is paid"}.get(data["outcome"], "")
     fields: dict[str, object] = {"state": f"{state} ({WORDS[state]}){ending}"}
     if data["code"] and not data["outcome"]:
-        meaning = WHY.get(data["code"])
-        fields["why" if state == "CANCELLED" else "trouble"] = data["code"] + (f": {meaning}" if meaning else "")
+        name = "why" if state == "CANCELLED" else "trouble"
+        fields[name] = f"{data['code']}: {_meaning(data['code'], data['height'])}"
     if data["flagged"]:
-        fields["operator"] = "hansa settle events repair EVENT --retry, or --reverse"
+        fields["operator"] = f"hansa settle events repair {data['event']} --retry, or --reverse"
     if data["wish"]:
         fields["wish"] = "reverse: the units are to go back to the seller"
     if data["original"]:

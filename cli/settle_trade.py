@@ -2,6 +2,8 @@
 
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ from cli.settle_place import PAYER_HOME, Price, explaining, home_of, socket_of, 
 from consensus.ledger.errors import LocalError
 
 if TYPE_CHECKING:
+    from structlog.typing import EventDict
+
     from services.client.client import Client
     from services.client.keystore import Signer
     from services.settlement.interfaces import EventAnswer
@@ -188,7 +192,7 @@ def trade(
     note_error_details(event=wanted.event)
     output.progress(f"event {wanted.event}")
     answer = _run(place, doors, signer, wanted, None if no_wait else 1_000 * timeout_s, output)
-    show_event(answer, place, output, must_hold=True)
+    show_event(answer, place, output, is_asked=True, must_end=not no_wait)
 
 
 def _run(
@@ -213,8 +217,25 @@ def _run(
             trader = Trader(link, accounts, client, agent=agent)
             return await _bring(trader, await _trade(client, signer, wanted), wait_ms, output)
 
-    with place.explaining(), explaining(doors.socket):
+    with place.explaining(), explaining(doors.socket), _speaking(output):
         return trio.run(run)
+
+
+@contextmanager
+def _speaking(output: Output) -> Iterator[None]:
+    """Say on standard error what the transaction system would log."""
+    import structlog
+
+    def say(_logger: object, _name: str, entry: "EventDict") -> "EventDict":
+        output.progress(f"{entry['event']}: {entry.get('why', '')}; trying again")
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[say])
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 async def _bring(trader: "Trader", trade: "Trade", wait_ms: int | None, output: Output) -> "EventAnswer":
@@ -228,9 +249,10 @@ async def _bring(trader: "Trader", trade: "Trade", wait_ms: int | None, output: 
     (kept,) = await trader.place([trade])
     if kept.event is None:
         raise Refused(kept.code, kept.message or kept.code)
-    if not kept.event.is_finished:
-        output.progress(f"submitted 0x{kept.event.transaction_id.hex()}")
     note_error_details(event=trade.event, transactionId=f"0x{kept.event.transaction_id.hex()}")
+    if not kept.event.is_finished:
+        said = f"{kept.code}: {kept.message}; the event system goes on" if kept.code else "submitted"
+        output.progress(f"{said} (transaction 0x{kept.event.transaction_id.hex()})")
     return await trader.wait(trade.event, timeout_ms=wait_ms or 0)
 
 
@@ -292,7 +314,7 @@ async def _units(client: "Client", asset: str, text: str) -> int:
     whole, _, part = text.partition(".")
     if len(part) > decimals:
         raise LocalError("bad_amount", f"{asset} has {decimals} decimals, {text} has {len(part)}")
-    units = int(whole) * 10**decimals + int(part.ljust(decimals, "0") or "0")
+    units = int(whole + part.ljust(decimals, "0"))
     if not 0 < units < 2**63:
         raise LocalError("bad_amount", f"{text} units of {asset}: more than none and less than 2^63 smallest units")
     return units
