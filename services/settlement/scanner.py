@@ -138,7 +138,7 @@ class Scanner:
     def _changes(self, event: Event, action: Action, now_ms: int) -> tuple[Change, ...]:
         match action:
             case Take(changes=changes):
-                log.info("scan decides", event=event.event, why=changes[0].why, state=changes[0].after.state.value)
+                log.info("scan decides", trade=event.event, why=changes[0].why, state=changes[0].after.state.value)
                 self._alarms.pop(event.event, None)
                 return changes
             case Wait() | Resend():
@@ -154,7 +154,7 @@ class Scanner:
         if len(self._alarms) >= ALARMS_MAX:
             self._alarms.clear()
         self._alarms[event.event] = alarm
-        log.warning("event is stuck", event=event.event, alarm=alarm, why=why, attempts=event.attempts)
+        log.warning("event is stuck", trade=event.event, alarm=alarm, why=why, attempts=event.attempts)
 
     async def _ask(self, events: Sequence[Event]) -> tuple[dict[str, Tally], str]:
         """Return the tallies by event, empty ones where nobody could be asked; and why not."""
@@ -190,7 +190,7 @@ class Scanner:
             )
             if all(await self._store.apply(changes)):
                 return
-        log.error("a reversed trade is not ended", event=reversal)
+        log.error("a reversed trade is not ended", trade=reversal)
 
     async def _originals(self, events: Sequence[Event]) -> dict[str, Event]:
         """Return the trades of reversals by id."""

@@ -82,7 +82,7 @@ class WatchedStore:
         for watch in self._watches.get(change.after.event, ()):
             watch.put(change.after)
         if change.after.is_flagged and not change.before.is_flagged:
-            log.warning("event needs an operator", event=change.after.event, code=change.after.code, why=change.why)
+            log.warning("event needs an operator", trade=change.after.event, code=change.after.code, why=change.why)
 
     # -- the store -------------------------------------------------------------------------------------
 
