@@ -12,6 +12,7 @@ from cli.output import Output, leave
 if TYPE_CHECKING:
     from services.demo.agency_network import AgencyConsortium
     from services.demo.network import Consortium
+    from services.demo.settlement_network import SettlementConsortium
 
 _keep = click.option("--keep", is_flag=True, help="Leave the network running at the end.")
 _folder = click.option(
@@ -95,6 +96,32 @@ def agency(applications: Path | None, seed: int, keep: bool, folder: Path | None
     leave(_play_agency(folder, output, seed=seed, keep=keep, applications=applications))
 
 
+@demo.command("settlement")
+@click.option(
+    "--trades",
+    metavar="N",
+    type=Number(20, 100_000),
+    default=120,
+    show_default=True,
+    help="Trades that are to be paid.",
+)
+@click.option(
+    "--database",
+    metavar="URL",
+    help="Keep events and accounts in PostgreSQL, postgresql://USER@HOST/NAME; else in an SQLite file each.",
+)
+@_seed
+@_keep
+@_folder
+@json_option
+def settlement(trades: int, database: str | None, seed: int, keep: bool, folder: Path | None, output: Output) -> None:
+    """Sell units on the chain for simulated money in an account system, both or neither, while everything dies.
+
+    Example: hansa demo settlement --trades 200
+    """
+    leave(_play_settlement(folder, output, seed=seed, keep=keep, trades=trades, database=database or ""))
+
+
 @demo.command("all")
 @_seed
 @_keep
@@ -108,7 +135,8 @@ def everything(seed: int, keep: bool, folder: Path | None, output: Output) -> No
     Example: hansa demo all
     """
     code = _play_rights(folder, output, seed=seed, keep=keep)
-    leave(_play_agency(folder, output, seed=seed, keep=keep) or code)
+    code = _play_agency(folder, output, seed=seed, keep=keep) or code
+    leave(_play_settlement(folder, output, seed=seed, keep=keep) or code)
 
 
 def _play_rights(
@@ -149,3 +177,15 @@ def _play_agency(
         return agency_trial(folder, keep=keep, records_frames=True)
 
     return main(open_network=open_network, applications=applications, seed=seed, as_json=output.as_json)
+
+
+def _play_settlement(
+    folder: Path | None, output: Output, *, seed: int, keep: bool, trades: int = 120, database: str = ""
+) -> int:
+    from cli.settlement_trial import settlement_trial
+    from services.demo.settlement import main
+
+    def open_network() -> "AbstractAsyncContextManager[SettlementConsortium]":
+        return settlement_trial(folder, keep=keep)
+
+    return main(open_network=open_network, trades=trades, database=database, seed=seed, as_json=output.as_json)

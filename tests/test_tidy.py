@@ -32,6 +32,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "services.messages",
         "services.rights",
         "services.agency",
+        "services.accounts",
+        "services.settlement",
         "services.demo",
     ),
     "services/local": ("consensus.ledger", "services.client", "services.local"),

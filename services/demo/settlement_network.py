@@ -14,6 +14,8 @@ ACCOUNTS, CENTER, EVENTS, PAYER = "settle-accounts", "settle-center", "settle-ev
 PROGRAMS = (ACCOUNTS, CENTER, EVENTS, PAYER)
 ISSUER = "bank-a"
 """The account with the role ``unit-issuer``: it defines :data:`UNIT` and sells it first."""
+AGENT = "settlement-agent"
+"""The account that lifts liens and gives units back."""
 UNIT = "BOND-1"
 CURRENCY = "CNY"
 
