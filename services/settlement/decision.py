@@ -247,8 +247,10 @@ def contradicts(event: Event, *, original: Event | None = None, is_ok: bool) -> 
             return False
         case State.CANCELLED if event.kind is Kind.REVERSAL:
             return is_ok
+        case State.CANCELLED if event.code == DELIVERED_LATE:
+            return not is_ok
         case State.CANCELLED:
-            return is_ok and bool(event.height) and event.code != DELIVERED_LATE
+            return is_ok and bool(event.height)
         case State.ACCOUNT_PENDING | State.COMPLETED:
             return not is_ok
         case _ as never:

@@ -14,6 +14,7 @@ from tests.mutants import (
     table_messages,
     table_node,
     table_rights,
+    table_settlement,
     table_settlement_chain,
 )
 from tests.mutants.mutant import Mutant
@@ -32,5 +33,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_agency_issuer.MUTANTS,
     *table_agency_node.MUTANTS,
     *table_agency_channel.MUTANTS,
+    *table_settlement.MUTANTS,
     *table_settlement_chain.MUTANTS,
 )
