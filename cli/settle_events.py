@@ -133,17 +133,43 @@ def list_events(
     data = {"events": rows, "more": len(found) > limit, "totals": status.totals, "flaggedInAll": status.flagged}
 
     def draw(console: "Console") -> None:
-        columns = ["event", "state", ">units", "asset", ">price", ">age", ">tries", "trouble"]
-        table(console, columns, [_row(row) for row in rows])
+        _draw_list(console, rows)
         finished = sum(status.totals.get(name, 0) for name in FINISHED)
         if not rows:
             console.print("nothing needs an operator" if flagged else "there are none", markup=False)
         if data["more"]:
             console.print("there are more: --limit, or --after with the last id", markup=False)
-        if not everything and state is None and finished:
+        if not (everything or flagged or state) and finished:
             console.print(f"{finished} finished: --all lists them", markup=False)
 
     output.show(data, draw)
+
+
+def _draw_list(console: "Console", rows: Sequence[Json]) -> None:
+    """Draw events: those that need an operator, the unfinished, the finished."""
+    open_states = ("REGISTERED", "ACCOUNT_PENDING")
+    groups = {
+        "Need an operator": [row for row in rows if row["flagged"]],
+        "Unfinished": [row for row in rows if not row["flagged"] and row["state"] in open_states],
+    }
+    for title, group in groups.items():
+        cells = [
+            (row["event"], row["state"], age_text(row["ageMs"]), row["attempts"], row["code"] or "–") for row in group
+        ]
+        if cells:
+            table(console, ["event", "state", ">age", ">tries", "trouble"], cells, title=title)
+    ended = [row for row in rows if not row["flagged"] and row["state"] not in open_states]
+    cells = [
+        (
+            row["event"],
+            row["outcome"] or (row["code"] if row["state"] == "CANCELLED" else row["state"]),
+            f"{row['units']} {row['asset']}",
+            _price_text(row),
+        )
+        for row in ended
+    ]
+    if cells:
+        table(console, ["event", "end", ">units", ">price"], cells, title="Finished")
 
 
 async def _page(link: "LocalLink", state: "State | None", is_flagged: bool, after: str, limit: int) -> "list[Event]":
@@ -159,22 +185,6 @@ async def _status(link: "LocalLink") -> "EventsStatus":
     from services.settlement.interfaces import EventsStatus, StatusQuery
 
     return await link.call("status", StatusQuery(), EventsStatus)
-
-
-def _row(row: Json) -> Sequence[object]:
-    state = row["outcome"] or row["state"]
-    trouble = row["code"] if not row["outcome"] else None
-    mark = "! " if row["flagged"] else ""
-    return (
-        row["event"],
-        state,
-        row["units"],
-        row["asset"],
-        f"{row['price']} {row['currency']}",
-        age_text(row["ageMs"]),
-        row["attempts"],
-        f"{mark}{trouble or '–'}",
-    )
 
 
 # -- show ------------------------------------------------------------------------------------------------
@@ -221,11 +231,7 @@ def show_event(
     def draw(console: "Console") -> None:
         title = f"Reversal {event.event}" if event.original else f"Trade {event.event}"
         panel(console, title, _fields(data), good=not code)
-        rows = [
-            (time_text(row["timeMs"]), row["to"] + (f" {row['outcome']}" if row["outcome"] else ""), row["why"])
-            for row in data["history"]
-        ]
-        table(console, ["time (UTC)", "state", "why"], rows)
+        table(console, ["time (UTC)", "state", "why"], [_history_row(row) for row in data["history"]])
         if is_asked and code:
             said = f"{code}: {_meaning(code, event.height)}"
             click.echo(f"{click.style('error', fg='red', bold=True)} {said}", err=True)
@@ -235,6 +241,11 @@ def show_event(
         leave(EXIT_REFUSED)
 
 
+def _history_row(row: Json) -> Sequence[object]:
+    state = f"{row['to']} {row['outcome']}" if row["outcome"] else row["to"]
+    return time_text(row["timeMs"]), state, f"{row['why']} ({row['code']})" if row["code"] else row["why"]
+
+
 def _fault(event: "Event") -> str:
     """Return the code of what is wrong with an event, "" for one that is paid or on its way."""
     if event.outcome == "REVERSED":
@@ -242,6 +253,10 @@ def _fault(event: "Event") -> str:
     if event.state == "CANCELLED" or event.is_flagged:
         return event.code or "event_flagged"
     return ""
+
+
+def _price_text(data: Json) -> str:
+    return f"{money(int(data['price'].replace('.', '')))} {data['currency']}"
 
 
 def _meaning(code: str, height: int | None) -> str:
@@ -262,11 +277,10 @@ def _fields(data: Json) -> dict[str, object]:
         fields["wish"] = "reverse: the units are to go back to the seller"
     if data["original"]:
         fields["reverses"] = data["original"]
-    cents = int(data["price"].replace(".", ""))
     return fields | {
         "units": f"{data['units']} {data['asset']}: {data['seller']} → {data['buyer']}",
-        "price": f"{money(cents)} {data['currency']} (simulated money): {data['payer']} → {data['payee']}",
-        "transaction": data["transactionId"],
+        "price": f"{_price_text(data)} (simulated money): {data['payer']} → {data['payee']}",
+        "tx": data["transactionId"],
         "block": data["height"],
         "registered": time_text(data["registeredMs"]),
         "changed": time_text(data["changedMs"]),

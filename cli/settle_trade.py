@@ -188,9 +188,7 @@ def trade(
     """
     doors = _doors(place, socket, accounts, token_file)
     signer = place.signer(seller, keys, passphrase_file)
-    wanted = Wanted(event or f"t-{secrets.token_hex(8)}", **terms, validity_ms=1_000 * validity_s)
-    note_error_details(event=wanted.event)
-    output.progress(f"event {wanted.event}")
+    wanted = Wanted(event or f"t-{secrets.token_hex(6)}", **terms, validity_ms=1_000 * validity_s)
     answer = _run(place, doors, signer, wanted, None if no_wait else 1_000 * timeout_s, output)
     show_event(answer, place, output, is_asked=True, must_end=not no_wait)
 
@@ -215,7 +213,10 @@ def _run(
 
             agent = (await link.call("status", StatusQuery(), EventsStatus)).agent
             trader = Trader(link, accounts, client, agent=agent)
-            return await _bring(trader, await _trade(client, signer, wanted), wait_ms, output)
+            trade = await _trade(client, signer, wanted)
+            note_error_details(event=wanted.event)
+            output.progress(f"event {wanted.event}")
+            return await _bring(trader, trade, wait_ms, output)
 
     with place.explaining(), explaining(doors.socket), _speaking(output):
         return trio.run(run)
@@ -260,12 +261,17 @@ async def _trade(client: "Client", signer: "Signer", wanted: Wanted) -> "Trade":
     """Look up what a trade names, and return its terms.
 
     Raises:
-        LocalError: ``unknown_account``, ``unknown_unit``, ``bad_amount``, ``which_payer``.
+        LocalError: ``unknown_account``, ``unknown_unit``, ``bad_amount``, ``bad_trade``.
     """
     from services.settlement.states import Terms
     from services.settlement.trader import Trade
 
     buyer, name = await _buyer(client, wanted.buyer)
+    payer, payee = wanted.payer or name, wanted.payee or signer.name
+    if buyer == signer.address or payer == payee:
+        raise LocalError(
+            "bad_trade", f"{payer} cannot trade with itself: --buyer and --payer name another than --seller"
+        )
     terms = Terms(
         seller=bytes(signer.address),
         buyer=buyer,
@@ -273,8 +279,8 @@ async def _trade(client: "Client", signer: "Signer", wanted: Wanted) -> "Trade":
         units=await _units(client, wanted.asset, wanted.units),
         price=wanted.price,
         currency=wanted.currency,
-        payer=wanted.payer or name,
-        payee=wanted.payee or signer.name,
+        payer=payer,
+        payee=payee,
     )
     return Trade(wanted.event, signer, terms, validity_ms=wanted.validity_ms)
 
