@@ -16,6 +16,7 @@ class ChainStatus(Answer, frozen=True):
 
     chain_id: HexText
     height: int
+    node: str = ""
 
 
 class SubmitAnswer(Answer, frozen=True):
@@ -55,6 +56,27 @@ class StateAnswer(Answer, frozen=True):
 
     height: int
     proof: dict[str, object]
+
+
+class RawBlock(Answer, frozen=True):
+    """One element of ``chain_getBlocks`` with ``raw``: canonical encodings; genesis has no certificate."""
+
+    raw: HexText
+    certificate_raw: HexText | None
+    receipts_raw: HexText
+
+
+class RawBlocksAnswer(Answer, frozen=True):
+    """``chain_getBlocks`` with ``raw``; ``head`` is the node's newest height."""
+
+    blocks: list[RawBlock]
+    head: int
+
+
+class Explained(Answer, frozen=True):
+    """``tx_explain``: ``stage`` is ``final``, ``queued``, ``refused``, ``expired`` or ``unknown``."""
+
+    stage: str
 
 
 class RawBlockAnswer(Answer, frozen=True):

@@ -128,9 +128,21 @@ class Reader:
             raise errors[0]
         return {link.url: answers[link.url] for link in self._links if link.url in answers}
 
+    async def connection(self) -> Connection:
+        """Return a live connection to the preferred node, else to the next one; errors as for :meth:`request`."""
+        return await self.anywhere(_itself)
+
     def leave_node(self) -> None:
         """Prefer the next node from now on."""
         self._preferred = (self._preferred + 1) % len(self._links)
+
+    def apart(self) -> "Reader":
+        """Return a reader over the same connections that prefers nodes by itself."""
+        return Reader(self.genesis, self._links)
+
+    def each_node(self) -> "dict[str, Reader]":
+        """Return by its URL a reader for every single node, over the same connections."""
+        return {link.url: Reader(self.genesis, [link]) for link in self._links}
 
     # -- proven ----------------------------------------------------------------------------------------
 
@@ -154,7 +166,7 @@ class Reader:
         proven: dict[int, tuple[Receipt, Verified]] = {}
 
         async def prove(call_index: int) -> None:
-            proven[call_index] = await self._prove_receipt(transaction.id, call_index)
+            proven[call_index] = await self.prove_receipt(transaction.id, call_index)
 
         with single_errors():
             async with trio.open_nursery() as nursery:
@@ -165,7 +177,7 @@ class Reader:
 
     async def _prove_by_block(self, transaction: Transaction, count: int) -> Outcome:
         """Prove the first receipt, and the others by all of its block's receipts together having the same root."""
-        first, verified = await self._prove_receipt(transaction.id, 0)
+        first, verified = await self.prove_receipt(transaction.id, 0)
         if not isinstance(verified.claim, ReceiptClaim):
             raise PeerError("bad_proof", "the proof speaks of something else than a receipt")
         start, leaves = verified.claim.path.index, await self._prove_leaves(verified)
@@ -187,7 +199,13 @@ class Reader:
                 self._leaves_root, self._leaves = block.header.receipts_root, leaves
             return self._leaves
 
-    async def _prove_receipt(self, transaction_id: bytes, call_index: int) -> tuple[Receipt, Verified]:
+    async def prove_receipt(self, transaction_id: bytes, call_index: int = 0) -> tuple[Receipt, Verified]:
+        """Return one proven receipt of a final transaction, with the block that holds it.
+
+        Raises:
+            Refused: ``not_found``.
+            PeerError: the node's proof does not hold.
+        """
         params: Parameters = {"id": hex_of(transaction_id), "callIndex": call_index}
         _, verified = await self.prove("chain_getReceipt", params)
         claim = verified.claim
@@ -297,6 +315,10 @@ def list_leaves_untrusted(data: bytes) -> list[bytes]:
         return [bytes(leaf) for leaf in _receipts_decoder.decode(data)[0]]
     except (msgspec.MsgspecError, RecursionError) as error:
         raise PeerError("malformed", f"not the receipts of a block: {error}") from None
+
+
+async def _itself(connection: Connection) -> Connection:
+    return connection
 
 
 async def _hear_block(connection: Connection, cursor: str) -> None:
