@@ -2,10 +2,13 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from bench.postgres import PostgresCluster, postgres_cluster, postgres_programs
 
 settings.register_profile("hansa", deadline=None, derandomize=True, database=None)
 settings.load_profile("hansa")
@@ -18,7 +21,7 @@ _DATA = Path(os.environ.get("HANSA_DATA") or Path(__file__).resolve().parents[2]
 
 
 def require(name: str, reason: str) -> None:
-    """Skip the test for want of ``name`` (``data``, ``redis``, …), or fail where ``HANSA_REQUIRE`` lists it."""
+    """Skip the test for want of ``name`` (``data``, ``postgres``, …), or fail where ``HANSA_REQUIRE`` lists it."""
     if name in os.environ.get("HANSA_REQUIRE", "").split(","):
         pytest.fail(f"HANSA_REQUIRE wants {name}: {reason}")
     pytest.skip(reason)
@@ -30,3 +33,18 @@ def data_folder(name: str) -> Path:
     if not folder.is_dir():
         require("data", f"{folder} is missing; HANSA_DATA says where the shared data is")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresCluster]:
+    """One PostgreSQL for all tests of a session; who stops it starts it again."""
+    if postgres_programs() is None:
+        require("postgres", "PostgreSQL is not installed")
+    with postgres_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresCluster) -> str:
+    """An empty database of its own for each test."""
+    return postgres_server.new_database()
