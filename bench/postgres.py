@@ -84,3 +84,15 @@ def _run(arguments: Sequence[object]) -> None:
         said = output.read().decode(errors="replace").strip()
     if done.returncode:
         raise LocalError("postgres_missing", f"{Path(command[-1]).name}: {said[-500:]}")
+
+
+@contextmanager
+def postgres_cluster() -> Iterator[str]:
+    """Give the URL of an empty database on a server of its own; errors as :func:`postgres_server`."""
+    with postgres_server() as server:
+        yield server.new_database()
+
+
+def has_postgres() -> bool:
+    """Tell whether a server can be started here."""
+    return postgres_programs() is not None

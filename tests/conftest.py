@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from bench.postgres import PostgresCluster, postgres_cluster, postgres_programs
+from bench import postgres
 
 settings.register_profile("hansa", deadline=None, derandomize=True, database=None)
 settings.load_profile("hansa")
@@ -36,15 +36,15 @@ def data_folder(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresCluster]:
+def postgres_server() -> Iterator[postgres.PostgresCluster]:
     """One PostgreSQL for all tests of a session; who stops it starts it again."""
-    if postgres_programs() is None:
+    if not postgres.has_postgres():
         require("postgres", "PostgreSQL is not installed")
-    with postgres_cluster() as cluster:
+    with postgres.postgres_server() as cluster:
         yield cluster
 
 
 @pytest.fixture
-def postgres_url(postgres_server: PostgresCluster) -> str:
+def postgres_url(postgres_server: postgres.PostgresCluster) -> str:
     """An empty database of its own for each test."""
     return postgres_server.new_database()
