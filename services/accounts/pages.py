@@ -56,7 +56,6 @@ class Pages:
 
     def app(self) -> Starlette:
         """Return the routes."""
-        panel = [Route("/faults", self._faults, methods=["GET", "POST", "DELETE"])]
         routes = [
             Route("/orders", self._orders, methods=["POST"]),
             Route("/standings", self._meets(self._standings), methods=["POST"]),
@@ -69,7 +68,7 @@ class Pages:
             Route("/accounts/{account}/unfreeze", self._meets(self._freeze), methods=["POST"]),
             Route("/healthz", self._health),
             Route("/metrics", self._figures),
-            *(panel if self._panel is not None else []),
+            Route("/faults", self._faults, methods=["GET", "POST", "DELETE"]),
         ]
         handlers = {**error_handlers(STATUSES), StorageError: self._on_storage_error}
         return Starlette(routes=routes, exception_handlers=handlers)
