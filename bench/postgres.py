@@ -1,50 +1,136 @@
-"""A PostgreSQL server for the time of a block: a cluster of its own in a temporary folder, on a unix socket alone.
-
-It syncs as servers do. PostgreSQL refuses to run as root: then it runs as the system's user ``postgres``.
-"""
+"""A PostgreSQL of one's own in a folder: unix socket only, every commit synced; for benches, demos and tests."""
 
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from consensus.ledger.errors import LocalError
 
-PLACES = ("/usr/lib/postgresql/*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql*/bin")
-USER = "postgres"
+PLACES = ("usr/lib/postgresql/*/bin", "usr/local/pgsql/bin", "opt/homebrew/opt/postgresql*/bin")
+"""Where its programs lie if they are not in the search path."""
 START_S_MAX = 60
-CONNECTIONS = 100
+_SAID_BYTES_MAX = 2_000
+_USER = "postgres" if os.geteuid() == 0 else None
+"""PostgreSQL refuses to run as root."""
+_GROUPS = None if _USER is None else [_USER]
+
+
+class PostgresCluster:
+    """A server with its files in a folder; it can be stopped at once, as by a crash, and started again."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        """Name the folder, which must be its user's, and the server's programs."""
+        self._folder, self._programs = folder, programs
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+
+    def create(self) -> None:
+        """Make the files of an empty server."""
+        self._run(
+            *("initdb", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username=hansa", "-D", self._data),
+        )
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(
+                    *("postgres", "-D", self._data, "-k", self._folder),
+                    *("-c", "listen_addresses=", "-c", "max_wal_size=4GB"),
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                user=_USER,
+                group=_USER,
+                extra_groups=_GROUPS,
+            )
+        deadline = time.monotonic() + START_S_MAX
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = (self._folder / "log").read_text("utf-8", "replace")[-_SAID_BYTES_MAX:]
+                raise LocalError("postgres_failed", f"PostgreSQL does not start in {self._folder}: {said}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it at once, as a crash would: the next start recovers; twice is harmless."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGQUIT)
+            process.wait()
+
+    def new_database(self) -> str:
+        """Make an empty database and return its URL."""
+        self._databases += 1
+        name = f"d{os.getpid()}_{self._databases}"
+        self._run("createdb", "--host", self._folder, "--username", "hansa", name)
+        return f"postgresql+psycopg://hansa@/{name}?host={quote(str(self._folder))}"
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    def _is_ready(self) -> bool:
+        asked = self._command("pg_isready", "--quiet", "--host", self._folder)
+        return subprocess.run(asked, stdin=subprocess.DEVNULL, check=False).returncode == 0
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        done = subprocess.run(
+            self._command(program, *arguments),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self._folder,
+            user=_USER,
+            group=_USER,
+            extra_groups=_GROUPS,
+        )
+        if done.returncode:
+            raise LocalError("postgres_failed", f"{program}: {done.stderr.strip()[-_SAID_BYTES_MAX:]}")
+
+    def _command(self, program: str, *arguments: str | Path) -> list[str]:
+        return [str(self._programs / program), *map(str, arguments)]
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresCluster]:
+    """Make a server in a new folder, start it, and remove it all at the end.
+
+    Raises:
+        LocalError: ``postgres_missing``, ``postgres_failed``.
+    """
+    programs = _programs()
+    # Not below another temporary folder: the server's user must be able to enter it.
+    folder = Path(tempfile.mkdtemp(prefix="hansa-postgres-"))
+    try:
+        if _USER is not None:
+            shutil.chown(folder, _USER)
+        cluster = PostgresCluster(folder, programs)
+        try:
+            cluster.create()
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def postgres_cluster() -> Iterator[str]:
-    """Give the URL of a new server's database; the server ends with the block, and its files go.
-
-    Raises:
-        LocalError: ``postgres_missing``: its programs are not installed, or do not start.
-    """
-    programs = _programs()
-    folder = Path(tempfile.mkdtemp(prefix="hansa-pg-"))
-    try:
-        if os.geteuid() == 0:
-            owner = pwd.getpwnam(USER)
-            os.chown(folder, owner.pw_uid, owner.pw_gid)
-        data = folder / "data"
-        _run([programs / "initdb", "--auth=trust", "--encoding=UTF8", "--no-locale", f"--username={USER}", "-D", data])
-        options = f"-c listen_addresses= -c max_connections={CONNECTIONS} -k {folder}"
-        log = folder / "log"
-        _run([programs / "pg_ctl", "-D", data, "-l", log, "-w", "-t", START_S_MAX, "-o", options, "start"])
-        try:
-            yield f"postgresql://{USER}@/{USER}?host={quote(str(folder))}"
-        finally:
-            _run([programs / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop"])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Give the URL of an empty database on a server of its own; errors as :func:`postgres_server`."""
+    with postgres_server() as server:
+        yield server.new_database()
 
 
 def has_postgres() -> bool:
@@ -57,42 +143,12 @@ def has_postgres() -> bool:
 
 
 def _programs() -> Path:
-    """Return the folder of the newest ``initdb``."""
-    found = [path for place in PLACES for path in Path("/").glob(f"{place.removeprefix('/')}/initdb")]
+    """Return the folder of the newest ``initdb`` and ``postgres``."""
+    found = [path for place in PLACES for path in Path("/").glob(f"{place}/initdb")]
     if (named := shutil.which("initdb")) is not None:
-        return Path(named).parent
+        found.append(Path(named).resolve())
     if not found:
-        raise LocalError("postgres_missing", "no initdb is installed (Debian: apt install postgresql)")
-    if os.geteuid() == 0 and USER not in {entry.pw_name for entry in pwd.getpwall()}:
-        raise LocalError("postgres_missing", f"PostgreSQL does not run as root, and there is no user {USER}")
+        raise LocalError("postgres_missing", "PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    if _USER is not None and _USER not in {entry.pw_name for entry in pwd.getpwall()}:
+        raise LocalError("postgres_missing", f"PostgreSQL does not run as root, and there is no user {_USER}")
     return max(found).parent
-
-
-def _run(arguments: Sequence[object]) -> None:
-    """Run a program, as the user ``postgres`` where we are root.
-
-    Raises:
-        LocalError: ``postgres_missing`` with what it said.
-    """
-    command = [str(argument) for argument in arguments]
-    if os.geteuid() == 0:
-        command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", *command]
-    # What it starts keeps its outputs open: to a file, or waiting for their end would never end.
-    with tempfile.TemporaryFile() as output:
-        done = subprocess.run(command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-        output.seek(0)
-        said = output.read().decode(errors="replace").strip()
-    if done.returncode:
-        raise LocalError("postgres_missing", f"{Path(command[-1]).name}: {said[-500:]}")
-
-
-@contextmanager
-def postgres_cluster() -> Iterator[str]:
-    """Give the URL of an empty database on a server of its own; errors as :func:`postgres_server`."""
-    with postgres_server() as server:
-        yield server.new_database()
-
-
-def has_postgres() -> bool:
-    """Tell whether a server can be started here."""
-    return postgres_programs() is not None
