@@ -8,7 +8,6 @@ from typing import TypeVar
 import msgspec
 
 from consensus.ledger.ids import ChainId
-from consensus.ledger.keys import PrivateKey
 from consensus.ledger.transaction import Transaction, sign_transaction
 from services.accounts.ledger import Account, Books
 from services.accounts.port import Answer, Entries, Order, Standing
@@ -23,16 +22,14 @@ from services.settlement.states import Terms
 from services.settlement.store import EventStore
 from services.settlement.trades import deliver_call, lane_of
 from services.settlement.watched import WatchedStore
+from tests.client.support import CONSORTIUM, NOW_MS, signer
 from tests.settlement.memory import MemoryStore
 
 T = TypeVar("T")
 
-CHAIN = ChainId(b"\x07" * 32)
-SELLER = Signer.of("shop", PrivateKey.from_secret(31))
-BUYER = Signer.of("user-a", PrivateKey.from_secret(32))
-AGENT = Signer.of("settlement-agent", PrivateKey.from_secret(33))
-NOW_MS = 1_800_000_000_000
-TERMS = Terms(bytes(SELLER.address), bytes(BUYER.address), "BOND-1", 10, 12_550, "CNY", "user-a", "shop")
+CHAIN = CONSORTIUM.genesis.chain_id()
+SELLER, BUYER, AGENT, ISSUER = signer("shop"), signer("user-b"), signer("user-e"), signer("bank-a")
+TERMS = Terms(bytes(SELLER.address), bytes(BUYER.address), "BOND-1", 10, 12_550, "CNY", "user-b", "shop")
 
 
 class Clock:

@@ -113,7 +113,7 @@ OTHERS: dict[str, object] = {
     "price": 12_551,
     "asset": "BOND-2",
     "buyer": b"\x09" * 20,
-    "payer": "user-b",
+    "payer": "user-c",
     "payee": "issuer-c",
     "currency": "EUR",
 }
