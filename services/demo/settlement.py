@@ -22,7 +22,7 @@ from services.demo.settlement_network import OpenSettlementNetwork, SettlementCo
 from services.demo.settlement_script import Script, make_script
 from services.demo.settlement_story import ROUNDS, Story
 from services.demo.settlement_till import Till, open_till
-from services.demo.watch import Watch, open_watch
+from services.demo.watch import Watch, open_watch, quiet_logs
 from services.settlement.reconcile import Sides, reconcile
 
 TRADES = 120
@@ -57,7 +57,7 @@ def main(
 async def _perform(script: Script, open_network: OpenSettlementNetwork, database: str, seed: int, as_json: bool) -> int:
     began = time.monotonic()
     first_day = datetime.now(UTC).date()
-    with open_watch(is_quiet=as_json) as watch:
+    with quiet_logs(), open_watch(is_quiet=as_json) as watch:
         watch.say("starting the network")
         async with open_network() as consortium:
             watch.say("account system, message centre, event system and payer are started")

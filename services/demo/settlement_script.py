@@ -17,6 +17,8 @@ EMPTY = "wallet-q"
 UNITS_MAX = 20
 PRICE_CENTS_MAX = 50_000_00
 FAILED_PER_KIND = 3
+ALONE = 7
+"""So many trades are made one after the other, to see how long one takes."""
 REPEATS = 20
 """How often one and the same trade is asked for at once."""
 
@@ -53,7 +55,8 @@ class Script:
     """The trades by the act they belong to.
 
     Args:
-        plain: nothing happens meanwhile.
+        alone: one after the other, nothing happens meanwhile.
+        plain: the same, all at once.
         rounds: one list for each accident that is played.
         poor: the buyer's money is not there.
         empty: the seller's units are not there: the chain refuses.
@@ -63,6 +66,7 @@ class Script:
         repeated: asked for many times at once.
     """
 
+    alone: Sequence[Deal]
     plain: Sequence[Deal]
     rounds: Sequence[Sequence[Deal]]
     poor: Sequence[Deal]
@@ -77,7 +81,7 @@ class Script:
         """All of them."""
         accidents = [deal for deals in self.rounds for deal in deals]
         failing = [*self.poor, *self.empty, *self.frozen, *self.thawed]
-        return [*self.plain, *accidents, *failing, *self.silent, self.repeated]
+        return [*self.alone, *self.plain, *accidents, *failing, *self.silent, self.repeated]
 
 
 def make_script(run: str, *, trades: int, accidents: int, seed: int) -> Script:
@@ -94,9 +98,10 @@ def make_script(run: str, *, trades: int, accidents: int, seed: int) -> Script:
     def draw(part: str, count: int, wanted: Wanted = PAID, **fixed: object) -> list[Deal]:
         return [_deal(random, f"{run}-{part}-{at}", wanted, fixed) for at in range(count)]
 
-    share = max(1, (trades - 1) // (accidents + 2))
+    share = max(1, (trades - ALONE - 1) // (accidents + 3))
     return Script(
-        plain=draw("plain", max(1, trades - 1 - share * (accidents + 1))),
+        alone=draw("alone", ALONE),
+        plain=draw("plain", max(1, trades - ALONE - 1 - share * (accidents + 1))),
         rounds=[draw(f"round{at}", share) for at in range(accidents)],
         poor=draw("poor", FAILED_PER_KIND, NO_FUNDS, price=AMOUNT_MAX),
         empty=draw("empty", FAILED_PER_KIND, NO_FUNDS, seller=EMPTY),

@@ -39,8 +39,6 @@ from services.settlement.states import State
 VICTIM_NODE = "permission"
 ROUNDS = 6
 """Programs that die in turn, and two ways in which the account system misbehaves."""
-ALONE = 5
-"""So many trades are made one after the other, to see how long one takes."""
 FINAL_MS_MAX = 30_000
 
 Round = Callable[[], Awaitable[None]]
@@ -82,8 +80,8 @@ class Story:
         await self._fall_silent()
 
     async def _plain(self) -> None:
-        alone, together = self._script.plain[:ALONE], self._script.plain[ALONE:]
-        self._watch.say(f"{len(self._script.plain)} trades")
+        alone, together = self._script.alone, self._script.plain
+        self._watch.say(f"{len(alone)} trades one after the other, {len(together)} at once")
         for deal in alone:
             began = time.monotonic()
             await self._till.trade([deal])
@@ -102,7 +100,7 @@ class Story:
     async def _bad_input(self) -> None:
         """Ask for what must not happen."""
         self._watch.say("bad input is refused")
-        known = self._script.plain[0]
+        known = self._script.alone[0]
         trade = self._till.trade_of(known)
         dearer = replace(known, price=known.price + 1)
         await self._refused("a known event with another price", "event_conflict", self._place(dearer))

@@ -133,10 +133,14 @@ class Till:
                 version = shown.event.version
         raise Unreachable(f"{event} is not as it should be after {END_S_MAX:g} s", code="program_timeout")
 
-    async def trade(self, deals: Sequence[Deal]) -> list[EventAnswer]:
-        """Place trades and wait until all are finished."""
+    async def trade(self, deals: Sequence[Deal]) -> dict[str, Event]:
+        """Place trades, wait until all are finished or wait for an operator, and return the events by id."""
         await self.place(deals)
-        return [await self.end(deal.event) for deal in deals]
+        ended: dict[str, Event] = {}
+        for first in range(0, len(deals), REGISTER_MAX):
+            events = [deal.event for deal in deals[first : first + REGISTER_MAX]]
+            ended |= await patiently(partial(self.trader.wait_many, events, timeout_ms=int(1_000 * END_S_MAX)))
+        return ended
 
     async def listed(self, *, is_flagged: bool | None = None) -> list[Event]:
         """Return all events, or flagged ones alone."""

@@ -1,9 +1,11 @@
 """How a demo shows that it is at work: a line of progress."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -36,3 +38,14 @@ def open_watch(*, is_quiet: bool) -> Iterator[Watch]:
     is_silent = is_quiet or not sys.stderr.isatty()
     with Progress(*columns, console=console, transient=True, disable=is_silent) as progress:
         yield Watch(progress)
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Log nothing for the time of the block: parts of programs that run in this process would write to our output."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
