@@ -1,7 +1,8 @@
 """``hansa settle events``: the event system: serve, list, show, repair, status."""
 
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from cli.settle_place import (
     socket_of,
     socket_option,
 )
+from services.client.times import utc_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from services.settlement.states import Event, State
 
 LIST_DEFAULT, LIST_MAX = 50, 500
+WHY_COLUMNS = 36
 _MONEY = {
     "insufficient_funds": "the buyer's account has not the money",
     "unknown_account": "the account system does not know the buyer's or the seller's account",
@@ -153,23 +156,25 @@ def _draw_list(console: "Console", rows: Sequence[Json]) -> None:
         "Unfinished": [row for row in rows if not row["flagged"] and row["state"] in open_states],
     }
     for title, group in groups.items():
-        cells = [
-            (row["event"], row["state"], age_text(row["ageMs"]), row["attempts"], row["code"] or "–") for row in group
-        ]
-        if cells:
-            table(console, ["event", "state", ">age", ">tries", "trouble"], cells, title=title)
-    ended = [row for row in rows if not row["flagged"] and row["state"] not in open_states]
-    cells = [
-        (
-            row["event"],
-            row["outcome"] or (row["code"] if row["state"] == "CANCELLED" else row["state"]),
-            f"{row['units']} {row['asset']}",
-            _price_text(row),
-        )
-        for row in ended
+        if group:
+            waiting = [
+                (row["event"], row["state"], age_text(row["ageMs"]), row["attempts"], row["code"]) for row in group
+            ]
+            table(console, ["event", "state", ">age", ">tries", "trouble"], waiting, title=title)
+    ended = [
+        (row["event"], _end(row), f"{row['units']} {row['asset']}", "–" if row["original"] else _price_text(row))
+        for row in rows
+        if not row["flagged"] and row["state"] not in open_states
     ]
-    if cells:
-        table(console, ["event", "end", ">units", ">price"], cells, title="Finished")
+    if ended:
+        table(console, ["event", "end", ">units", ">price"], ended, title="Finished")
+
+
+def _end(row: Json) -> str:
+    """Return how a finished event ended, in one word."""
+    if row["state"] == "CANCELLED":
+        return str(row["code"] or row["state"])
+    return str(row["outcome"] or "gave back")
 
 
 async def _page(link: "LocalLink", state: "State | None", is_flagged: bool, after: str, limit: int) -> "list[Event]":
@@ -231,7 +236,7 @@ def show_event(
     def draw(console: "Console") -> None:
         title = f"Reversal {event.event}" if event.original else f"Trade {event.event}"
         panel(console, title, _fields(data), good=not code)
-        table(console, ["time (UTC)", "state", "why"], [_history_row(row) for row in data["history"]])
+        table(console, ["time (UTC)", "state", "why"], [*_history_rows(data)])
         if is_asked and code:
             said = f"{code}: {_meaning(code, event.height)}"
             click.echo(f"{click.style('error', fg='red', bold=True)} {said}", err=True)
@@ -241,9 +246,17 @@ def show_event(
         leave(EXIT_REFUSED)
 
 
-def _history_row(row: Json) -> Sequence[object]:
-    state = f"{row['to']} {row['outcome']}" if row["outcome"] else row["to"]
-    return time_text(row["timeMs"]), state, f"{row['why']} ({row['code']})" if row["code"] else row["why"]
+def _history_rows(data: Json) -> Iterator[Sequence[object]]:
+    """Yield the rows of a history; a long reason goes on in rows of its own. The day stands where it changes."""
+    day = time_text(data["registeredMs"])[:10]
+    for row in data["history"]:
+        moment = utc_text(row["timeMs"])
+        shown, day = (moment[11:] if moment[:10] == day else moment[:19]), moment[:10]
+        state = f"{row['to']} {row['outcome']}" if row["outcome"] else row["to"]
+        why = row["why"] if not row["code"] or row["code"] in row["why"] else f"{row['why']} ({row['code']})"
+        for line in textwrap.wrap(why, WHY_COLUMNS) or [""]:
+            yield shown, state, line
+            shown = state = ""
 
 
 def _fault(event: "Event") -> str:
@@ -273,7 +286,7 @@ def _fields(data: Json) -> dict[str, object]:
         fields[name] = f"{data['code']}: {_meaning(data['code'], data['height'])}"
     if data["flagged"]:
         fields["operator"] = f"hansa settle events repair {data['event']} --retry, or --reverse"
-    if data["wish"]:
+    if data["wish"] and not data["outcome"]:
         fields["wish"] = "reverse: the units are to go back to the seller"
     if data["original"]:
         fields["reverses"] = data["original"]

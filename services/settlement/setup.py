@@ -249,7 +249,8 @@ async def open_people(prepared: Prepared) -> list[str]:
     async with open_accounts(prepared.accounts_url, token=token) as accounts:
         known = {account.id for account in await accounts.accounts()}
         new = [name for name in prepared.people if name not in known]
-        await accounts.open([(name, CURRENCY) for name in new])
+        if new:
+            await accounts.open([(name, CURRENCY) for name in new])
         for name in prepared.people:
             await accounts.deposit(name, OPENING_CENTS, key=f"opening-{name}")
     return [f"account {name} with simulated money" for name in new]
