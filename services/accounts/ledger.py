@@ -163,12 +163,13 @@ class Books:
         return known
 
     def _check_accounts(self, order: Order) -> None:
-        for name in (order.payer, order.payee):
-            account = self._known(name)
+        accounts = [self._known(name) for name in (order.payer, order.payee)]
+        for account in accounts:
             if account.currency != order.currency:
-                raise Refused("wrong_currency", f"{name} is in {account.currency}, not in {order.currency}")
+                raise Refused("wrong_currency", f"{account.id} is in {account.currency}, not in {order.currency}")
+        for account in accounts:
             if account.is_frozen:
-                raise Refused("account_frozen", f"{name} is frozen")
+                raise Refused("account_frozen", f"{account.id} is frozen")
 
     def _check_funds(self, account: str, amount: int) -> None:
         if self._known(account).available < amount:
