@@ -13,6 +13,7 @@ from cli.place import Place
 from cli.settle_accounts import accounts
 from cli.settle_events import events
 from cli.settle_place import PAYER_HOME, home_of, home_option
+from cli.settle_reconcile import reconcile
 from cli.settle_trade import trade
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def settle() -> None:
 settle.add_command(trade)
 settle.add_command(events)
 settle.add_command(accounts)
+settle.add_command(reconcile)
 
 
 # -- set-up ----------------------------------------------------------------------------------------------

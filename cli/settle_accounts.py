@@ -14,8 +14,7 @@ from cli.agency_place import time_text
 from cli.options import Number, json_option
 from cli.output import EXIT_REFUSED, Output, leave, panel, table
 from cli.place import network_folder
-from cli.settle_place import ACCOUNTS_HOME, HINT, Price, decimal_text, home_of, home_option, money
-from cli.settle_trade import Pattern
+from cli.settle_place import ACCOUNTS_HOME, HINT, Pattern, Price, decimal_text, home_of, home_option, money
 
 if TYPE_CHECKING:
     from services.accounts.faults import FaultAt

@@ -27,6 +27,21 @@ PRICE_DIGITS_MAX = 13
 _PRICE = re.compile(rf"([0-9]{{1,{PRICE_DIGITS_MAX}}})(?:\.([0-9]{{1,2}}))?", re.ASCII)
 
 
+class Pattern(click.ParamType[str]):
+    """A text of a given form."""
+
+    def __init__(self, pattern: re.Pattern[str], name: str, form: str) -> None:
+        self._pattern = pattern
+        self.name = name
+        self._form = form
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        if self._pattern.fullmatch(str(value)) is None:
+            self.fail(f"{str(value)[:80]!r} is no {self.name}: {self._form}", param, ctx)
+        return str(value)
+
+
 class Price(click.ParamType[int]):
     """An amount of money with up to two decimals, taken exactly; in 1/100."""
 

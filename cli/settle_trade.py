@@ -14,7 +14,7 @@ from cli.options import Number, json_option, keys_option, network_option, passph
 from cli.output import Output, note_error_details
 from cli.place import Place
 from cli.settle_events import show_event
-from cli.settle_place import PAYER_HOME, Price, explaining, home_of, socket_of, socket_option
+from cli.settle_place import PAYER_HOME, Pattern, Price, explaining, home_of, socket_of, socket_option
 from consensus.ledger.errors import LocalError
 
 if TYPE_CHECKING:
@@ -33,21 +33,6 @@ _ASSET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,63}", re.ASCII)
 _UNITS = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,18}))?", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
-
-
-class Pattern(click.ParamType[str]):
-    """A text of a given form."""
-
-    def __init__(self, pattern: re.Pattern[str], name: str, form: str) -> None:
-        self._pattern = pattern
-        self.name = name
-        self._form = form
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the text."""
-        if self._pattern.fullmatch(str(value)) is None:
-            self.fail(f"{str(value)[:80]!r} is no {self.name}: {self._form}", param, ctx)
-        return str(value)
 
 
 class EventParameter(Pattern):
@@ -186,7 +171,7 @@ def trade(
 
     Example: hansa settle trade --seller shop --buyer user-b --asset BOND-1 --units 10 --price 1250.00
     """
-    doors = _doors(place, socket, accounts, token_file)
+    doors = doors_of(place, socket, accounts, token_file)
     signer = place.signer(seller, keys, passphrase_file)
     wanted = Wanted(event or f"t-{secrets.token_hex(6)}", **terms, validity_ms=1_000 * validity_s)
     answer = _run(place, doors, signer, wanted, None if no_wait else 1_000 * timeout_s, output)
@@ -326,7 +311,7 @@ async def _units(client: "Client", asset: str, text: str) -> int:
     return units
 
 
-def _doors(place: Place, socket: Path | None, accounts: str | None, token_file: Path | None) -> Doors:
+def doors_of(place: Place, socket: Path | None, accounts: str | None, token_file: Path | None) -> Doors:
     """Return where the programs answer.
 
     Raises:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from consensus.ledger.codec import Value
-from consensus.ledger.errors import LocalError
+from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.transaction import ATOMIC, make_call
 from services.accounts.config import AccountsFile
 from services.accounts.link import open_accounts
@@ -36,6 +38,7 @@ UNIT, UNITS = "BOND-1", 1_000_000
 SELLERS = (BANK, "issuer-c", "issuer-f", "shop")
 CURRENCY, OPENING_CENTS = "CNY", 100_000_000
 """What each identity's account begins with, in 1/100: simulated money."""
+ADMIN_ROLE, ISSUER_ROLE = "admin", "unit-issuer"
 RATE_PER_S = 100_000.0
 """Of the message centre; the payer's own pace is what counts."""
 TOKEN_FILE, TOKEN_BYTES = "token", 32
@@ -99,6 +102,10 @@ class _Files(NamedTuple):
     payer: tuple[Path, PayerFile]
 
 
+class _Account(msgspec.Struct, frozen=True):
+    roles: list[str]
+
+
 async def set_up(client: Client, bank: Signer, plan: Plan) -> Prepared:
     """Prepare the network so that the programs can start.
 
@@ -116,6 +123,7 @@ async def set_up(client: Client, bank: Signer, plan: Plan) -> Prepared:
     if not 0 < max(plan.accounts_port, plan.center_port) <= PORT_MAX:
         raise LocalError("bad_port", f"ports {plan.accounts_port} and {plan.center_port} are not all below 65536")
     files = _wanted(plan)
+    await _check_roles(client, bank)
     done: list[str] = []
     agent = _key(plan, done)
     await _register(client, bank, agent, done)
@@ -132,6 +140,17 @@ async def set_up(client: Client, bank: Signer, plan: Plan) -> Prepared:
         people=tuple(account.name for account in client.genesis.accounts),
         done=tuple(done),
     )
+
+
+async def _check_roles(client: Client, bank: Signer) -> None:
+    """Refuse before anything is made what the chain would refuse afterwards."""
+    answer = await client.query("membership", "account", {"account": bytes(bank.address)})
+    try:
+        roles = msgspec.convert(answer, _Account).roles
+    except msgspec.ValidationError as error:
+        raise PeerError("bad_answer", f"membership.account: {error}") from None
+    if missing := [role for role in (ADMIN_ROLE, ISSUER_ROLE) if role not in roles]:
+        raise Refused("not_allowed", f"{bank.name} cannot set settlement up: it has not the role {missing[0]}")
 
 
 def _key(plan: Plan, done: list[str]) -> Signer:
