@@ -21,6 +21,7 @@ from services.settlement.interfaces import (
     AnswersPut,
     AnswersTaken,
     Cancel,
+    Ended,
     EndsQuery,
     EventAnswer,
     EventQuery,
@@ -226,18 +227,16 @@ class Engine:
                     (event,) = await watch.next()
         return EventAnswer(event, await self._store.history(params.event))
 
-    async def ends(self, params: EndsQuery) -> Registered:
+    async def ends(self, params: EndsQuery) -> Ended:
         """Return those events that need no more waiting for; waits for the first."""
         with self._store.watch(params.events) as watch:
             found = await self._found(params.events)
-            unknown = [
-                Kept(None, "unknown_event", f"there is no event {name}") for name in params.events if name not in found
-            ]
+            unknown = [name for name in params.events if name not in found]
             events = [event for event in found.values() if is_end(event)]
             with trio.move_on_after(params.wait_ms / 1000):
                 while not events and not unknown:
                     events = [event for event in await watch.next() if is_end(event)]
-        return Registered([*unknown, *(Kept(event) for event in events)])
+        return Ended(events, unknown)
 
     async def events(self, params: EventsQuery) -> EventsPage:
         """Return a page of events."""

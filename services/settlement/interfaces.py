@@ -115,11 +115,18 @@ class EventAnswer(Result, frozen=True):
 class EndsQuery(Params, frozen=True):
     """``ends``: which of these events are finished, flagged or unknown; waits up to ``wait_ms`` for a first one.
 
-    Answered by ``Registered``, with those alone.
+    Answered by ``Ended``.
     """
 
     events: EventIds
     wait_ms: WaitMs = 0
+
+
+class Ended(Result, frozen=True):
+    """Of the events that were asked about, those that need no more waiting for, and those that there are not."""
+
+    items: list[Event]
+    unknown: list[str]
 
 
 class EventsQuery(Params, frozen=True):

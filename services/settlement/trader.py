@@ -3,7 +3,8 @@
     sign → register (durable) → RESERVE in the account system → release (durable) → submit to any node → wait
 
 Each step may be repeated, and so may the whole: what the event system keeps under an id counts, and its bytes are what
-is sent. Many trades go together, a step at a time. Whoever dies in between leaves nothing that the scan does not end.
+is sent. Many trades go together, a step at a time, also those of many tasks. Whoever dies in between leaves nothing
+that the scan does not end.
 """
 
 import time
@@ -15,15 +16,15 @@ import trio
 
 from consensus.ledger.errors import HansaError, InvariantError, LocalError, PeerError
 from consensus.ledger.transaction import Transaction, decode_transaction_untrusted
-from services.accounts.port import AccountSystem, Answer, Operation
+from services.accounts.port import AccountSystem, Answer, Operation, Order
 from services.client.client import VALIDITY_MS, Client
 from services.client.errors import Refused, Unreachable
 from services.client.keystore import Signer
+from services.client.tasks import single_errors
+from services.settlement.gathering import Ends, Gathering
 from services.settlement.interfaces import (
     REGISTER_MAX,
-    WAIT_MS_MAX,
     Cancel,
-    EndsQuery,
     EventAnswer,
     EventQuery,
     EventsLink,
@@ -79,11 +80,16 @@ class Trader:
         self._client = client
         self._agent = agent
         self._now_ms = now_ms
+        self._ends = Ends(events)
+        self._registering = Gathering(self._register_all, size_max=REGISTER_MAX)
+        self._holding = Gathering(self._hold_all, size_max=REGISTER_MAX)
+        self._releasing = Gathering(self._release_all, size_max=REGISTER_MAX)
+        self._submitting = Gathering(self._submit_all, size_max=REGISTER_MAX)
 
     # -- trades ----------------------------------------------------------------------------------------
 
     async def trade(self, trade: Trade, *, timeout_ms: int = VALIDITY_MS) -> EventAnswer:
-        """Make one trade and return it when it has ended, needs an operator, or time is up.
+        """Make one trade and return it, with its history, when it has ended, needs an operator, or time is up.
 
         Raises:
             Refused: ``bad_trade``, ``event_conflict``: nothing was registered.
@@ -109,8 +115,7 @@ class Trader:
         if not 0 < len(trades) <= REGISTER_MAX:
             raise LocalError("bad_trade", f"{len(trades)} trades, 1 to {REGISTER_MAX} go together")
         registrations = [Registration(trade.event, trade.terms, self.sign(trade).raw) for trade in trades]
-        answer = await self._events.call("register", Register(registrations), Registered)
-        kept = dict(enumerate(_whole(answer, len(trades))))
+        kept = dict(enumerate(await self._registering.ask(registrations)))
         await self._hold(kept)
         await self._release(kept)
         await self._submit(kept)
@@ -131,22 +136,16 @@ class Trader:
 
     # -- waiting ---------------------------------------------------------------------------------------
 
-    async def wait(self, event: str, *, timeout_ms: int = VALIDITY_MS, is_flag_enough: bool = True) -> EventAnswer:
-        """Return an event when it has ended (or needs an operator), or as it stands when time is up.
+    async def wait(self, event: str, *, timeout_ms: int = VALIDITY_MS) -> EventAnswer:
+        """Return an event when it has ended or needs an operator, or as it stands when time is up.
 
         Raises:
             Refused: ``unknown_event``.
             Unreachable: the event system does not answer.
         """
-        deadline = trio.current_time() + timeout_ms / 1000
-        version = 0
-        while True:
-            left_ms = max(0, int(1000 * (deadline - trio.current_time())))
-            query = EventQuery(event, version, min(left_ms, WAIT_MS_MAX) if version else 0)
-            answer = await self._events.call("event", query, EventAnswer)
-            if answer.event.is_finished or (is_flag_enough and answer.event.is_flagged) or not left_ms:
-                return answer
-            version = answer.event.version
+        with trio.move_on_after(timeout_ms / 1000):
+            await self._ends.wait(event)
+        return await self._events.call("event", EventQuery(event), EventAnswer)
 
     async def wait_many(self, events: Sequence[str], *, timeout_ms: int = VALIDITY_MS) -> dict[str, Event]:
         """Return those of up to ``REGISTER_MAX`` events that ended or need an operator, when all did or time is up.
@@ -155,19 +154,15 @@ class Trader:
             Refused: ``unknown_event``.
             Unreachable: the event system does not answer.
         """
-        deadline = trio.current_time() + timeout_ms / 1000
-        waiting = dict.fromkeys(events)
         ended: dict[str, Event] = {}
-        while waiting:
-            left_ms = max(0, int(1000 * (deadline - trio.current_time())))
-            query = EndsQuery([*waiting], min(left_ms, WAIT_MS_MAX))
-            for kept in (await self._events.call("ends", query, Registered)).items:
-                if kept.event is None:
-                    raise Refused(kept.code, kept.message)
-                ended[kept.event.event] = kept.event
-                waiting.pop(kept.event.event, None)
-            if not left_ms:
-                break
+
+        async def wait(event: str) -> None:
+            ended[event] = await self._ends.wait(event)
+
+        with trio.move_on_after(timeout_ms / 1000), single_errors():
+            async with trio.open_nursery() as nursery:
+                for event in events:
+                    nursery.start_soon(wait, event)
         return ended
 
     # -- steps -----------------------------------------------------------------------------------------
@@ -206,7 +201,7 @@ class Trader:
         pause_ms, trouble = PAUSE_FIRST_MS, ""
         while True:
             try:
-                return await self._accounts.run(orders)
+                return await self._holding.ask(orders)
             except (Unreachable, Refused) as error:
                 if self._now_ms() + pause_ms >= until_ms:
                     raise
@@ -229,8 +224,8 @@ class Trader:
             if item.event is not None and not item.code and self._may_hold(item.event)
         ]
         if held:
-            answer = await self._events.call("release", Release([event.event for _, event in held]), Registered)
-            for (index, _), item in zip(held, _whole(answer, len(held)), strict=True):
+            released = await self._releasing.ask([event.event for _, event in held])
+            for (index, _), item in zip(held, released, strict=True):
                 kept[index] = item
 
     async def _submit(self, kept: dict[int, Kept]) -> None:
@@ -242,11 +237,10 @@ class Trader:
         }
         if not released:
             return
-        transactions = {bytes(event.raw): decode_transaction_untrusted(event.raw) for event in released.values()}
         error: HansaError | None = None
         for _ in range(SUBMIT_ATTEMPTS_MAX):
             try:
-                await self._client.submit_many([*transactions.values()])
+                await self._submitting.ask([event.raw for event in released.values()])
                 return
             except (Unreachable, Refused, PeerError) as failure:
                 error = failure
@@ -256,6 +250,22 @@ class Trader:
             log.warning("chain in trouble", code=error.code, why=error.message)
             for index, event in released.items():
                 kept[index] = Kept(event, error.code, error.message)
+
+    # -- calls for many --------------------------------------------------------------------------------
+
+    async def _register_all(self, registrations: list[Registration]) -> list[Kept]:
+        return _whole(await self._events.call("register", Register(registrations), Registered), len(registrations))
+
+    async def _hold_all(self, orders: list[Order]) -> list[Answer]:
+        return await self._accounts.run(orders)
+
+    async def _release_all(self, events: list[str]) -> list[Kept]:
+        return _whole(await self._events.call("release", Release(events), Registered), len(events))
+
+    async def _submit_all(self, raws: list[bytes]) -> list[None]:
+        """Send transactions, each once; what a node says of each is for the scan."""
+        await self._client.submit_many([decode_transaction_untrusted(raw) for raw in dict.fromkeys(raws)])
+        return [None] * len(raws)
 
 
 def _whole(answer: Registered, count: int) -> list[Kept]:
