@@ -112,6 +112,40 @@ def agency(rows: str, applications: Path | None, runs: int, orders: int, output:
     )
 
 
+@bench.command("settlement")
+@click.option("--rows", metavar="A,B", default="", help="Of sqlite, postgresql, scan; else all.")
+@click.option("--trades", metavar="N", type=Number(1, 1_000_000), default=2_000, show_default=True)
+@click.option(
+    "--database",
+    metavar="URL",
+    default="",
+    help="PostgreSQL for row postgresql, postgresql://USER@HOST/NAME; else a server of its own in a temporary folder.",
+)
+@click.option(
+    "--finished",
+    metavar="N",
+    type=Number(1, 100_000_000),
+    default=1_000_000,
+    show_default=True,
+    help="Finished events beside which the scan selects 1,000 stuck ones.",
+)
+@click.option("--quick", is_flag=True, help="A hundredth of everything: does it run?")
+@json_option
+def settlement(rows: str, trades: int, database: str, finished: int, quick: bool, output: Output) -> None:
+    """Measure settlement: trades end to end on SQLite and on PostgreSQL, one alone, the scan's selection.
+
+    Some four minutes, most of them to load the finished events.
+
+    Example: hansa bench settlement --rows sqlite,postgresql
+    """
+    from bench.settlement import QUICK, Sizes, main
+    from cli.settlement_trial import settlement_trial
+
+    sizes = QUICK if quick else Sizes(trades=trades, finished_many=finished)
+    names = _names(rows)
+    leave(main(open_network=settlement_trial, rows=names, sizes=sizes, database=database, as_json=output.as_json))
+
+
 @bench.command("charts")
 @click.option("--only", metavar="A,B", default="", help="Of batch, calls, latency, stages, keys, validators; else all.")
 @click.option("--out", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default="docs/charts")
