@@ -23,7 +23,7 @@ HINT = "hansa network up --with settlement starts the programs"
 EVENTS_HOME, ACCOUNTS_HOME, PAYER_HOME = "settle-events", "settle-accounts", "settle-payer"
 WORDS = {"REGISTERED": "登记", "ACCOUNT_PENDING": "待账户系统处理", "CANCELLED": "取消", "COMPLETED": "完成"}
 """The four states as the business calls them."""
-PRICE_DIGITS_MAX = 13
+PRICE_DIGITS_MAX = 14
 _PRICE = re.compile(rf"([0-9]{{1,{PRICE_DIGITS_MAX}}})(?:\.([0-9]{{1,2}}))?", re.ASCII)
 
 
