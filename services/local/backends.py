@@ -22,14 +22,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.pool import QueuePool
 
 from consensus.ledger.errors import InvariantError, LocalError, StorageError
-from services.local.schema import bring_up_to_date
+from services.local.schema import bring_up_to_date, version_table
 from services.local.sqlite import disk_error, sync_folder, typed_errors
 
 CONNECTIONS_MAX = 5
 """One that writes, the others read."""
 _BUSY_S = 5.0
 """How long a reader of the file, an operator's shell say, may hold up a write."""
-_LOCK_S = 5
+_LOCK_MS = 5_000
 """How long a new owner waits for the session of one that died to end."""
 _CONNECT_S = 5
 _SWITCH_S = 0.0002
@@ -49,8 +49,8 @@ _PRAGMAS = (
     "PRAGMA temp_store = MEMORY",
 )
 
-_LOST = {"57P01", "57P02", "57P03", "53300", "25006"}
-"""The server ends, starts, is full, or has become a standby."""
+_LOST = {"57P01", "57P02", "57P03", "53300"}
+"""The server ends, starts, or has no room for one more session."""
 _REPEAT = {"40001", "40P01", "55P03", "57014"}
 """The transaction lost against another one, or was ended by an administrator."""
 
@@ -82,6 +82,10 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close all connections, then let go of the lock; twice is harmless."""
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Make sure that there is a session to write with."""
 
     @abstractmethod
     def write(self, work: Work[Result]) -> Result:
@@ -149,6 +153,9 @@ class SqliteFile(Backend):
         with self._typed(), self._writer.begin():
             return work(self._writer)
 
+    def ready(self) -> None:
+        """See :class:`Backend`; a file does not go away."""
+
     def read(self, work: Work[Result]) -> Result:
         """See :class:`Backend`."""
         if self._engine is None:
@@ -189,14 +196,18 @@ class PostgresServer(Backend):
         """See :class:`Backend`."""
         self._disposed()
 
+    def ready(self) -> None:
+        """See :class:`Backend`."""
+        if self._writer is None or self._writer.closed or self._writer.invalidated:
+            with self._typed():
+                self._connect()
+
     def write(self, work: Work[Result]) -> Result:
         """See :class:`Backend`."""
-        with self._typed():
-            writer = self._writer
-            if writer is None or writer.closed or writer.invalidated:
-                writer = self._connect()
-            with writer.begin():
-                return work(writer)
+        if self._writer is None:
+            raise InvariantError(f"{self.name} is not open")
+        with self._typed(), self._writer.begin():
+            return work(self._writer)
 
     def read(self, work: Work[Result]) -> Result:
         """See :class:`Backend`."""
@@ -228,9 +239,9 @@ class PostgresServer(Backend):
 
     def _take_lock(self, writer: sqlalchemy.Connection) -> None:
         """Lock the store for as long as this session lives, or a shared one for the look at its tables."""
-        key = int.from_bytes(hashlib.sha256(self._migrations.encode()).digest()[:8], signed=True)
+        key = int.from_bytes(hashlib.sha256(version_table(self._migrations).encode()).digest()[:8], signed=True)
         lock = sqlalchemy.func.pg_advisory_xact_lock if self._is_shared else sqlalchemy.func.pg_advisory_lock
-        writer.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = '{_LOCK_S}s'"))
+        writer.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = {_LOCK_MS}"))
         try:
             writer.execute(sqlalchemy.select(lock(key)))
         except DBAPIError as error:

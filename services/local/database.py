@@ -201,8 +201,14 @@ async def open_database(
 
 def _run_group(backend: Backend, jobs: list[_Job]) -> None:
     """Run works in one transaction, or each in its own if one of them fails; in the writer's thread."""
-    together = outcome.capture(backend.write, lambda connection: [job.work(connection) for job in jobs])
-    match together:
+    match outcome.capture(backend.ready):
+        case outcome.Error(ServerLost() as lost):
+            raise lost
+        case outcome.Error() as failed:
+            for job in jobs:
+                job.result = failed
+            return
+    match outcome.capture(backend.write, lambda connection: [job.work(connection) for job in jobs]):
         case outcome.Value(results):
             for job, result in zip(jobs, results, strict=True):
                 job.result = outcome.Value(result)
