@@ -33,14 +33,14 @@ class Person:
 
 VALIDATORS = (
     Member("bank-a", ("bank",), ("sales", "unit-issuer")),
-    Member("issuer-c", ("issuer",), ("issuer",)),
-    Member("issuer-f", ("issuer",), ("issuer",)),
+    Member("issuer-c", ("issuer",), ("issuer", "unit-issuer")),
+    Member("issuer-f", ("issuer",), ("issuer", "unit-issuer")),
     Member("permission", ("permission",), ("permission",)),
 )
 """Members with a node, in the order in which ports are given."""
 
 OTHERS = (
-    Member("issuer-d", ("issuer",), ("issuer",)),
+    Member("issuer-d", ("issuer",), ("issuer", "unit-issuer")),
     Member("merchant-m", ("merchant",), ("merchant",)),
     Member("shop", ("platform",), ("business-server",)),
     Member("wallet-p", ("payment",), ("wallet",)),

@@ -33,6 +33,9 @@ from services.agency.interfaces import (
 from services.agency.issuer_interface import (
     Allot,
     Allotted,
+    ConfirmedAnswer,
+    ConfirmedNext,
+    ConfirmedPage,
     Holding,
     Holdings,
     HoldingsQuery,
@@ -41,6 +44,7 @@ from services.agency.issuer_interface import (
     IssuerPackageQuery,
     IssuerSummary,
     ProductTotal,
+    Purchase,
     Registration,
     SummaryQuery,
     User,
@@ -49,6 +53,7 @@ from services.agency.issuer_interface import (
 )
 from services.agency.issuer_machine import Desk, Products, products_of
 from services.agency.issuer_store import BlindStore, IssuerStore, Kept, Unsent
+from services.agency.orders import ALLOTMENT, Code
 from services.agency.packages import Answer, Package, make_answer, orders_root, waiting_places
 from services.agency.qualification import date_of
 from services.client.answers import hex_of
@@ -61,6 +66,8 @@ from services.local.service import serve as serve_local
 from services.local.vault import open_vault
 from services.messages.logs import configure_logs, ready_file, stop_signals
 
+PURCHASES = (Code.SUBSCRIPTION.confirmation, ALLOTMENT)
+"""Codes of confirmations that a holder pays for."""
 WAIT_MS = 20_000
 PAGE = 4
 RETRY_MS = 1_000
@@ -113,6 +120,7 @@ class Issuer:
         self._now_ms = now_ms
         self._lock = trio.Lock()
         """Held by whoever reads the books, decides by them, and writes."""
+        self._answered = trio.Event()
 
     def add_methods(self, service: LocalService) -> None:
         """Add what people ask of it, see :mod:`services.agency.issuer_interface`."""
@@ -121,6 +129,7 @@ class Issuer:
         service.add("allot", Allot, self.allot)
         service.add("summary", SummaryQuery, self.summary)
         service.add("package", IssuerPackageQuery, self.package)
+        service.add("confirmed", ConfirmedNext, self.confirmed, waits=True)
 
     # -- packages --------------------------------------------------------------------------------------
 
@@ -167,6 +176,7 @@ class Issuer:
             answer = make_answer(key, chain_id, package, confirmations, previous=previous)
             places = waiting_places(confirmations)
             await self._store.keep_first(arrived.position, package, answer, places, books)
+            self._tell_answered()
         log.info("package answered", bank=package.bank, root=package.root.hex(), **_reasons_logged(answer))
 
     async def _products(self, package: Package, codes: list[str]) -> Products:
@@ -270,6 +280,7 @@ class Issuer:
                     places=kept.places,
                 )
                 await self._store.keep_allotment(number, kept, answer, books)
+                self._tell_answered()
             count += 1
             log.info("package allotted", bank=package.bank, root=package.root.hex(), **_reasons_logged(answer))
         return count
@@ -279,6 +290,25 @@ class Issuer:
         for number, root in sorted(self._store.waiting.items()):
             if (kept := self._store.kept(root)) is not None:
                 yield number, kept
+
+    def _tell_answered(self) -> None:
+        """Wake who waits for the next answer."""
+        self._answered.set()
+        self._answered = trio.Event()
+
+    async def confirmed(self, params: ConfirmedNext) -> ConfirmedPage:
+        """Return the purchases of the answers after a number, once there is an answer or time is up."""
+        if self._store.answers_count <= params.after:
+            with trio.move_on_after(params.wait_ms / 1000):
+                await self._answered.wait()
+        answers = self._store.answers_after(params.after, params.limit)
+        position = answers[-1][0] if answers else params.after
+        items = [
+            ConfirmedAnswer(number, answer.root, answer.round_number, purchases)
+            for number, kept, answer in answers
+            if (purchases := _purchases(kept, answer))
+        ]
+        return ConfirmedPage(items, position, self._store.answers_count)
 
     # -- people ----------------------------------------------------------------------------------------
 
@@ -417,6 +447,27 @@ def _package(arrived: PackageArrived) -> Package:
 
 def _waiting_products(kept: Kept) -> list[str]:
     return sorted({kept.package.applications[place].product for place in kept.places})
+
+
+def _purchases(kept: Kept, answer: Answer) -> list[Purchase]:
+    """Return what an answer confirms for good of subscriptions, at once (122) or by allotment (130)."""
+    applications = kept.package.applications
+    if answer.round_number:
+        applications = [applications[place] for place in answer.places]
+    return [
+        Purchase(
+            answer.bank,
+            application.distributor,
+            application.serial,
+            application.product,
+            application.transaction_account,
+            confirmation.volume,
+            confirmation.amount,
+            application.currency,
+        )
+        for application, confirmation in zip(applications, answer.confirmations, strict=True)
+        if confirmation.code in PURCHASES and confirmation.is_accepted and confirmation.is_final
+    ]
 
 
 def _reasons(answer: Answer) -> dict[str, int]:

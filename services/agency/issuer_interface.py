@@ -9,11 +9,12 @@ from typing import Annotated
 
 import msgspec
 
-from services.agency.interfaces import Params, Result
+from services.agency.interfaces import Params, Result, WaitMs
 from services.agency.orders import Investor
 from services.agency.packages import HashBytes
 
 ISSUER_PAGE_MAX = 500
+ANSWERS_PAGE_MAX = 32
 ALLOT_ALL = 10_000
 """Ratio of an allotment in basis points that gives everybody all."""
 
@@ -107,6 +108,51 @@ class ProductTotal(Result, frozen=True):
     units_in: int
     units_out: int
     units: int
+
+
+class ConfirmedNext(Params, frozen=True):
+    """``confirmed``: purchases confirmed for good, by the answers with numbers above ``after``.
+
+    Waits up to ``wait_ms`` for the first such answer. Answers without a purchase are left out.
+    """
+
+    after: Annotated[int, msgspec.Meta(ge=0)]
+    wait_ms: WaitMs = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=ANSWERS_PAGE_MAX)] = 8
+
+
+class Purchase(Result, frozen=True):
+    """A purchase as it was booked: ``volume`` in 1/100 units for ``amount`` in 1/100, the charge among it.
+
+    An application that comes again in another package is confirmed again the same: bank, distributor and serial tell
+    purchases apart. ``currency`` is the three digits of JR/T 0017.
+    """
+
+    bank: str
+    distributor: str
+    serial: str
+    product: str
+    transaction_account: str
+    volume: int
+    amount: int
+    currency: str
+
+
+class ConfirmedAnswer(Result, frozen=True):
+    """The purchases of one answer, in its order; ``number`` rises from answer to answer."""
+
+    number: int
+    root: HashBytes
+    round_number: int
+    purchases: list[Purchase]
+
+
+class ConfirmedPage(Result, frozen=True):
+    """Answers by number; ``position`` is the next page's ``after``, ``newest`` the number of the newest answer."""
+
+    items: list[ConfirmedAnswer]
+    position: int
+    newest: int
 
 
 class SummaryQuery(Params, frozen=True):

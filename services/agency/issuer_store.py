@@ -4,6 +4,7 @@
     k ROOT             a package that was answered: :class:`Kept`
     a ROOT ROUND       an answer, as it travels; ROUND is one byte
     u NUMBER           an answer that the gateway may not have: ROOT ROUND; NUMBER is 8 bytes, big-endian, from 1
+    o NUMBER           the answer with this number, for who reads all of them in order: ROOT ROUND
     w NUMBER           a package that waits for an allotment: ROOT
     h BLIND            the hash of the newest answer to a bank, which the next one names
     p                  position up to which the gateway's packages were answered
@@ -95,6 +96,17 @@ class IssuerStore:
         """Return what the next answer to a bank names as the one before it."""
         return self._vault.get(b"h" + self._vault.blind("head", bank)) or FIRST_ANSWER
 
+    def answers_after(self, number: int, limit: int) -> list[tuple[int, Kept, Answer]]:
+        """Return up to ``limit`` answers with numbers above the given one, with their packages, ascending."""
+        found: list[tuple[int, Kept, Answer]] = []
+        for key, value in self._vault.scan(b"o", _bytes(number + 1), limit=limit):
+            root, round_number = value[:-1], value[-1]
+            kept, answer = self.kept(root), self.answer(root, round_number)
+            if kept is None or answer is None:
+                raise StorageError("bad_record", "a numbered answer is not kept")
+            found.append((_integer(key[1:]), kept, answer))
+        return found
+
     def entries(self, kind: str, after: str) -> Iterator[tuple[str, Entry]]:
         """Yield the entries of a kind with their cursors, from behind a cursor on; "" from the beginning."""
         prefix = _kind_prefix(kind)
@@ -160,6 +172,7 @@ class IssuerStore:
                 *((b"u" + _bytes(old), None) for old in sent),
                 _unsent_write(item),
                 (_answer_key(answer.root, answer.round_number), message_codec.encode(answer)),
+                (b"o" + _bytes(number), answer.root + bytes([answer.round_number])),
                 (head, bytes(answer_id(answer))),
                 (b"n", _bytes(number)),
             ]

@@ -16,12 +16,15 @@ from services.agency.issuer import IssuerSettings, serve
 from services.agency.issuer_interface import (
     Allot,
     Allotted,
+    ConfirmedNext,
+    ConfirmedPage,
     Holding,
     Holdings,
     HoldingsQuery,
     IssuerPackage,
     IssuerPackageQuery,
     IssuerSummary,
+    Purchase,
     SummaryQuery,
     Users,
     UsersQuery,
@@ -266,6 +269,36 @@ async def allot_and_die(found: World, vault: IssuerVault) -> None:
         await trio.sleep_forever()
 
 
+async def test_what_was_bought_is_read_answer_by_answer_also_by_who_waits_for_it(tmp_path: Path) -> None:
+    vault = IssuerVault()
+    async with market(tmp_path) as (found, bank):
+        async with issuer_end(found, vault) as end, trio.open_nursery() as nursery:
+            pages: list[ConfirmedPage] = []
+
+            async def wait(after: int) -> None:
+                pages.append(await end.call("confirmed", ConfirmedNext(after, 20_000), ConfirmedPage))
+
+            first = await exchange(bank, "register", opening(1), opening(2))
+            nursery.start_soon(wait, 1)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            sale = application(4, code="024", volume=1, amount=0, ta_account="TA0000000001")
+            initial = application(5, code="020", product=INITIAL, ta_account="TA0000000001")
+            second = await exchange(bank, "trade", application(1), application(3), sale, initial, after=first.position)
+        (page,) = pages
+        assert (page.position, page.newest, [item.number for item in page.items]) == (2, 2, [2])
+        (answer,) = page.items
+        assert (answer.root, answer.round_number) == (second.root, 0)
+        bought = Purchase("bank-a", "996", "A00000001", PRODUCT, "T00000001", 10_001, 10_001, "156")
+        assert answer.purchases == [bought]
+        async with issuer_end(found, vault) as end:  # another one goes on where that one was
+            await end.call("allot", Allot(INITIAL, 5_000), Allotted)
+            page = await end.call("confirmed", ConfirmedNext(2, 20_000), ConfirmedPage)
+            assert [(item.round_number, item.purchases[0].volume) for item in page.items] == [(1, 5_002)]
+            again = await end.call("confirmed", ConfirmedNext(0, limit=1), ConfirmedPage)
+            assert (again.items, again.position, again.newest) == ([], 1, page.newest)
+            assert (await end.call("confirmed", ConfirmedNext(page.newest), ConfirmedPage)).items == []
+
+
 @pytest.mark.parametrize("is_written", [False, True])
 async def test_killed_at_every_write_it_gives_the_same_answers_and_books_once(tmp_path: Path, is_written: bool) -> None:
     vault = IssuerVault()
@@ -284,6 +317,7 @@ async def test_killed_at_every_write_it_gives_the_same_answers_and_books_once(tm
                         while len([item for item in answers_of(found) if item.round_number == 0]) < len(batches):
                             await trio.testing.wait_all_tasks_blocked(0.01)
                     figures, units = await summary(end), await held(end)
+                    confirmed = await end.call("confirmed", ConfirmedNext(0, limit=32), ConfirmedPage)
                     break
             except Killed:
                 deaths += 1
@@ -292,6 +326,7 @@ async def test_killed_at_every_write_it_gives_the_same_answers_and_books_once(tm
         assert len({answer.root for answer in answers}) == len(answers) == len(batches)
         assert (figures.packages, figures.accepted, figures.rejected, figures.unsent) == (3, 6, 0, 0)
         assert units == {("TA0000000001", PRODUCT): 10_001 + 10_003 + 10_004, ("TA0000000002", PRODUCT): 10_002}
+        assert [len(item.purchases) for item in confirmed.items] == [2, 2]
         heads = [FIRST_ANSWER, *(answer_id(answer) for answer in answers)]
         assert [answer.previous for answer in answers] == heads[:-1]
 
