@@ -4,13 +4,12 @@ Who comes when nothing is under way does not wait. There is no task of its own: 
 all, and where that one is cancelled another takes its place.
 """
 
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import trio
 
-from consensus.ledger.errors import HansaError, InvariantError
+from consensus.ledger.errors import HansaError
 from services.client.errors import Refused
 from services.settlement.interfaces import REGISTER_MAX, Ended, EndsQuery, EventsLink
 from services.settlement.states import Event
@@ -27,12 +26,18 @@ POLL_MS = 1_000
 class _Ticket(Generic[ItemT, AnswerT]):
     """What one asker wants, and in the end has: answers or an error."""
 
-    __slots__ = ("answers", "error", "items")
+    __slots__ = ("answers", "bell", "error", "items")
 
     def __init__(self, items: Sequence[ItemT]) -> None:
         self.items = items
+        self.bell = trio.Event()
         self.answers: list[AnswerT] | None = None
         self.error: HansaError | None = None
+
+    def ring(self) -> None:
+        """Wake the asker."""
+        self.bell.set()
+        self.bell = trio.Event()
 
 
 class Gathering(Generic[ItemT, AnswerT]):
@@ -41,44 +46,62 @@ class Gathering(Generic[ItemT, AnswerT]):
     def __init__(self, call: Callable[[list[ItemT]], Awaitable[list[AnswerT]]], *, size_max: int) -> None:
         self._call = call
         self._size_max = size_max
-        self._lock = trio.Lock()
-        self._waiting: deque[_Ticket[ItemT, AnswerT]] = deque()
+        self._is_busy = False
+        self._waiting: dict[_Ticket[ItemT, AnswerT], None] = {}
 
     async def ask(self, items: Sequence[ItemT]) -> list[AnswerT]:
         """Return the answers to up to ``size_max`` items; what a call raises, all whose items it had raise."""
         ticket: _Ticket[ItemT, AnswerT] = _Ticket(items)
-        self._waiting.append(ticket)
+        self._waiting[ticket] = None
         try:
-            async with self._lock:
-                if ticket.answers is None and ticket.error is None:
+            while True:
+                if ticket.error is not None:
+                    raise ticket.error
+                if ticket.answers is not None:
+                    return ticket.answers
+                if self._is_busy:
+                    await ticket.bell.wait()
+                else:
                     await self._lead()
         finally:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-        if ticket.error is not None:
-            raise ticket.error
-        if ticket.answers is None:
-            raise InvariantError("a call did not take along who was first")
-        return ticket.answers
+            self._waiting.pop(ticket, None)
+            self._wake_next()
 
     async def _lead(self) -> None:
         """Make one call with the first of all who wait."""
+        self._is_busy = True
         group: list[_Ticket[ItemT, AnswerT]] = []
-        size = 0
-        for ticket in self._waiting:
-            if group and size + len(ticket.items) > self._size_max:
-                break
-            group.append(ticket)
-            size += len(ticket.items)
         try:
+            await trio.lowlevel.checkpoint()  # whoever comes in the same moment is taken along
+            group = self._first()
             answers = iter(await self._call([item for ticket in group for item in ticket.items]))
+            for ticket in group:
+                ticket.answers = [next(answers) for _ in ticket.items]
         except HansaError as error:
             for ticket in group:
                 ticket.error = error
-        else:
+        finally:
+            self._is_busy = False
             for ticket in group:
-                ticket.answers = [next(answers) for _ in ticket.items]
-        self._waiting = deque(ticket for ticket in self._waiting if ticket not in group)
+                ticket.ring()
+            self._wake_next()
+
+    def _first(self) -> list[_Ticket[ItemT, AnswerT]]:
+        group: list[_Ticket[ItemT, AnswerT]] = []
+        size = 0
+        for ticket in self._open():
+            size += len(ticket.items)
+            if group and size > self._size_max:
+                break
+            group.append(ticket)
+        return group
+
+    def _open(self) -> Iterator[_Ticket[ItemT, AnswerT]]:
+        return (ticket for ticket in self._waiting if ticket.answers is None and ticket.error is None)
+
+    def _wake_next(self) -> None:
+        if not self._is_busy and (ticket := next(self._open(), None)) is not None:
+            ticket.ring()
 
 
 class _Waiter:
