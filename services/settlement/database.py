@@ -216,7 +216,7 @@ def _apply(connection: Connection, changes: Sequence[Change], cursor: Cursor | N
     versions: dict[str, int] = {}
     for some in lists_of(sorted({change.after.event for change in changes})):
         query = sa.select(EVENTS.c.event, EVENTS.c.version).where(EVENTS.c.event.in_(some)).order_by(EVENTS.c.event)
-        versions.update(connection.execute(query.with_for_update()).tuples().all())
+        versions.update((event, version) for event, version in connection.execute(query.with_for_update()))
     after: dict[str, Event] = {}
     history: list[dict[str, object]] = []
     notices: list[dict[str, object]] = []
