@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
+import trio
 
 from consensus.ledger.errors import LocalError
 from services.accounts import wire
@@ -23,6 +24,8 @@ ANSWER_MS_MAX = 60_000
 CONNECTIONS_MAX = 32
 IDLE_S_MAX = 10
 """How long a connection is kept that nobody uses: less than the other side keeps it."""
+OK, SERVER_ERRORS = 200, 500
+"""HTTP statuses: the one of every answer, and the first that leaves open what was done."""
 
 T = TypeVar("T", bound=wire.Said)
 
@@ -67,26 +70,28 @@ class AccountsLink:
     async def deposit(self, account: str, amount: int, *, key: str) -> Account:
         """Bring simulated money in, 1/100 of the currency; the same key again moves nothing."""
         asked = wire.Deposit(key, amount)
-        return (await self._post(f"/accounts/{quote(account)}/deposits", asked, wire.AccountSaid)).account
+        return (await self._post(f"/accounts/{quote(account, safe='')}/deposits", asked, wire.AccountSaid)).account
 
     async def freeze(self, account: str) -> Account:
         """Let an account neither pay nor be paid."""
-        return (await self._ask("POST", f"/accounts/{quote(account)}/freeze", None, wire.AccountSaid)).account
+        return (await self._ask("POST", f"/accounts/{quote(account, safe='')}/freeze", None, wire.AccountSaid)).account
 
     async def unfreeze(self, account: str) -> Account:
         """Let it pay and be paid again."""
-        return (await self._ask("POST", f"/accounts/{quote(account)}/unfreeze", None, wire.AccountSaid)).account
+        return (
+            await self._ask("POST", f"/accounts/{quote(account, safe='')}/unfreeze", None, wire.AccountSaid)
+        ).account
 
     async def account(self, account: str) -> Account:
         """Return one account."""
-        return (await self._ask("GET", f"/accounts/{quote(account)}", None, wire.AccountSaid)).account
+        return (await self._ask("GET", f"/accounts/{quote(account, safe='')}", None, wire.AccountSaid)).account
 
     async def accounts(self) -> list[Account]:
         """Return all accounts, by their ids."""
         found: list[Account] = []
         after = ""
         while True:
-            page = await self._ask("GET", f"/accounts?after={quote(after)}", None, wire.AccountPage)
+            page = await self._ask("GET", f"/accounts?after={quote(after, safe='')}", None, wire.AccountPage)
             found += page.accounts
             if not page.next:
                 return found
@@ -113,22 +118,26 @@ class AccountsLink:
 
     async def _ask(self, verb: str, path: str, body: bytes | None, kind: type[T]) -> T:
         headers = {} if body is None else {"content-type": "application/json"}
-        answer = bytearray()
+        answer, status = bytearray(), 0
         try:
-            async with self._client.stream(verb, self._url + path, content=body, headers=headers) as response:
-                async for part in response.aiter_bytes():
-                    answer += part
-                    if len(answer) > ANSWER_BYTES_MAX:
-                        raise self._unreachable(f"answers more than {ANSWER_BYTES_MAX} bytes")
+            with trio.CancelScope() as enough:
+                async with self._client.stream(verb, self._url + path, content=body, headers=headers) as response:
+                    async for part in response.aiter_bytes():
+                        answer += part
+                        if len(answer) > ANSWER_BYTES_MAX:
+                            enough.cancel()  # the generators below end at their next read, which a raise would not do
+                    status = response.status_code
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise self._unreachable(str(error) or type(error).__name__) from None
+        if not status:
+            raise self._unreachable(f"answers more than {ANSWER_BYTES_MAX} bytes")
         try:
-            if response.is_success:
+            if status == OK:
                 return msgspec.json.decode(answer, type=kind)
             problem = msgspec.json.decode(answer, type=Failed).error
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise self._unreachable(f"answers {response.status_code}, and what nobody can read: {error}") from None
-        if response.is_server_error:
+            raise self._unreachable(f"answers {status}, and what nobody can read: {error}") from None
+        if status >= SERVER_ERRORS:
             raise self._unreachable(f"{problem.code}: {problem.message}")
         raise Refused(problem.code, problem.message)
 

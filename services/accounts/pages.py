@@ -34,6 +34,7 @@ STATUSES = {
     "disk_full": 503,
     "disk_failed": 503,
     "corrupted": 503,
+    "invariant": 500,
 }
 HEADER = (b"hansa-money", b"simulated")
 """With every answer."""
@@ -51,8 +52,8 @@ class Pages:
         self._panel = panel
         self._bodies = Bodies()
         self.failed = trio.Event()
-        """Set with ``failure``, the first error of the disk: nothing is taken from then on but by a new start."""
-        self.failure: StorageError | None = None
+        """Set with ``failure``, the first error of the disk or of the books themselves: only a new start helps."""
+        self.failure: StorageError | InvariantError | None = None
 
     def app(self) -> Starlette:
         """Return the routes."""
@@ -70,7 +71,7 @@ class Pages:
             Route("/metrics", self._figures),
             Route("/faults", self._faults, methods=["GET", "POST", "DELETE"]),
         ]
-        handlers = {**error_handlers(STATUSES), StorageError: self._on_storage_error}
+        handlers = {**error_handlers(STATUSES), StorageError: self._on_failure, InvariantError: self._on_failure}
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def _orders(self, request: Request) -> Response:
@@ -177,9 +178,9 @@ class Pages:
     async def _health(self, _: Request) -> Response:
         return _said(wire.Ready(issued=await self._store.money()))
 
-    async def _on_storage_error(self, _: Request, error: Exception) -> Response:
-        if not isinstance(error, StorageError):
-            raise InvariantError("this handler is for errors of the disk")
+    async def _on_failure(self, _: Request, error: Exception) -> Response:
+        if not isinstance(error, StorageError | InvariantError):
+            raise InvariantError("this handler is for what ends the program")
         self.failure = self.failure or error
         self.failed.set()
         return error_response(error, STATUSES)

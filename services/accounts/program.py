@@ -80,7 +80,18 @@ async def serve(
             with ready_file(settings.run):
                 log.info("ready", host=settings.host, port=port, money="simulated", fault_panel=panel is not None)
                 task_status.started(port)
-                await web.serve(listening, cast(ASGIFramework, app), connections=metrics.connections, stopping=stopping)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_stop_when_failed, pages, stopping)
+                    served = cast(ASGIFramework, app)
+                    await web.serve(listening, served, connections=metrics.connections, stopping=stopping)
+                    nursery.cancel_scope.cancel()
+        if pages.failure is not None:
+            raise pages.failure
+
+
+async def _stop_when_failed(pages: Pages, stopping: trio.Event) -> None:
+    await pages.failed.wait()
+    stopping.set()
 
 
 def _is_loopback(host: str) -> bool:
