@@ -20,6 +20,7 @@ from consensus.ledger.errors import LocalError
 if TYPE_CHECKING:
     from structlog.typing import EventDict
 
+    from consensus.ledger.codec import Value
     from services.client.client import Client
     from services.client.keystore import Signer
     from services.settlement.interfaces import EventAnswer
@@ -299,7 +300,9 @@ async def _units(client: "Client", asset: str, text: str) -> int:
     Raises:
         LocalError: ``unknown_unit``, ``bad_amount``.
     """
-    found = (await client.state(f"tokens/unit/{asset}", is_newest=True)).value
+    # What a unit is never changes: only one that is not sealed yet is waited for.
+    found = await _proven(client, f"tokens/unit/{asset}", is_newest=False)
+    found = found or await _proven(client, f"tokens/unit/{asset}", is_newest=True)
     if not isinstance(found, dict) or not isinstance(decimals := found.get("decimals"), int):
         raise LocalError("unknown_unit", f"no unit is named {asset}: hansa tx call tokens define makes one")
     whole, _, part = text.partition(".")
@@ -309,6 +312,18 @@ async def _units(client: "Client", asset: str, text: str) -> int:
     if not 0 < units < 2**63:
         raise LocalError("bad_amount", f"{text} units of {asset}: more than none and less than 2^63 smallest units")
     return units
+
+
+async def _proven(client: "Client", key: str, *, is_newest: bool) -> "Value":
+    """Return the proven value at a state key, None where there is none."""
+    from services.client.errors import Refused
+
+    try:
+        return (await client.state(key, is_newest=is_newest)).value
+    except Refused as error:
+        if error.code != "genesis_unsigned":
+            raise
+        return None
 
 
 def doors_of(place: Place, socket: Path | None, accounts: str | None, token_file: Path | None) -> Doors:

@@ -222,9 +222,9 @@ def _wanted(plan: Plan) -> _Files:
         center_token=center_token,
     )
     if plan.database is not None:
-        _check_left(plan, events_home, events)
         accounts = changed(accounts_home, accounts, {"database": plan.database})
-        events = changed(events_home, events, {"database": plan.database})
+        before, events = events, changed(events_home, events, {"database": plan.database})
+        _check_left(plan, events_home, before)
     if plan.allow_faults is not None:
         accounts = changed(accounts_home, accounts, {"allow_faults": plan.allow_faults})
     events = changed(events_home, events, dict(plan.changes))
