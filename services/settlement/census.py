@@ -73,8 +73,9 @@ _SILENT = _Said(Verdict.UNKNOWN)
 class Census:
     """All validators' answers about a transaction."""
 
-    def __init__(self, client: Client, *, ratio: int = 0) -> None:
+    def __init__(self, client: Client, *, ratio: int = 0, answer_ms: int = ANSWER_MS) -> None:
         """Ask the client's nodes; ``ratio`` validators must agree, 0 for a quorum of the current set."""
+        self._answer_s = answer_ms / 1000
         self._genesis = client.genesis
         self._nodes = client.each_node()
         self._wanted = ratio
@@ -116,7 +117,7 @@ class Census:
         """Return what one node's answer is worth."""
         if trio.current_time() < self._rests_until.get(url, 0.0):
             return _SILENT
-        with trio.move_on_after(ANSWER_MS / 1000):
+        with trio.move_on_after(self._answer_s):
             try:
                 said = await self._question(node, transaction, chain_ms)
             except (Unreachable, Refused):
@@ -192,7 +193,7 @@ class Census:
         """Learn whom a node claims to be, and its head, if that is proven."""
         if trio.current_time() < self._rests_until.get(url, 0.0):
             return
-        with trio.move_on_after(ANSWER_MS / 1000) as waited:
+        with trio.move_on_after(self._answer_s) as waited:
             try:
                 self._roll.names[url] = (await node.request("chain_status", {}, ChainStatus)).node
                 _, head = await node.prove("chain_getBlock", {})

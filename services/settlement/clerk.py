@@ -133,7 +133,7 @@ class Clerk:
                 done.append(notice.number)
                 continue
             self._refused[notice.number] = receipt.code
-            log.error("lien cannot be lifted", event=notice.event, code=receipt.code, height=outcome.height)
+            log.error("lien cannot be lifted", trade=notice.event, code=receipt.code, height=outcome.height)
         await self._store.drop_notices(done)
 
     # -- reversals -----------------------------------------------------------------------------------------

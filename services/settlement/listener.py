@@ -82,8 +82,11 @@ class _Place:
 class Listener:
     """Reads the chain into an event store; :meth:`run` it once."""
 
-    def __init__(self, client: Client, store: EventStore, *, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, client: Client, store: EventStore, *, now_ms: Callable[[], int], quiet_ms: int = QUIET_MS
+    ) -> None:
         """Listen at the client's nodes; ``now_ms`` (UTC) only dates changes."""
+        self._quiet_s = quiet_ms / 1000
         self._reader = client.apart()
         self._nodes = [*client.each_node().values()]
         self._node = 0
@@ -168,7 +171,7 @@ class Listener:
                     while await self._read_page(connection):
                         pass
                     self._on_progress()
-                    with trio.move_on_after(QUIET_MS / 1000) as waited:
+                    with trio.move_on_after(self._quiet_s) as waited:
                         await heard.receive()
                     if waited.cancelled_caught:
                         return
@@ -220,7 +223,7 @@ class Listener:
         ahead: list[int] = []
 
         async def ask(number: int) -> None:
-            with trio.move_on_after(QUIET_MS / 1000):
+            with trio.move_on_after(self._quiet_s):
                 try:
                     connection = await self._nodes[number].connection()
                     answer = await connection.request("chain_getBlocks", _page(self.height + 1, 1), RawBlocksAnswer)
@@ -262,7 +265,7 @@ class Listener:
         for event in events:
             said, original = certified[event.transaction_id], trades.get(event.original)
             if decision.contradicts(event, original=original, is_ok=said.is_ok):
-                log.error("certified against what is known", event=event.event, state=event.state.value, **_told(said))
+                log.error("certified against what is known", trade=event.event, state=event.state.value, **_told(said))
             changes += decision.on_certified(
                 event, original=original, is_ok=said.is_ok, code=said.code, height=said.height, now_ms=self._now_ms()
             )

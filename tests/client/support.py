@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -9,6 +10,8 @@ import trio
 
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import NodeName
+from consensus.ledger.proof import Proof, ReceiptClaim, StateClaim
+from consensus.ledger.receipt import Receipt
 from consensus.pbft.events import EngineStatus, Phase
 from contracts.runtime.execution import Executor
 from node.chain import Chain
@@ -18,6 +21,7 @@ from node.intake import Intake
 from node.mempool import Mempool
 from node.rpc.node_backend import NodeBackend
 from node.rpc.server import RpcConfig, serve_rpc
+from node.storage.layout import Location
 from node.storage.leveldb import LevelStore
 from node.votes import VoteReport
 from p2p.network import Network
@@ -133,6 +137,58 @@ class SoloNode:
 
     async def _serve(self, task_status: trio.TaskStatus[int]) -> None:
         await serve_rpc(self.backend, RpcConfig(port=self.port), stopping=trio.Event(), task_status=task_status)
+
+
+class LyingBackend(NodeBackend):
+    """Changes what it proves, by the name of the lie."""
+
+    lie = ""
+
+    def prove_receipt(self, location: Location, receipt_index: int) -> Proof:
+        proof = super().prove_receipt(location, receipt_index)
+        claim = proof.claim
+        assert isinstance(claim, ReceiptClaim)
+        receipt = claim.receipt
+        match self.lie:
+            case "status":
+                return replace(proof, claim=ReceiptClaim(_failed(receipt), claim.path))
+            case "certificate":
+                return replace(proof, certificate=self._certificate_short_of_one(proof))
+            case "other receipt":
+                return super().prove_receipt(Location(1, 0, 0, 1), 0)
+            case "other call":
+                return super().prove_receipt(location, 0)
+        return proof
+
+    def prove_state(self, key: bytes) -> Proof:
+        proof = super().prove_state(key)
+        claim = proof.claim
+        assert isinstance(claim, StateClaim)
+        match self.lie:
+            case "value":
+                return replace(proof, claim=StateClaim(claim.key, b"\xc4\x01x", claim.path))
+            case "absence":
+                return replace(proof, claim=StateClaim(claim.key, None, claim.path))
+            case "other key":
+                return super().prove_state(b"membership/other")
+        return proof
+
+    @staticmethod
+    def _certificate_short_of_one(proof: Proof) -> object:
+        certificate = proof.certificate
+        return type(certificate)(
+            certificate.height, certificate.view, certificate.block_hash, certificate.signatures[:-1]
+        )
+
+
+def _failed(receipt: Receipt) -> Receipt:
+    return Receipt(receipt.transaction_id, receipt.call_index, 1, "made_up", [], [], receipt.steps)
+
+
+class LyingNode(SoloNode):
+    """A node that lies about what it proves."""
+
+    backend_type = LyingBackend
 
 
 @asynccontextmanager

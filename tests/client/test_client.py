@@ -1,6 +1,5 @@
 """The client against real RPC servers: calls, lanes, unknown outcomes, fail-over, and nodes that lie."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,18 +7,14 @@ import trio
 
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.keys import PrivateKey
-from consensus.ledger.proof import Proof, ReceiptClaim, StateClaim
-from consensus.ledger.receipt import Receipt
 from consensus.ledger.transaction import EACH, make_call
-from node.rpc.node_backend import NodeBackend
-from node.storage.layout import Location
 from services.client.calls import call_typed, explain, query_typed
 from services.client.client import Client
 from services.client.errors import Refused, Unreachable
 from services.client.events import Events
 from services.client.keystore import Signer
 from services.client.lanes import one_shot_lane
-from tests.client.support import CONSORTIUM, SoloNode, address, client_of, running, signer
+from tests.client.support import CONSORTIUM, LyingNode, SoloNode, address, client_of, running, signer
 from tests.node.support import make_consortium
 
 DEFINE = {"unit": "point", "decimals": 0, "description": "points"}
@@ -272,56 +267,6 @@ async def test_events_follow_the_chain_and_resume_by_cursor(tmp_path: Path) -> N
         async for event in Events(client, contract="tokens", name="transferred", cursor=seen[0][1]):
             assert (str(event.data["amount"]), event.cursor) == seen[1]
             break
-
-
-class LyingBackend(NodeBackend):
-    """Changes what it proves."""
-
-    lie = ""
-
-    def prove_receipt(self, location: Location, receipt_index: int) -> Proof:
-        proof = super().prove_receipt(location, receipt_index)
-        claim = proof.claim
-        assert isinstance(claim, ReceiptClaim)
-        receipt = claim.receipt
-        match self.lie:
-            case "status":
-                return replace(proof, claim=ReceiptClaim(_failed(receipt), claim.path))
-            case "certificate":
-                return replace(proof, certificate=self._certificate_short_of_one(proof))
-            case "other receipt":
-                return super().prove_receipt(Location(1, 0, 0, 1), 0)
-            case "other call":
-                return super().prove_receipt(location, 0)
-        return proof
-
-    def prove_state(self, key: bytes) -> Proof:
-        proof = super().prove_state(key)
-        claim = proof.claim
-        assert isinstance(claim, StateClaim)
-        match self.lie:
-            case "value":
-                return replace(proof, claim=StateClaim(claim.key, b"\xc4\x01x", claim.path))
-            case "absence":
-                return replace(proof, claim=StateClaim(claim.key, None, claim.path))
-            case "other key":
-                return super().prove_state(b"membership/other")
-        return proof
-
-    @staticmethod
-    def _certificate_short_of_one(proof: Proof) -> object:
-        certificate = proof.certificate
-        return type(certificate)(
-            certificate.height, certificate.view, certificate.block_hash, certificate.signatures[:-1]
-        )
-
-
-def _failed(receipt: Receipt) -> Receipt:
-    return Receipt(receipt.transaction_id, receipt.call_index, 1, "made_up", [], [], receipt.steps)
-
-
-class LyingNode(SoloNode):
-    backend_type = LyingBackend
 
 
 @pytest.mark.parametrize(

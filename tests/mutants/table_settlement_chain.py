@@ -3,7 +3,13 @@
 from tests.mutants.mutant import Mutant
 
 _TOKENS = "contracts/domain/tokens.py"
+_CENSUS = "services/settlement/census.py"
+_LISTENER = "services/settlement/listener.py"
+_CLERK = "services/settlement/clerk.py"
 _LIENS = "pytest tests/contracts/domain/test_tokens.py::"
+_ASKED = "pytest tests/settlement/test_census.py::"
+_HEARD = "pytest tests/settlement/test_listener.py::"
+_DONE = "pytest tests/settlement/test_clerk.py::"
 
 MUTANTS = (
     # -- liens --------------------------------------------------------------------------------------------
@@ -46,5 +52,128 @@ MUTANTS = (
         "is_apart = seller != to and agent != to",
         "a seller takes back what was paid for",
         _LIENS + "test_a_delivery_needs_three_accounts",
+    ),
+    # -- the census ---------------------------------------------------------------------------------------
+    Mutant(
+        "absence at the last moment",
+        _CENSUS,
+        "if time_ms > body.valid_until_ms else None",
+        "if time_ms >= body.valid_until_ms else None",
+        "a delivery that the next block still holds is cancelled: the asset moves and nobody pays",
+        _ASKED + "test_absence_needs_a_seal_past_the_validity",
+    ),
+    Mutant(
+        "time of the head, not of the seal",
+        _CENSUS,
+        "        time_ms = await self._block_time(node, lane.height)",
+        "        time_ms = lane.verified.time_ms",
+        "what stands in blocks that are not sealed yet is taken for absent",
+        _ASKED + "test_absence_needs_a_seal_past_the_validity",
+    ),
+    Mutant(
+        "denial believed",
+        _CENSUS,
+        "if lane.value is not None and _last_id(lane.value) == transaction.id:",
+        'if lane.value is None and transaction.id == b"":',
+        "a node that denies a final transaction makes it absent",
+        _ASKED + "test_a_node_that_denies_what_its_state_proves_lies",
+    ),
+    Mutant(
+        "first answer of a name counts",
+        _CENSUS,
+        "(answer for answer in answers if answer.verdict in CERTIFIED)",
+        "(answer for answer in answers)",
+        "a liar under an honest validator's name takes its answer away",
+        _ASKED + "test_a_validator_counts_once_whoever_claims_to_be_it",
+    ),
+    Mutant(
+        "set of genesis for ever",
+        _CENSUS,
+        "if head.height > self._roll.height:",
+        "if head.height < self._roll.height:",
+        "validators that have left count, and new ones do not",
+        _ASKED + "test_the_current_set_is_asked",
+    ),
+    Mutant(
+        "silent node asked each time",
+        _CENSUS,
+        "        self._rests_until[url] = trio.current_time() + REST_MS / 1000\n        return _SILENT",
+        "        return _SILENT",
+        "one silent node slows the scan of all events down (R63)",
+        _ASKED + "test_r63_a_node_that_is_silent_is_left_in_peace_for_a_while",
+    ),
+    # -- the listener -------------------------------------------------------------------------------------
+    Mutant(
+        "receipts of anyone",
+        _LISTENER,
+        "if list_root(leaves) != header.receipts_root:",
+        "if False:",
+        "a node makes outcomes up",
+        _HEARD + "test_r62_a_block_without_its_proof_is_read_elsewhere",
+    ),
+    Mutant(
+        "block uncertified",
+        _LISTENER,
+        "        check_certified_untrusted(header, certificate, validators)\n",
+        "",
+        "a block that nobody decided is paid for (R62)",
+        _HEARD + "test_r62_a_block_without_its_proof_is_read_elsewhere",
+    ),
+    Mutant(
+        "lost race passed over",
+        _LISTENER,
+        "            if await self._apply(changes, place.cursor):",
+        "            if await self._apply(changes, place.cursor) or True:",
+        "an outcome is lost when somebody else changes its event at that moment",
+        _HEARD + "test_a_lost_race_is_decided_anew",
+    ),
+    Mutant(
+        "standing node followed for ever",
+        _LISTENER,
+        "        return ahead[0] if ahead else self._node",
+        "        return self._node",
+        "one node that stands still stops all settlement (R60)",
+        _HEARD + "test_r60_a_node_that_stands_still_is_left",
+    ),
+    Mutant(
+        "set followed by nobody",
+        _LISTENER,
+        "is_same = header.next_validators_hash == header.validators_hash",
+        "is_same = True",
+        "reading ends where the validators change",
+        _HEARD + "test_a_changed_validator_set_is_followed",
+    ),
+    # -- the clerk ----------------------------------------------------------------------------------------
+    Mutant(
+        "refused lift forgotten",
+        _CLERK,
+        'ENDED = frozenset({"", "lien_closed"})',
+        'ENDED = frozenset({"", "lien_closed", "unknown_lien"})',
+        "nobody hears of a paid trade whose units are not free",
+        _DONE + "test_a_lift_that_the_chain_refuses_is_kept_for_the_operator",
+    ),
+    Mutant(
+        "ended lien tried again",
+        _CLERK,
+        'ENDED = frozenset({"", "lien_closed"})',
+        'ENDED = frozenset({""})',
+        "after a crash a lift that was done is taken for refused",
+        _DONE + "test_a_lift_that_was_done_before_a_crash_is_done",
+    ),
+    Mutant(
+        "late reversal",
+        _CLERK,
+        "if decision.may_reverse(trade)}",
+        "if trade}",
+        "the units of a paid trade are asked back",
+        _DONE + "test_what_was_paid_meanwhile_is_not_reversed",
+    ),
+    Mutant(
+        "reversal signed anew each time",
+        _CLERK,
+        "                if event.state is State.REGISTERED:\n                    return event\n",
+        "",
+        "each notice makes another reversal",
+        _DONE + "test_doubled_notices_make_one_reversal",
     ),
 )

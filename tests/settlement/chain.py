@@ -1,15 +1,24 @@
 """Settlement on a node that decides alone: accounts with units, events with signed deliveries, a store in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import trio
 
+from consensus.ledger.ids import NodeName
+from consensus.ledger.keys import Purpose
 from consensus.ledger.transaction import Transaction, decode_transaction_untrusted, make_call
+from consensus.ledger.validators import Certificate, Signature, ValidatorSet, vote_payload
+from node.chain import Candidate
+from node.driver import Commit
 from services.client.client import Client
 from services.settlement.decision import opened
 from services.settlement.states import Event, Terms, changed
 from services.settlement.trades import deliver_call, lane_of
-from tests.client.support import CONSORTIUM, NOW_MS, SoloNode, address, signer
+from tests.client.support import CONSORTIUM, NOW_MS, LyingBackend, SoloNode, address, signer
+from tests.contracts.domain.consortium import consortium_genesis, key
+from tests.contracts.domain.support import shared_registry
+from tests.node.support import Consortium, extend
 from tests.settlement.memory import MemoryStore
 
 UNIT = "BOND-1"
@@ -71,10 +80,82 @@ async def balance(client: Client, name: str) -> tuple[int, int]:
     return answer["available"], answer["reserved"]
 
 
-def decide_at(node: SoloNode, time_ms: int) -> None:
-    """Commit one block of what waits, with this block time."""
-    head_ms = node.chain.head.header.time_ms
-    node.decide(step_ms=time_ms - head_ms)
+class PeerBackend(LyingBackend):
+    """Claims to be a validator of any name; ``denies`` every transaction when told to."""
+
+    claimed = NodeName("node-0")
+
+    @property
+    def node_name(self) -> NodeName:
+        return self.claimed
+
+    def deny(self) -> None:
+        """Know no transaction from now on."""
+        self.final.locate = lambda transaction_id: None  # type: ignore[method-assign]
+
+
+class Peer(SoloNode):
+    """One of several nodes with the same chain: blocks come by :func:`commit`."""
+
+    backend: PeerBackend
+    backend_type = PeerBackend
+
+    def __init__(self, folder: Path, number: int, consortium: Consortium = CONSORTIUM) -> None:
+        super().__init__(folder / f"node-{number}", consortium)
+        self.backend.claimed = NodeName(f"node-{number}")
+        self.is_deciding = False
+
+
+def peers(folder: Path, count: int = 4) -> list[Peer]:
+    """Return nodes ``node-0`` … with the same chain, which holds units of the seller's."""
+    made = [Peer(folder, number) for number in range(count)]
+    calls = [
+        make_call("tokens", "define", {"unit": UNIT, "decimals": 0, "description": "a bond"}),
+        make_call("tokens", "issue", {"unit": UNIT, "to": address(SELLER), "amount": 1_000}),
+    ]
+    commit(made, CONSORTIUM.sign("bank-a", calls))
+    return made
+
+
+def commit(nodes: Sequence[SoloNode], *transactions: Transaction, time_ms: int = 0) -> None:
+    """Commit the same block at these nodes, 10 ms after the one before unless a block time is given."""
+    for node in nodes:
+        step_ms = time_ms - node.chain.head.header.time_ms if time_ms else 10
+        candidate = extend(node.chain, node.store, node.consortium, list(transactions), step_ms)
+        node.mempool.committed(candidate.transactions)
+        node.backend.on_commit(Commit(candidate, node.consortium.certify(candidate)))
+
+
+class Seats(Consortium):
+    """A consortium of four whose last validator may leave: blocks are certified by whoever has the seats."""
+
+    def certify(self, candidate: Candidate, view: int = 0) -> Certificate:
+        block, chain_id = candidate.block, self.genesis.chain_id()
+        everyone = self.genesis.validator_set()
+        seated = next(
+            validators
+            for validators in (everyone, ValidatorSet(everyone.validators[:3]))
+            if validators.hash() == block.header.validators_hash
+        )
+        payload = vote_payload(block.height, view, block.hash)
+        votes = [
+            Signature(name, self.vote_keys[name].sign(Purpose.COMMIT, chain_id, payload))
+            for name in seated.names[: seated.quorum]
+        ]
+        return Certificate(block.height, view, block.hash, votes)
+
+
+def seated(folder: Path) -> tuple[list[Peer], list[Transaction]]:
+    """Return the nodes of a consortium of four, and the transactions after which ``node-3`` has no seat."""
+    genesis = consortium_genesis(shared_registry(), 4)
+    keys = {f"org-{number}": key(number) for number in range(4)}
+    seats = Seats(genesis, {f"node-{number}": key(100 + number) for number in range(4)}, keys)
+    ends_ms = genesis.time_ms + VALIDITY_MS
+    leave = [
+        seats.sign(name, [make_call("membership", "remove_node", {"node": "node-3"})], valid_until_ms=ends_ms)
+        for name in [*keys][:3]
+    ]
+    return [Peer(folder, number, seats) for number in range(4)], leave
 
 
 class BellStore(MemoryStore):
