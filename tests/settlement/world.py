@@ -8,28 +8,23 @@ or after it took effect, or kills who made it, or is preceded by a whole step of
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from consensus.ledger.errors import HansaError, InvariantError, StorageError
-from consensus.ledger.receipt import OK, Receipt
-from consensus.ledger.transaction import Call, Transaction, make_call, sign_transaction
+from consensus.ledger.transaction import make_call, sign_transaction
 from services.accounts.ledger import Account, Books
-from services.accounts.port import Answer, Operation, Order
+from services.accounts.port import Operation, Order
 from services.client.errors import Unreachable
 from services.client.keystore import Signer
-from services.client.outcome import Outcome as Included
-from services.client.outcome import Submitted
 from services.client.tasks import single_errors
 from services.local.service import LocalService
 from services.messages.port import Delivery, Verdict
-from services.messages.store import NewMessage, Published, Record
 from services.messages.store import State as MessageState
 from services.settlement.clerk import Clerk
-from services.settlement.decision import Tally
 from services.settlement.decision import Verdict as Said
 from services.settlement.engine import Engine, Rules
 from services.settlement.interfaces import Repair
@@ -42,14 +37,25 @@ from services.settlement.store import Cursor
 from services.settlement.trader import Trade, Trader
 from services.settlement.trades import lane_of
 from services.settlement.watched import WatchedStore
-from tests.client.support import CONSORTIUM, NOW_MS, signer
+from tests.client.support import NOW_MS, signer
 from tests.settlement.memory import MemoryStore
 from tests.settlement.models import NODES, Center, Chain, Message
 from tests.settlement.parts import DirectLink
+from tests.settlement.ports import (
+    CHAIN_ID,
+    CODES,
+    BankPort,
+    CensusPort,
+    CenterPort,
+    ClientPort,
+    Crash,
+    EventsPort,
+    StorePort,
+    SubmitterPort,
+)
 
 T = TypeVar("T")
 
-CHAIN_ID = CONSORTIUM.genesis.chain_id()
 SELLER, OTHER, BUYER, AGENT = signer("shop"), signer("bank-a"), signer("user-b"), signer("user-e")
 POOR_PRICE, PRICE, MONEY, UNITS = 50_000, 6_000, 10_000, 100
 
@@ -68,18 +74,6 @@ TRADES = (
 """All buyers' money is one account: for both ``good`` and ``second`` it is not enough."""
 
 FAULTS = ("", "crash before", "crash after", "lost before", "lost after", "meanwhile")
-CODES = {
-    "events": "program_unreachable",
-    "accounts": "accounts_unreachable",
-    "center": "center_unreachable",
-    "store": "database_unreachable",
-    "chain": "node_unreachable",
-    "census": "node_unreachable",
-}
-
-
-class Crash(BaseException):
-    """The process that made this call is gone."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +103,7 @@ class World:
         self.books = Books(accounts=accounts, issued={"CNY": MONEY}, time_ms=1)
         self.memory = MemoryStore()
         self.memory._cursor = Cursor(0, bytes(32))
+        self.agent = bytes(AGENT.address)
         self.deposits = 0
         self.sent: set[bytes] = set()
         self.rogue: set[bytes] = set()
@@ -118,8 +113,8 @@ class World:
         self._plan: Step | None = None
         self._crashed_inside = False
         self._busy: set[str] = set()
-        self._client = _Client(self)
-        self._start_events()
+        self._client = ClientPort(self)
+        self.start_events()
 
     # -- time and processes ------------------------------------------------------------------------------------------
 
@@ -129,17 +124,17 @@ class World:
     def now_ms(self) -> int:
         return self.true_ms() + self.skew_ms
 
-    def _start_events(self) -> None:
+    def start_events(self) -> None:
         """Start the event system, from what is kept."""
-        store = WatchedStore(_Store(self))
-        self.relay = Relay(store, _Center(self))
-        self.scanner = Scanner(store, _Census(self), self._client, self.relay, interval_ms=1_000, now_ms=self.now_ms)
+        store = WatchedStore(StorePort(self))
+        self.relay = Relay(store, CenterPort(self))
+        self.scanner = Scanner(store, CensusPort(self), self._client, self.relay, interval_ms=1_000, now_ms=self.now_ms)
         self.listener = Listener(self._client, store, now_ms=self.now_ms)
         kept = self.memory._cursor
         self.listener._place = _Place(kept.height, kept.block_hash, 0, None, None)
         self.listener._kept_height = kept.height
         self.clerk = Clerk(self._client, store, AGENT, now_ms=self.now_ms)
-        self.clerk._submitter = _Submitter(self)
+        self.clerk._submitter = SubmitterPort(self)
         engine = Engine(
             store,
             Rules(CHAIN_ID, bytes(AGENT.address)),
@@ -205,7 +200,7 @@ class World:
         except Crash:
             self.counts[f"{step.name} crashed"] += 1
             if owner == "events":
-                self._start_events()
+                self.start_events()
         except HansaError as error:
             if isinstance(error, InvariantError | StorageError):
                 raise
@@ -220,7 +215,7 @@ class World:
             trades.append(TRADES[(step.a + 1) % len(TRADES)])
         if step.b % 4 == 2:  # the same id, other terms
             trades = [replace(trades[0], terms=_other_terms(trades[0].terms))]
-        trader = Trader(_Events(self), _Bank(self), self._client, agent=bytes(AGENT.address), now_ms=self.now_ms)
+        trader = Trader(EventsPort(self), BankPort(self), self._client, agent=bytes(AGENT.address), now_ms=self.now_ms)
         for kept in await trader.place(trades):
             self.counts[f"placed {kept.code or 'sent'}"] += 1
             assert step.b % 4 != 2 or kept.code or kept.event.terms == trades[0].terms
@@ -267,7 +262,7 @@ class World:
             deliveries.append(Delivery(message.sequence, 1, message.attempts, new.key, new.lane, new.body))
         settlements = {}
         try:
-            payer = Payer(None, _Bank(self), _Events(self))
+            payer = Payer(None, BankPort(self), EventsPort(self))
             said = await payer.pay(deliveries)
             settlements = await self.gate("center", lambda: {one.sequence: one.verdict for one in said})
         finally:
@@ -282,7 +277,7 @@ class World:
         messages = list(self.center.messages.values())
         if messages:
             order = order_untrusted(messages[step.a % len(messages)].new.body)
-            await Payer(None, _Bank(self), _Events(self)).ask([order])
+            await Payer(None, BankPort(self), EventsPort(self)).ask([order])
 
     # -- steps: people and the world ---------------------------------------------------------------------------------
 
@@ -290,7 +285,7 @@ class World:
         events = sorted(self.memory.events)
         if events:
             action = ("retry", "reverse")[step.b % 2]
-            await _Events(self).call("repair", Repair(events[step.a % len(events)], action), object)
+            await EventsPort(self).call("repair", Repair(events[step.a % len(events)], action), object)
 
     async def _freeze(self, step: Step) -> None:
         self.books.freeze(("user-b", "shop")[step.a % 2], is_frozen=step.b % 2 == 0)
@@ -339,7 +334,7 @@ class World:
 
     async def _restart(self, step: Step) -> None:
         if "events" not in self._busy:
-            self._start_events()
+            self.start_events()
 
     async def _rogue(self, step: Step) -> None:
         """A seller sends its transaction by itself, or another one in the same lane."""
@@ -499,174 +494,3 @@ def _other_terms(terms: Terms) -> Terms:
 def _order(event: Event, operation: Operation) -> Order:
     terms = event.terms
     return Order(event.event, operation, terms.payer, terms.payee, terms.price, terms.currency)
-
-
-# -- ports with gates --------------------------------------------------------------------------------------------------
-
-
-class _Store:
-    """The event store; each call may be lost, or the last of its process."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._world.memory, name)
-
-        async def call(*arguments: Any, **options: Any) -> Any:
-            return await self._world.gate("store", lambda: _now(method(*arguments, **options)))
-
-        return call
-
-
-class _Events:
-    """The way to the event system. If a call there ends its process, the caller only hears that nobody answers."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    async def call(self, method: str, params: object, kind: type[T]) -> T:
-        world = self._world
-        await world.gate("events", lambda: None)
-        try:
-            answer = await world.link.call(method, params, kind)
-        except Crash:
-            world._start_events()
-            raise Unreachable("the event system stopped", CODES["events"]) from None
-        return await world.gate("events", lambda: answer)
-
-
-class _Bank:
-    """The account system, by its real rules."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    async def run(self, orders: Sequence[Order]) -> list[Answer]:
-        world = self._world
-        if not world.accounts_up:
-            raise Unreachable("the account system is away", CODES["accounts"])
-
-        def effect() -> list[Answer]:
-            world.books.time_ms = max(world.books.time_ms, world.true_ms())
-            return [world.books.run(order) for order in orders]
-
-        return await world.gate("accounts", effect)
-
-
-class _Center:
-    """The message centre, for who publishes."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    async def publish(self, messages: Sequence[NewMessage]) -> list[Published]:
-        if not self._world.center.is_up:
-            raise Unreachable("the centre is away", CODES["center"])
-        published = await self._world.gate("center", lambda: self._world.center.publish(messages))
-        assert not any(one.is_conflict for one in published)
-        return published
-
-    async def ended(self, state: MessageState, after: int, limit: int) -> list[Record]:
-        return self._world.center.ended(state)
-
-    async def replay(self, sequences: Sequence[int]) -> int:
-        return await self._world.gate("center", lambda: self._world.center.replay(sequences))
-
-
-class _Census:
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    async def ask(self, event: Event) -> Tally:
-        return await self._world.gate("census", lambda: self._world.chain.tally(event))
-
-
-class _Submitter:
-    """Brings the agent's lifts to the chain and returns when they are final."""
-
-    trouble = ""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    async def submit(self, calls: Sequence[Call]) -> Included:
-        def effect() -> list[Receipt]:
-            chain = self._world.chain
-            if not chain.seal(0, self._world.true_ms(), is_empty=True):
-                raise Crash  # it would wait for ever; whoever ends it starts anew
-            codes = [chain.call(bytes(AGENT.address), call) for call in calls]
-            return [Receipt(bytes(32), at, 1 if code else OK, code, [], [], 0) for at, code in enumerate(codes)]
-
-        receipts = await self._world.gate("chain", effect)
-        return Included(None, tuple(receipts), _Verified(self._world.chain.height))
-
-
-@dataclass(frozen=True)
-class _Verified:
-    height: int
-
-
-class _Client:
-    """The client of the chain, as far as the parts use it: it signs, and submits to one node after the other."""
-
-    chain_id = CHAIN_ID
-    genesis = CONSORTIUM.genesis
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._signed = 0
-        self.node = 0
-        self._decoded: dict[bytes, Transaction] = {}
-
-    def apart(self) -> "_Client":
-        return self
-
-    def each_node(self) -> dict[str, "_Client"]:
-        return {"node": self}
-
-    def lanes(self, signer: Signer, *, count: int = 1, prefix: bytes = b"") -> None:
-        return None
-
-    def leave_node(self) -> None:
-        self.node = (self.node + 1) % NODES
-
-    async def pause(self) -> None:
-        await trio.sleep(0.1)
-
-    def sign(
-        self, signer: Signer, calls: Sequence[Call], *, sequence: int, lane: bytes, validity_ms: int, mode: int = 0
-    ) -> Transaction:
-        self._signed += 1
-        until_ms = self._world.now_ms() + validity_ms - self._signed % 7
-        transaction = sign_transaction(
-            signer.key, CHAIN_ID, list(calls), sequence=sequence, valid_until_ms=until_ms, lane=lane
-        )
-        self._decoded[transaction.raw] = transaction
-        return transaction
-
-    def decode(self, raw: bytes) -> Transaction:
-        return self._decoded[raw]
-
-    async def submit_many(self, transactions: Sequence[Transaction]) -> list[Submitted]:
-        world = self._world
-
-        def effect() -> list[Submitted]:
-            for transaction in transactions:
-                (event,) = [one for one in world.memory.events.values() if one.transaction_id == transaction.id]
-                assert event.is_released, "sent before it was released"
-                world.sent.add(event.transaction_id)
-            return [Submitted(one.id, world.chain.submit(self.node, one)) for one in transactions]
-
-        if not world.chain.nodes[self.node].is_up:
-            raise Unreachable("this node is away")
-        return await world.gate("chain", effect)
-
-
-def _now(coroutine: Any) -> Any:
-    """Return what a coroutine returns that waits for nothing."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("it waits")
