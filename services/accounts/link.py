@@ -1,7 +1,7 @@
 """Fills the port to an account system over HTTP, as the reference program answers it; also its own few methods."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -117,20 +117,10 @@ class AccountsLink:
         return await self._ask("POST", path, msgspec.json.encode(content), kind)
 
     async def _ask(self, verb: str, path: str, body: bytes | None, kind: type[T]) -> T:
-        headers = {} if body is None else {"content-type": "application/json"}
-        answer, status = bytearray(), 0
         try:
-            with trio.CancelScope() as enough:
-                async with self._client.stream(verb, self._url + path, content=body, headers=headers) as response:
-                    async for part in response.aiter_bytes():
-                        answer += part
-                        if len(answer) > ANSWER_BYTES_MAX:
-                            enough.cancel()  # the generators below end at their next read, which a raise would not do
-                    status = response.status_code
+            status, answer = await self._fetch(verb, path, body)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise self._unreachable(str(error) or type(error).__name__) from None
-        if not status:
-            raise self._unreachable(f"answers more than {ANSWER_BYTES_MAX} bytes")
         try:
             if status == OK:
                 return msgspec.json.decode(answer, type=kind)
@@ -141,8 +131,40 @@ class AccountsLink:
             raise self._unreachable(f"{problem.code}: {problem.message}")
         raise Refused(problem.code, problem.message)
 
+    async def _fetch(self, verb: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        """Return status and content of an answer; ``Unreachable`` if it is too long."""
+        headers = {} if body is None else {"content-type": "application/json"}
+        request = self._client.build_request(verb, self._url + path, content=body, headers=headers)
+        if body is not None:
+            request.stream = _Body(body)
+        answer = bytearray()
+        with trio.CancelScope() as enough:
+            response = await self._client.send(request, stream=True)
+            async with aclosing(response):
+                async for part in response.aiter_bytes():
+                    answer += part
+                    if len(answer) > ANSWER_BYTES_MAX:
+                        enough.cancel()  # the generators below end at their next read, which a raise would not do
+                return response.status_code, bytes(answer)
+        raise self._unreachable(f"answers more than {ANSWER_BYTES_MAX} bytes")
+
     def _unreachable(self, why: str) -> Unreachable:
         return Unreachable(f"account system {self._url}: {why}", "accounts_unreachable")
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body, once; httpx's own is a generator, which a connection that is lost leaves unfinished."""
+
+    def __init__(self, content: bytes) -> None:
+        self._parts = iter((content,))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for part in self._parts:
+            return part
+        raise StopAsyncIteration
 
 
 @asynccontextmanager
