@@ -1,7 +1,8 @@
 """Statements that SQLite and PostgreSQL spell alike, but SQLAlchemy only for each of them."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy.dialects import postgresql, sqlite
@@ -12,21 +13,20 @@ _SIZES = (512, 64, 8, 1)
 Value = TypeVar("Value")
 
 
-def insert_new(connection: sqlalchemy.Connection, table: sqlalchemy.Table) -> sqlalchemy.Insert:
-    """Return an INSERT that leaves rows out whose key is there already."""
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(table).on_conflict_do_nothing()
-    return postgresql.insert(table).on_conflict_do_nothing()
+@cache
+def insert_new(dialect: str, table: sqlalchemy.Table, *returned: sqlalchemy.Column[Any]) -> sqlalchemy.Executable:
+    """Return an INSERT that leaves rows out whose key is there already, and gives these columns of the others."""
+    adding = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    return adding.on_conflict_do_nothing().returning(*returned)
 
 
-def insert_or_update(
-    connection: sqlalchemy.Connection, table: sqlalchemy.Table, key: str, values: dict[str, object]
-) -> sqlalchemy.Insert:
-    """Return an INSERT of one row that takes the place of the one with its key."""
-    others = {name: value for name, value in values.items() if name != key}
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(table).values(values).on_conflict_do_update(index_elements=[key], set_=others)
-    return postgresql.insert(table).values(values).on_conflict_do_update(index_elements=[key], set_=others)
+@cache
+def insert_or_update(dialect: str, table: sqlalchemy.Table) -> sqlalchemy.Executable:
+    """Return an INSERT of rows that take the place of those with their keys."""
+    adding = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    keys = [column.name for column in table.primary_key]
+    others = {column.name: adding.excluded[column.name] for column in table.c if column.name not in keys}
+    return adding.on_conflict_do_update(index_elements=keys, set_=others)
 
 
 def lists_of(values: Sequence[Value]) -> Iterator[Sequence[Value]]:

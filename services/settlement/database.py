@@ -18,8 +18,18 @@ from services.settlement.tables import CURSOR, EVENTS, FLAGGED, HISTORY, OUTBOX,
 
 MIGRATIONS = "services.settlement.migrations"
 
-_EVENT_COLUMNS = [column for column in EVENTS.c if column.name != "is_finished"]
-_SELECT = sa.select(*_EVENT_COLUMNS)
+# Statements are made once: to make one takes longer than to run it.
+_SELECT = sa.select(*(column for column in EVENTS.c if column.name != "is_finished"))
+_KEYS: sa.BindParameter[Any] = bindparam("keys", expanding=True)
+_BY_EVENT = _SELECT.where(EVENTS.c.event.in_(_KEYS))
+_BY_TRANSACTION = _SELECT.where(EVENTS.c.transaction_id.in_(_KEYS))
+# Locked in one order of ids, so that two writers never wait for each other; on SQLite the transaction is alone anyway.
+_VERSIONS = (
+    sa.select(EVENTS.c.event, EVENTS.c.version).where(EVENTS.c.event.in_(_KEYS)).order_by(EVENTS.c.event)
+).with_for_update()
+_ADD_HISTORY = sa.insert(HISTORY)
+_ADD_NOTICES = sa.insert(OUTBOX)
+_DROP_NOTICES = sa.delete(OUTBOX).where(OUTBOX.c.number.in_(_KEYS))
 _CHANGING = (
     *("state", "outcome", "is_released", "wish", "code", "is_flagged", "attempts", "due_ms", "height", "version"),
     *("changed_ms", "is_finished"),
@@ -69,7 +79,7 @@ class EventDatabase:
             return [
                 event
                 for some in lists_of(sorted(set(transaction_ids)))
-                for event in _events(connection, _SELECT.where(EVENTS.c.transaction_id.in_(some)))
+                for event in _events(connection, _BY_TRANSACTION, keys=some)
             ]
 
         return await self._database.read(work)
@@ -100,7 +110,7 @@ class EventDatabase:
 
         def work(connection: Connection) -> None:
             for some in lists_of(sorted(set(numbers))):
-                connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.number.in_(some)))
+                connection.execute(_DROP_NOTICES, {"keys": some})
 
         if numbers:
             await self._database.write(work)
@@ -201,22 +211,20 @@ def _register(connection: Connection, events: Sequence[Event]) -> list[Event]:
     first: dict[str, Event] = {}
     for event in events:
         first.setdefault(event.event, event)
-    adding = insert_new(connection, EVENTS).returning(EVENTS.c.event)
+    adding = insert_new(connection.dialect.name, EVENTS, EVENTS.c.event)
     # In one order of ids, so that two that register the same ones at once never wait for each other in a circle.
     new = set(connection.scalars(adding, [event_row(first[event]) for event in sorted(first)]))
     if new:
-        connection.execute(sa.insert(HISTORY), [history_row(None, first[event], "registered") for event in sorted(new)])
+        connection.execute(_ADD_HISTORY, [history_row(None, first[event], "registered") for event in sorted(new)])
     kept = _found(connection, [event for event in first if event not in new])
     kept.update((event, first[event]) for event in new)
     return [kept[event.event] for event in events]
 
 
 def _apply(connection: Connection, changes: Sequence[Change], cursor: Cursor | None) -> list[bool]:
-    # Locked in one order of ids; on SQLite the whole transaction is alone.
     versions: dict[str, int] = {}
     for some in lists_of(sorted({change.after.event for change in changes})):
-        query = sa.select(EVENTS.c.event, EVENTS.c.version).where(EVENTS.c.event.in_(some)).order_by(EVENTS.c.event)
-        versions.update((event, version) for event, version in connection.execute(query.with_for_update()))
+        versions.update((event, version) for event, version in connection.execute(_VERSIONS, {"keys": some}))
     after: dict[str, Event] = {}
     history: list[dict[str, object]] = []
     notices: list[dict[str, object]] = []
@@ -233,12 +241,12 @@ def _apply(connection: Connection, changes: Sequence[Change], cursor: Cursor | N
     if after:
         new = [{"key": name, **{f"new_{k}": v for k, v in _changing(event).items()}} for name, event in after.items()]
         connection.execute(_UPDATE, new)
-        connection.execute(sa.insert(HISTORY), history)
+        connection.execute(_ADD_HISTORY, history)
     if notices:
-        connection.execute(sa.insert(OUTBOX), notices)
+        connection.execute(_ADD_NOTICES, notices)
     if cursor is not None and all(taken):
-        row: dict[str, object] = {"id": 1, "height": cursor.height, "block_hash": cursor.block_hash}
-        connection.execute(insert_or_update(connection, CURSOR, "id", row))
+        row = {"id": 1, "height": cursor.height, "block_hash": cursor.block_hash}
+        connection.execute(insert_or_update(connection.dialect.name, CURSOR), row)
     return taken
 
 
@@ -255,12 +263,12 @@ def _found(connection: Connection, events: Sequence[str]) -> dict[str, Event]:
     return {
         event.event: event
         for some in lists_of(sorted(set(events)))
-        for event in _events(connection, _SELECT.where(EVENTS.c.event.in_(some)))
+        for event in _events(connection, _BY_EVENT, keys=some)
     }
 
 
-def _events(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[Event]:
-    return [_event(row) for row in connection.execute(query)]
+def _events(connection: Connection, query: Select[*tuple[Any, ...]], **values: object) -> list[Event]:
+    return [_event(row) for row in connection.execute(query, values)]
 
 
 def _event(row: Row[*tuple[Any, ...]]) -> Event:
