@@ -16,6 +16,7 @@ from tests.mutants import (
     table_rights,
     table_settlement,
     table_settlement_chain,
+    table_settlement_cli,
 )
 from tests.mutants.mutant import Mutant
 
@@ -35,4 +36,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_agency_channel.MUTANTS,
     *table_settlement.MUTANTS,
     *table_settlement_chain.MUTANTS,
+    *table_settlement_cli.MUTANTS,
 )
