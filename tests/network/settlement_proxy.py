@@ -53,6 +53,11 @@ class Proxy:
         self.happened = trio.Event()
         self._armed = None
 
+    def disarm(self) -> bool:
+        """Let no accident happen any more; False if one has begun already."""
+        is_armed, self._armed = self._armed is not None, None
+        return is_armed
+
     async def serve(self, client: trio.SocketStream) -> None:
         """Forward one connection until either side ends it."""
         async with client:
