@@ -34,7 +34,7 @@ from services.settlement.interfaces import (
     Release,
     Repair,
 )
-from services.settlement.states import Change, Event
+from services.settlement.states import Change, Event, Kind
 from services.settlement.store import Selection
 from services.settlement.trades import VALIDITY_MS_MAX, is_delivery
 from services.settlement.watched import WatchedStore
@@ -100,7 +100,16 @@ class Engine:
         """Keep trades; what is kept under an id for longer is answered instead of what comes now."""
         items: list[Kept | Event] = [self._checked(trade) for trade in params.trades]
         kept = iter(await self._store.register([item for item in items if isinstance(item, Event)]))
-        return Registered([_same(item, next(kept)) if isinstance(item, Event) else item for item in items])
+        refused = [trade.event for trade, item in zip(params.trades, items, strict=True) if isinstance(item, Kept)]
+        known = await self._found(refused) if refused else {}
+        answers: list[Kept] = []
+        for trade, item in zip(params.trades, items, strict=True):
+            if isinstance(item, Event):
+                answers.append(_same(trade, next(kept)))
+            else:
+                found = known.get(trade.event)
+                answers.append(item if found is None else _same(trade, found))
+        return Registered(answers)
 
     async def release(self, params: Release) -> Registered:
         """Let transactions be sent, of events that nobody cancelled."""
@@ -250,8 +259,12 @@ def is_end(event: Event) -> bool:
     return event.is_finished or event.is_flagged
 
 
-def _same(given: Event, kept: Event) -> Kept:
-    if (kept.kind, kept.terms) != (given.kind, given.terms):
+def _same(trade: Registration, kept: Event) -> Kept:
+    """Return what is kept under a trade's id, or that it is another one.
+
+    Its bytes are not looked at: what a clock that is wrong, or late, signed again does no harm.
+    """
+    if (kept.kind, kept.terms) != (Kind.TRADE, trade.terms):
         return Kept(None, "event_conflict", f"{kept.event} is another trade; another one needs an id of its own")
     return Kept(kept)
 

@@ -161,6 +161,16 @@ async def test_a_bad_trade_is_not_kept(fault: str) -> None:
     assert set(desk.memory.events) == {"good"}
 
 
+async def test_a_known_trade_is_answered_whatever_is_signed_for_it_again() -> None:
+    desk = Desk()
+    (first,) = await register(desk, registration("T-1"))
+    desk.clock.ms = desk.chain_ms = NOW_MS + 90_000
+    late, conflict, new = await register(desk, registration("T-1"), registration("T-1", OTHER), registration("T-2"))
+    assert late == first
+    assert conflict.code == "event_conflict"
+    assert new.code == "bad_trade"
+
+
 async def test_validity_counts_by_the_chain_s_time_where_it_is_known() -> None:
     desk = Desk()
     desk.clock.ms = NOW_MS - 3_600_000  # this machine is an hour late
