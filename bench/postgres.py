@@ -39,12 +39,16 @@ class PostgresCluster:
         )
 
     def start(self) -> None:
-        """Start the server and wait until it takes connections."""
+        """Start the server, if it does not run, and wait until it takes connections."""
+        if self._process is not None:
+            return
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(
                     *("postgres", "-D", self._data, "-k", self._folder),
                     *("-c", "listen_addresses=", "-c", "max_wal_size=4GB"),
+                    # After a crash one sync of the disk, not one for each file.
+                    *("-c", "recovery_init_sync_method=syncfs"),
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -37,7 +37,7 @@ READERS_MAX = CONNECTIONS_MAX - 1
 PATIENCE_S = 30.0
 """How long a work waits for a database server that is away."""
 _RETRY_S = 0.1
-_RETRY_S_MAX = 2.0
+_RETRY_S_MAX = 0.5
 
 Result = TypeVar("Result")
 Work = Callable[[sqlalchemy.Connection], Result]

@@ -370,7 +370,6 @@ async def test_a_disk_without_any_room_opens_nothing(small_disk: Path) -> None:
 async def restarted(postgres_server: PostgresCluster) -> AsyncIterator[PostgresCluster]:
     """A server that the test may stop; it runs again afterwards."""
     yield postgres_server
-    await trio.to_thread.run_sync(postgres_server.stop)
     await trio.to_thread.run_sync(postgres_server.start)
 
 
