@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import structlog
 import trio
 
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.ids import ChainId
 from consensus.ledger.transaction import decode_transaction_untrusted
+from services.accounts.port import Answer, Operation
 from services.local.service import LocalService
 from services.settlement import decision
 from services.settlement.interfaces import (
@@ -34,7 +36,7 @@ from services.settlement.interfaces import (
     Release,
     Repair,
 )
-from services.settlement.states import Change, Event, Kind
+from services.settlement.states import Change, Event, Kind, State
 from services.settlement.store import Selection
 from services.settlement.trades import VALIDITY_MS_MAX, is_delivery
 from services.settlement.watched import WatchedStore
@@ -47,6 +49,8 @@ EVENT_CHARACTERS_MAX = 48
 """Of a trade's id: the rest is for its reversals."""
 CHANGE_ATTEMPTS_MAX = 16
 """How often a change is decided anew because somebody else was faster."""
+
+log = structlog.get_logger("events")
 
 _REVERSAL_ID = re.compile(r"\.reverse[0-9]*\Z")
 
@@ -135,7 +139,10 @@ class Engine:
             changes: dict[int, Change] = {}
             for index, answer in waiting.items():
                 event = found.get(answer.event)
-                change = decision.on_answer(event, answer, now_ms=now_ms) if event is not None else None
+                if event is None:
+                    continue
+                _check_released(event, answer)
+                change = decision.on_answer(event, answer, now_ms=now_ms)
                 if change is not None:
                     changes[index] = change
             taken = await self._store.apply([*changes.values()]) if changes else []
@@ -257,6 +264,12 @@ class Engine:
 def is_end(event: Event) -> bool:
     """Tell whether waiting for an event has an end: it is finished, or needs an operator."""
     return event.is_finished or event.is_flagged
+
+
+def _check_released(event: Event, answer: Answer) -> None:
+    """Say so where the money of a cancelled trade is not given back: nothing looks at such an event any more."""
+    if event.state is State.CANCELLED and answer.operation is Operation.RELEASE and not answer.is_done:
+        log.error("the hold of a cancelled trade stays", trade=event.event, code=answer.code, why=answer.message)
 
 
 def _same(trade: Registration, kept: Event) -> Kept:

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from consensus.ledger.errors import PeerError
+from consensus.ledger.errors import HansaError, PeerError
 from services.accounts.link import open_accounts
 from services.accounts.port import AccountSystem, Order
 from services.client.errors import Refused, Unreachable
@@ -123,8 +123,11 @@ class Payer:
             else:
                 orders.append((delivery, order))
         if orders:
-            verdict, detail = await self._order([order for _, order in orders])
-            settlements += [Settlement(delivery.sequence, delivery.fence, verdict, detail) for delivery, _ in orders]
+            ends = await self._order([order for _, order in orders])
+            settlements += [
+                Settlement(delivery.sequence, delivery.fence, *end)
+                for (delivery, _), end in zip(orders, ends, strict=True)
+            ]
         return settlements
 
     async def ask(self, orders: Sequence[Order]) -> None:
@@ -137,26 +140,42 @@ class Payer:
         answers = await self._accounts.run(orders)
         await self._events.call("answers_put", AnswersPut(answers), AnswersTaken)
 
-    async def _order(self, orders: Sequence[Order]) -> tuple[Verdict, str]:
-        """Ask with patience."""
+    async def _order(self, orders: Sequence[Order]) -> list[tuple[Verdict, str]]:
+        """Ask with patience, and return what is to be said of each order."""
         pause_ms = PAUSE_FIRST_MS
         until = trio.current_time() + KEEP_S
         while True:
             try:
                 await self.ask(orders)
             except (Unreachable, Refused, PeerError) as error:
-                if error.code != self._trouble:
-                    log.warning("payments in trouble", code=error.code, why=error.message)
-                self._trouble = error.code
+                self._on_trouble(error)
                 if trio.current_time() + pause_ms / 1000 >= until:
-                    return Verdict.RETRY, error.code
+                    if isinstance(error, Refused) and len(orders) > 1:
+                        return [await self._order_alone(order) for order in orders]
+                    return [(Verdict.RETRY, error.code)] * len(orders)
             else:
-                if self._trouble:
-                    log.info("payments go on", after=self._trouble)
-                self._trouble = ""
-                return Verdict.DONE, ""
+                self._on_progress()
+                return [(Verdict.DONE, "")] * len(orders)
             await trio.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, PAUSE_MAX_MS)
+
+    async def _order_alone(self, order: Order) -> tuple[Verdict, str]:
+        """Ask once for one order of a batch that was refused, so that no other waits for the one that is meant."""
+        try:
+            await self.ask([order])
+        except (Unreachable, Refused, PeerError) as error:
+            return Verdict.RETRY, error.code
+        return Verdict.DONE, ""
+
+    def _on_trouble(self, error: HansaError) -> None:
+        if error.code != self._trouble:
+            log.warning("payments in trouble", code=error.code, why=error.message)
+        self._trouble = error.code
+
+    def _on_progress(self) -> None:
+        if self._trouble:
+            log.info("payments go on", after=self._trouble)
+        self._trouble = ""
 
 
 async def run(settings: PayerSettings) -> None:

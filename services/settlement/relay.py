@@ -4,6 +4,8 @@ A row is dropped once the centre has it durably. Whoever dies between the two pu
 key, which is no second message. While the centre is away everything stays where it is.
 """
 
+import math
+
 import msgspec
 import structlog
 import trio
@@ -20,6 +22,8 @@ from services.settlement.trades import order_of
 
 PAUSE_FIRST_MS = 50
 PAUSE_MAX_MS = 1_000
+REVIVE_MS = 60_000
+"""How often the centre is asked for dead letters."""
 NOT_UNDERSTOOD = "not_understood"
 """What the payer says of a message that is no order: the one dead letter that is not made to wait again."""
 
@@ -37,6 +41,7 @@ class Relay:
         self._lock = trio.Lock()
         self._bell = trio.Event()
         self._trouble = ""
+        self._revive_at = -math.inf
 
     @property
     def trouble(self) -> str:
@@ -48,19 +53,20 @@ class Relay:
         self._bell.set()
 
     async def run(self) -> None:
-        """Drain whenever there are rows, for ever; while the centre is away, with growing pauses."""
+        """Drain whenever there are rows, and now and then; while the centre is away, with growing pauses."""
         pause_ms = PAUSE_FIRST_MS
         while True:
             self._bell = trio.Event()
             if await self.drain():
                 pause_ms = PAUSE_FIRST_MS
-                await self._bell.wait()
+                with trio.move_on_at(self._revive_at):
+                    await self._bell.wait()
             else:
                 await trio.sleep(pause_ms / 1000)
                 pause_ms = min(2 * pause_ms, PAUSE_MAX_MS)
 
     async def drain(self) -> bool:
-        """Publish all rows there are, oldest first; False when the centre does not take them now.
+        """Publish all rows there are, oldest first, and see to dead letters; False when the centre is away.
 
         Raises:
             Unreachable: ``database_unreachable``.
@@ -79,6 +85,9 @@ class Relay:
                     # Of an event system that began anew on an old centre. The scan notifies under another version.
                     log.error("the message centre has another message under this key", key=key)
                 await self._store.drop_notices([notice.number for notice in notices])
+            if trio.current_time() >= self._revive_at:
+                self._revive_at = trio.current_time() + REVIVE_MS / 1000
+                await self.revive()
             return True
 
     async def revive(self) -> int:

@@ -27,8 +27,7 @@ PAGE = 200
 ASKED_MAX = 16
 """Events that validators are asked about side by side."""
 FINISH_ATTEMPTS_MAX = 16
-REVIVE_MS = 60_000
-"""How often the centre is asked for dead letters."""
+"""How often the end of a reversed trade is tried while others change the trade."""
 ALARMS_MAX = 10_000
 """For how many events it is remembered what was said of them."""
 
@@ -65,7 +64,6 @@ class Scanner:
         self._bell = trio.Event()
         self._trouble = ""
         self._alarms: dict[str, str] = {}
-        self._revive_at = 0.0
 
     @property
     def trouble(self) -> str:
@@ -103,9 +101,6 @@ class Scanner:
                 break
         self._trouble = trouble
         await self._relay.drain()
-        if trio.current_time() >= self._revive_at:
-            self._revive_at = trio.current_time() + REVIVE_MS / 1000
-            await self._relay.revive()
         return len(seen)
 
     async def _look(self, events: Sequence[Event]) -> str:

@@ -266,6 +266,14 @@ async def test_a_refusal_that_repeat_cannot_mend_is_flagged_at_once() -> None:
     assert not desk.memory.events["T-1"].is_flagged
 
 
+async def test_a_hold_that_stays_is_said_loudly(capsys: pytest.CaptureFixture[str]) -> None:
+    desk = Desk()
+    await register(desk, registration("T-1"))
+    await cancel(desk, "T-1")
+    assert await answers(desk, Answer("T-1", Operation.RELEASE, "already_paid", "")) == [False]
+    assert "already_paid" in capsys.readouterr().out
+
+
 async def test_an_answer_that_meets_another_change_is_decided_anew() -> None:
     class Racing(MemoryStore):
         """Somebody is faster, three times."""

@@ -1,6 +1,6 @@
 """The payer: each notice has one effect, whatever is lost, doubled, late, or killed on the way."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from services.accounts.port import Order
 from services.client.errors import Refused, Unreachable
 from services.client.tasks import single_errors
 from services.messages.queue import Queue
@@ -182,3 +183,20 @@ async def test_what_stays_away_gives_deliveries_back(
         (record,) = await found.queue.find(["T-1/pay/3"])
         assert record is not None
         assert record.attempts > 1, "through the centre, not in the payer's hands"
+
+
+async def test_an_order_that_the_bank_takes_never_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payer_module, "KEEP_S", 0.01)
+    async with way(tmp_path, attempts_max=3) as found:
+        await delivered(found.desk, *(f"T-{number}" for number in range(5)))
+
+        def choosy(orders: Sequence[Order]) -> None:
+            if any(order.event == "T-3" for order in orders):
+                raise Refused("bad_field", "an order like no other")
+
+        found.bank.before = choosy
+        await found.pay()
+        ends = {name: found.state(name)[0] for name in found.desk.memory.events}
+        assert ends == {name: State.ACCOUNT_PENDING if name == "T-3" else State.COMPLETED for name in ends}

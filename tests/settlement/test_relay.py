@@ -12,6 +12,7 @@ from services.client.errors import Refused, Unreachable
 from services.messages.port import Settlement, Verdict
 from services.messages.queue import Queue
 from services.messages.store import NewMessage, Published
+from services.settlement import relay as relay_module
 from services.settlement.relay import NOT_UNDERSTOOD, Relay
 from services.settlement.states import Topic, changed
 from services.settlement.watched import WatchedStore
@@ -201,3 +202,18 @@ async def test_dead_letters_wait_again_but_what_nobody_understands(tmp_path: Pat
         assert await relay.revive() == 1
         assert [key for key, _ in await orders_in(queue, 1)] == ["T-1/pay/3"]
         assert await relay.revive() == 0
+
+
+async def test_dead_letters_are_looked_for_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "REVIVE_MS", 10)
+    desk = Desk()
+    await delivered(desk, "T-1")
+    async with open_center(tmp_path, attempts_max=1) as queue, trio.open_nursery() as nursery:
+        nursery.start_soon(Relay(desk.store, queue).run)
+        async with queue.consume("test", window=1) as subscription:
+            with trio.fail_after(10):
+                for _ in range(3):
+                    delivery = await anext(subscription)
+                    assert delivery.key == "T-1/pay/3"
+                    await subscription.settle([Settlement(delivery.sequence, delivery.fence, Verdict.RETRY, "away")])
+        nursery.cancel_scope.cancel()

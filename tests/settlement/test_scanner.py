@@ -326,18 +326,11 @@ async def test_a_clock_that_jumps_changes_when_not_what(tmp_path: Path, jump_ms:
         assert found.event("T-2").state is State.REGISTERED
 
 
-async def test_it_scans_by_itself_and_when_woken(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_it_scans_by_itself_and_when_woken(autojump_clock: trio.testing.MockClock) -> None:
     class Drained:
         async def drain(self) -> bool:
             return True
 
-        async def revive(self) -> int:
-            passes.append(trio.current_time())
-            return 0
-
-    passes: list[float] = []
     looks: list[float] = []
     desk = Desk()
     due: Callable[..., object] = desk.store.due
@@ -356,11 +349,10 @@ async def test_it_scans_by_itself_and_when_woken(
         now_ms=desk.clock,
     )
     began = trio.current_time()
-    with trio.move_on_after(125):
+    with trio.move_on_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scanner.run)
             await trio.testing.wait_all_tasks_blocked()
             scanner.wake()
             await trio.sleep_forever()
     assert [round(look - began, 3) for look in looks[:4]] == [0, 0, 0.5, 1.0]
-    assert len(passes) == 3, "dead letters are looked for each minute"
