@@ -41,7 +41,7 @@ class Books:
     """Accounts, records of events and money per currency, as far as they are known here, and what was changed in them.
 
     ``changed_accounts``, ``changed_standings`` and ``entries`` gather what is to be kept; ``last`` is the number of the
-    newest posting, ``time_ms`` the present time, which never runs backwards here.
+    newest posting, ``time_ms`` the present time (UTC, from 1 on).
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Works are run again when a database server was lost, also after a commit that nobody heard of. All of these may be:
 operations and deposits are keyed, and what is opened or frozen is afterwards as it was asked for. The newest posting's
-number and time are read with each work; times never run backwards, whatever this machine's clock does.
+number is read with each work. Postings follow one another by number; their times are the clock's, right or wrong.
 """
 
 import time
@@ -111,11 +111,16 @@ def _look_up(events: Sequence[str], connection: Connection) -> list[Standing | N
 
 def _entries(from_ms: int, until_ms: int, after: int, limit: int, connection: Connection) -> Entries:
     table = tables.entries
-    if after:
-        # Times rise with the numbers: what comes after a posting is not older, and need not be looked through.
-        from_ms = max(from_ms, connection.scalar(select(table.c.time_ms).where(table.c.number == after)) or 0)
-    query = select(table).where(table.c.time_ms >= from_ms, table.c.time_ms < until_ms, table.c.number > after)
-    items = _rows(connection, query.order_by(table.c.time_ms, table.c.number).limit(limit + 1), Entry)
+    in_time = (table.c.time_ms >= from_ms) & (table.c.time_ms < until_ms)
+    if not after:
+        first = connection.scalar(select(sqlalchemy.func.min(table.c.number)).where(in_time))
+        if first is None:
+            return Entries([], 0)
+        after = first - 1
+    # From a page to the next it goes by number: adding nothing keeps the index by time, and sorting, out of it.
+    in_time = (table.c.time_ms + 0 >= from_ms) & (table.c.time_ms + 0 < until_ms)
+    query = select(table).where(table.c.number > after, in_time).order_by(table.c.number).limit(limit + 1)
+    items = _rows(connection, query, Entry)
     return Entries(items[:limit], items[limit - 1].number if len(items) > limit else 0)
 
 
@@ -166,12 +171,8 @@ def _money(connection: Connection) -> dict[str, int]:
 def _books(
     connection: Connection, now_ms: NowMs, accounts: Iterable[Account], standings: Iterable[Standing] = ()
 ) -> Books:
-    table = tables.entries
-    newest = connection.execute(
-        select(table.c.number, table.c.time_ms).order_by(table.c.number.desc()).limit(1)
-    ).one_or_none()
-    last, last_ms = newest or (0, 0)
-    return Books(accounts, standings, last=last, time_ms=max(now_ms(), last_ms))
+    last = connection.scalar(select(sqlalchemy.func.max(tables.entries.c.number)))
+    return Books(accounts, standings, last=last or 0, time_ms=max(1, now_ms()))
 
 
 def _accounts(connection: Connection, names: Collection[str]) -> list[Account]:

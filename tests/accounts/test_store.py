@@ -97,7 +97,6 @@ async def check_books(store: AccountStore, model: Model) -> None:
     )
     assert len(page.items) == len(model.deposits) + len(model.done) - tombstones
     assert [entry.number for entry in page.items] == list(range(1, len(page.items) + 1))
-    assert [entry.time_ms for entry in page.items] == sorted(entry.time_ms for entry in page.items)
 
 
 async def test_a_thousand_equal_orders_at_once_have_one_effect_and_one_answer(url: str) -> None:
@@ -172,18 +171,25 @@ async def test_accounts_are_opened_all_or_none_and_pages_of_them_follow_one_anot
         assert refusal.value.code == "unknown_account"
 
 
-async def test_a_clock_set_back_neither_moves_postings_back_nor_hides_them(url: str) -> None:
+async def test_a_clock_that_jumps_hides_no_posting_and_none_comes_twice(url: str) -> None:
+    """Ahead by a year and back: what comes after has the right time again, and pages go by number all the same."""
     now_ms = 5_000
     async with open_store(url, now_ms=lambda: now_ms) as store:
         await opened(store)
-        for number, now_ms in enumerate((6_000, 100, 100, 5_999, 7_000)):
+        times = (6_000, 10**9, 6_001, 0, 6_002, 7_000, 6_999)
+        for number, now_ms in enumerate(times):
             (answer,) = await store.run([order(PAY, f"t-{number}", amount=1)])
-            assert answer.time_ms == max(6_000, now_ms)
-    async with open_store(url, now_ms=lambda: 1) as store:  # and over a new start
-        (answer,) = await store.run([order(PAY, "t-9", amount=1)])
-        assert answer.time_ms == 7_000
-        day = await store.entries(from_ms=6_000, until_ms=7_000, after=0, limit=9)
-        assert [entry.event for entry in day.items] == ["t-0", "t-1", "t-2", "t-3"]
+            assert answer.time_ms == max(1, now_ms)
+        found, after = [], 0
+        while True:
+            page = await store.entries(from_ms=6_000, until_ms=7_000, after=after, limit=1)
+            found += [entry.event for entry in page.items]
+            if not (after := page.next):
+                break
+        assert found == ["t-0", "t-2", "t-4", "t-6"]
+        assert [
+            entry.event for entry in (await store.entries(from_ms=8_000, until_ms=1 << 62, after=0, limit=9)).items
+        ] == ["t-1"]
 
 
 async def test_pages_of_postings_follow_one_another_and_end(url: str) -> None:
