@@ -112,7 +112,7 @@ def up(
     from node.network.homes import is_network, load_network
     from node.network.local import node_process, start
     from node.network.local import status as read_status
-    from node.network.programs import find_programs, status, system_of
+    from node.network.programs import SYSTEMS, find_programs, status, system_of
 
     place = _chosen(folder, option)
     made = load_network(place) if is_network(place) else _init(place, validators, port_base)
@@ -120,8 +120,9 @@ def up(
     if stopped:
         output.progress(f"starting {', '.join(stopped)} …")
     statuses = trio.run(start, made)
-    for system in dict.fromkeys(name for names in systems for name in names):
-        _start_system(made, system, output)
+    for system in SYSTEMS:  # in this order, since some build on others
+        if any(system in names for names in systems):
+            _start_system(made, system, output)
     if systems:
         statuses = trio.run(read_status, made)
     programs = status(find_programs(made))

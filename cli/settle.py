@@ -11,6 +11,7 @@ from cli.options import json_option
 from cli.output import Output
 from cli.place import Place
 from cli.settle_accounts import accounts
+from cli.settle_bridge import bridge
 from cli.settle_events import events
 from cli.settle_place import PAYER_HOME, home_of, home_option
 from cli.settle_reconcile import reconcile
@@ -39,6 +40,7 @@ settle.add_command(trade)
 settle.add_command(events)
 settle.add_command(accounts)
 settle.add_command(reconcile)
+settle.add_command(bridge)
 
 
 # -- set-up ----------------------------------------------------------------------------------------------
@@ -113,8 +115,12 @@ def prepare(
     changes: Mapping[str, object] | None = None,
     may_leave_events: bool = False,
 ) -> "Prepared":
-    """Set a running network up for settlement; arguments as ``plan_of``, errors as ``set_up``."""
-    from cli.settle_plan import plan_of
+    """Set a running network up for settlement; arguments as ``plan_of``, errors as ``set_up``.
+
+    Where agency sale is set up too, the bridge between both is.
+    """
+    from cli.settle_plan import bridge_plan_of, plan_of
+    from services.settlement.bridge_setup import set_up_bridge
     from services.settlement.setup import set_up
 
     network = place.network
@@ -123,7 +129,9 @@ def prepare(
     )
     bank = place.signer(BANK, None, network.passphrase_file)
     prepared = place.ask(lambda client: set_up(client, bank, plan))
-    for line in prepared.done:
+    other = bridge_plan_of(network)
+    made = set_up_bridge(other) if other is not None else []
+    for line in (*prepared.done, *made):
         output.progress(f"made: {line}")
     return prepared
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 EVENT_CHARACTERS_MAX = 48
 WAIT_S_MAX = 3_600
+UNITS_MAX = 2**63 - 1
 _EVENT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{EVENT_CHARACTERS_MAX - 1}}}", re.ASCII)
 _REVERSAL = re.compile(r"\.reverse[0-9]*\Z")
 _ASSET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,63}", re.ASCII)
-_UNITS = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,18}))?", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
 
@@ -63,7 +63,7 @@ class Wanted:
     event: str
     buyer: str
     asset: str
-    units: str
+    units: int
     price: int
     currency: str
     payer: str | None
@@ -84,9 +84,9 @@ class Wanted:
 @click.option(
     "--units",
     metavar="N",
-    type=Pattern(_UNITS, "number of units", "digits, with decimals where the unit has them"),
+    type=Number(1, UNITS_MAX),
     required=True,
-    help="How many of it.",
+    help="How many of it, in smallest units.",
 )
 @click.option(
     "--price", metavar="AMOUNT", type=Price(), required=True, help="For all of them, such as 12.50; simulated money."
@@ -247,7 +247,7 @@ async def _trade(client: "Client", signer: "Signer", wanted: Wanted) -> "Trade":
     """Look up what a trade names, and return its terms.
 
     Raises:
-        LocalError: ``unknown_account``, ``unknown_unit``, ``bad_amount``, ``bad_trade``.
+        LocalError: ``unknown_account``, ``unknown_unit``, ``bad_trade``.
     """
     from services.settlement.states import Terms
     from services.settlement.trader import Trade
@@ -258,11 +258,12 @@ async def _trade(client: "Client", signer: "Signer", wanted: Wanted) -> "Trade":
         raise LocalError(
             "bad_trade", f"{payer} cannot trade with itself: --buyer and --payer name another than --seller"
         )
+    await _check_unit(client, wanted.asset)
     terms = Terms(
         seller=bytes(signer.address),
         buyer=buyer,
         asset=wanted.asset,
-        units=await _units(client, wanted.asset, wanted.units),
+        units=wanted.units,
         price=wanted.price,
         currency=wanted.currency,
         payer=payer,
@@ -294,24 +295,17 @@ async def _buyer(client: "Client", text: str) -> tuple[bytes, str]:
         raise LocalError(error.code, f"{error.message}; those of genesis: {', '.join(known)}") from None
 
 
-async def _units(client: "Client", asset: str, text: str) -> int:
-    """Return a number of units in smallest ones, by the decimals that the chain proves.
+async def _check_unit(client: "Client", asset: str) -> None:
+    """Refuse a unit that the chain proves not to know: nothing need be held for it.
 
     Raises:
-        LocalError: ``unknown_unit``, ``bad_amount``.
+        LocalError: ``unknown_unit``.
     """
-    # What a unit is never changes: only one that is not sealed yet is waited for.
-    found = await _proven(client, f"tokens/unit/{asset}", is_newest=False)
-    found = found or await _proven(client, f"tokens/unit/{asset}", is_newest=True)
-    if not isinstance(found, dict) or not isinstance(decimals := found.get("decimals"), int):
+    key = f"tokens/unit/{asset}"
+    # Units stay: only one that is not sealed yet is waited for.
+    found = await _proven(client, key, is_newest=False) or await _proven(client, key, is_newest=True)
+    if found is None:
         raise LocalError("unknown_unit", f"no unit is named {asset}: hansa tx call tokens define makes one")
-    whole, _, part = text.partition(".")
-    if len(part) > decimals:
-        raise LocalError("bad_amount", f"{asset} has {decimals} decimals, {text} has {len(part)}")
-    units = int(whole + part.ljust(decimals, "0"))
-    if not 0 < units < 2**63:
-        raise LocalError("bad_amount", f"{text} units of {asset}: more than none and less than 2^63 smallest units")
-    return units
 
 
 async def _proven(client: "Client", key: str, *, is_newest: bool) -> "Value":
