@@ -2,6 +2,7 @@
 
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -303,11 +304,29 @@ async def test_a_shell_in_the_file_is_told(tmp_path: Path, monkeypatch: pytest.M
         await database.write(partial(put, "a", 1))
 
 
-async def test_every_commit_is_synced(url: str) -> None:
-    statement = "PRAGMA synchronous" if url.startswith("sqlite") else "SHOW synchronous_commit"
+async def test_every_commit_is_synced_whatever_a_server_does_by_default(url: str) -> None:
+    statement, wanted = "PRAGMA synchronous", 2
+    if not url.startswith("sqlite"):
+        statement, wanted = "SHOW synchronous_commit", "on"
+        engine = sa.create_engine(url)
+        with engine.begin() as connection:
+            name = sa.make_url(url).database
+            connection.execute(sa.text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
+        engine.dispose()
     async with opened(url) as database:
         for run in (database.read, database.write):
-            assert await run(lambda connection: connection.execute(sa.text(statement)).scalar_one()) in (2, "on")
+            assert await run(lambda connection: connection.execute(sa.text(statement)).scalar_one()) == wanted
+
+
+async def test_a_file_is_its_owners_alone_and_rows_do_not_wait_for_a_busy_loop(tmp_path: Path) -> None:
+    before_s = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        async with opened(f"sqlite:///{tmp_path}/data/things.db"):
+            assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+            assert sys.getswitchinterval() < 0.001
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 @pytest.fixture

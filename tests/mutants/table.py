@@ -17,6 +17,8 @@ from tests.mutants import (
     table_settlement,
     table_settlement_chain,
     table_settlement_cli,
+    table_settlement_flow,
+    table_settlement_store,
 )
 from tests.mutants.mutant import Mutant
 
@@ -36,5 +38,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_agency_channel.MUTANTS,
     *table_settlement.MUTANTS,
     *table_settlement_chain.MUTANTS,
+    *table_settlement_store.MUTANTS,
     *table_settlement_cli.MUTANTS,
+    *table_settlement_flow.MUTANTS,
 )
