@@ -176,12 +176,13 @@ class Connection:
         send, receive = trio.open_memory_channel[tuple[str, bytes]](NOTIFICATIONS_WAITING_MAX)
         self._listeners.append(send)
         try:
-            async with receive:
-                yield receive
+            yield receive
         finally:
+            # First out of the list: what comes while the channel closes would be taken for a broken socket.
             if send in self._listeners:
                 self._listeners.remove(send)
             send.close()
+            receive.close()
 
     async def handshake(self) -> None:
         """Upgrade the HTTP connection.

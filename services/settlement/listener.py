@@ -163,15 +163,18 @@ class Listener:
         return _Place(0, block_hash, genesis.time_ms, genesis.validator_set(), None)
 
     async def _follow(self, connection: Connection) -> None:
-        """Read from one node; return when it has told nothing new for a while."""
+        """Read from one node; return when it has shown no new block for a while, whatever it says."""
         async with connection.notifications() as heard:
             subscribed = await connection.request("subscribe", {"topic": "blocks"}, Subscribed)
             try:
+                height, quiet_at = -1, 0.0
                 while True:
                     while await self._read_page(connection):
                         pass
-                    self._on_progress()
-                    with trio.move_on_after(self._quiet_s) as waited:
+                    if self.height > height:
+                        height, quiet_at = self.height, trio.current_time() + self._quiet_s
+                        self._on_progress()
+                    with trio.move_on_at(quiet_at) as waited:
                         await heard.receive()
                     if waited.cancelled_caught:
                         return
@@ -184,7 +187,7 @@ class Listener:
                         await _unsubscribe(connection, subscribed.subscription)
 
     async def _read_page(self, connection: Connection) -> bool:
-        """Read the blocks that follow and tell whether there may be more.
+        """Read the blocks that follow, and tell whether there were some and may be more.
 
         Raises:
             PeerError: they are not the chain's.
@@ -200,7 +203,7 @@ class Listener:
         if place.height >= start:
             await self._keep(certified, place)
             self._place = place
-        return answer.head > place.height
+        return start <= place.height < answer.head
 
     async def _verify(self, parent: _Place, raw: RawBlock) -> tuple[_Place, list[Receipt]]:
         """Return the next block's place with its receipts, both under a certificate of a quorum."""

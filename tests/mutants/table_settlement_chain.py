@@ -136,6 +136,22 @@ MUTANTS = (
         _HEARD + "test_r60_a_node_that_stands_still_is_left",
     ),
     Mutant(
+        "claimed head believed",
+        _LISTENER,
+        "return start <= place.height < answer.head",
+        "return place.height < answer.head",
+        "a node that claims blocks it does not show stops all settlement (R61)",
+        _HEARD + "test_r61_what_a_node_says_of_blocks_that_it_does_not_show_holds_up_nobody",
+    ),
+    Mutant(
+        "any notice is progress",
+        _LISTENER,
+        "if self.height > height:",
+        "if True:",
+        "a node that only gives notices stops all settlement (R61)",
+        _HEARD + "test_r61_what_a_node_says_of_blocks_that_it_does_not_show_holds_up_nobody",
+    ),
+    Mutant(
         "set followed by nobody",
         _LISTENER,
         "is_same = header.next_validators_hash == header.validators_hash",

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from consensus.ledger.receipt import Receipt
 from consensus.ledger.validators import Certificate
 from node.rpc.backend import Committed
+from services.client.answers import RawBlocksAnswer
 from services.client.client import Client
+from services.client.connection import Parameters
 from services.client.errors import Unreachable
 from services.settlement.listener import CURSOR_BLOCKS, Listener
 from services.settlement.states import Change, Event, State, Topic, changed
@@ -276,6 +279,32 @@ async def test_r60_a_node_that_stands_still_is_left(tmp_path: Path) -> None:
     await registered(store, event)
     async with running(*nodes), client_of(*nodes) as client, trio.open_nursery() as nursery:
         await nursery.start(listener_of(client, store).run)
+        commit(nodes[1:], transaction_of(event))
+        await store.until(lambda: store.events["e-1"].state is PENDING)
+        nursery.cancel_scope.cancel()
+
+
+async def test_r61_what_a_node_says_of_blocks_that_it_does_not_show_holds_up_nobody(tmp_path: Path) -> None:
+    """It claims a height that nobody has, and gives notice of new blocks all the time."""
+    nodes, store, event = peers(tmp_path, 2), BellStore(), event_of("e-1")
+    await registered(store, event)
+    async with running(*nodes), client_of(*nodes) as client, trio.open_nursery() as nursery:
+        await nursery.start(listener_of(client, store).run)
+        connection = await client.connection()
+        asked = connection.request
+
+        async def boast(method: str, params: Parameters, kind: type, **options: object) -> object:
+            answer = await asked(method, params, kind, **options)
+            return replace(answer, head=10**9) if isinstance(answer, RawBlocksAnswer) else answer
+
+        connection.request = boast  # type: ignore[method-assign]
+
+        async def cry_wolf() -> None:
+            while True:
+                connection._notify("subscription", b"{}")
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(cry_wolf)
         commit(nodes[1:], transaction_of(event))
         await store.until(lambda: store.events["e-1"].state is PENDING)
         nursery.cancel_scope.cancel()
