@@ -91,13 +91,8 @@ class Look:
         )
 
     async def ends(self) -> dict[str, End]:
-        """Return how each trade ended; a lien that is still to be lifted is waited for."""
-        events = [deal.event for deal in self.deals]
-        standings: dict[str, Standing | None] = {}
-        for first in range(0, len(events), ORDERS_MAX):
-            page = events[first : first + ORDERS_MAX]
-            found = await patiently(partial(self.till.accounts.look_up, page))
-            standings.update(zip(page, found, strict=True))
+        """Return how each trade ended; a lien that is still to be lifted is waited for, and money still to be freed."""
+        standings = await self._standings()
         paid = _paid(await self._entries())
         ends = {}
         for deal in self.deals:
@@ -106,6 +101,20 @@ class Look:
             standing = standings[deal.event]
             ends[deal.event] = _end(shown, lien, units, standing, paid[deal.event])
         return ends
+
+    async def _standings(self) -> dict[str, Standing | None]:
+        """Return what the account system did for each trade; while it holds money it is asked again, for a while."""
+        events = [deal.event for deal in self.deals]
+        standings: dict[str, Standing | None] = {}
+        for _ in range(AGREE_ATTEMPTS):
+            for first in range(0, len(events), ORDERS_MAX):
+                page = events[first : first + ORDERS_MAX]
+                found = await patiently(partial(self.till.accounts.look_up, page))
+                standings.update(zip(page, found, strict=True))
+            if not any(_is_held(standing) for standing in standings.values()):
+                break
+            await trio.sleep(AGREE_PAUSE_S)
+        return standings
 
     async def _lien(self, seller: str, event: str) -> tuple[str, int]:
         """Return a lien's status and units; one that is held is looked at again, for a while."""
@@ -150,9 +159,12 @@ class Look:
 def _end(shown: EventAnswer, lien: str, units: int, standing: Standing | None, paid: int) -> End:
     event = shown.event
     is_paid = standing is not None and standing.paid_ms > 0 == standing.reversed_ms
-    is_open = standing is not None and not (standing.paid_ms or standing.released_ms) and standing.reserved_ms > 0
     steps = tuple(row.state_after for row in shown.history)
-    return End(event.state, event.outcome, event.code, steps, lien, units, is_paid, is_open, paid)
+    return End(event.state, event.outcome, event.code, steps, lien, units, is_paid, _is_held(standing), paid)
+
+
+def _is_held(standing: Standing | None) -> bool:
+    return standing is not None and standing.reserved_ms > 0 and not (standing.paid_ms or standing.released_ms)
 
 
 def _paid(entries: Sequence[Entry]) -> Counter[str]:

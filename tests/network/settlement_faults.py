@@ -25,6 +25,7 @@ from services.demo.settlement_script import Deal
 from tests.network.settlement_proxy import Side, Way
 from tests.network.settlement_system import HEALING_S, LINKS, NODE, TRADER, Link, System, lines, running_settlement
 from tests.network.settlement_trader import Task
+from tests.network.support import pass_time
 from tests.test_tidy import ROOT
 
 VALIDITY_MS = 60_000
@@ -173,14 +174,20 @@ async def forsake(system: System, boundary: Boundary, name: str) -> bool:
     await maker.run()
     happened = proxy.happened.is_set()
     proxy.reset()
-    if not happened or not await is_registered(system, deal):
-        system.deals.remove(deal)  # it has died before anybody knew of it
     return happened
 
 
-async def is_registered(system: System, deal: Deal) -> bool:
-    """Tell whether the event system knows a trade."""
-    return deal.event in {event.event for event in await system.till.listed()}
+async def forget_unborn(system: System) -> None:
+    """Drop the trades whose makers died before the event system heard of them; all others have ended."""
+    waited = trio.current_time() + FORSAKEN_MS / 1_000
+    while True:
+        known = {event.event: event for event in await system.till.listed()}
+        unborn = [deal for deal in system.deals if deal.event not in known]
+        if not unborn or (trio.current_time() > waited and all(event.is_finished for event in known.values())):
+            break
+        await pass_time(200)
+    for deal in unborn:
+        system.deals.remove(deal)
 
 
 async def how_it_stands(system: System, event: str) -> str:
@@ -219,6 +226,7 @@ async def run(folder: Path, *, every: int, database: str, only: str) -> list[str
         for number, boundary in enumerate(makers[::every]):
             await forsake(system, boundary, f"forsaken{number}")
         print(f"{len(chosen)} boundaries, {missed} not met; {len(makers[::every])} makers gone for ever", flush=True)
+        await forget_unborn(system)
         return found + await system.faults(may_cancel=True)
 
 
