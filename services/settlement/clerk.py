@@ -33,6 +33,8 @@ GATHER_MS = 50
 """How long more lifts are waited for, unless a transaction is full: a trade is COMPLETED before its lien is lifted."""
 NUMBERS_MAX = 20
 """Reversals of one trade that are looked up together."""
+ATTEMPTS_MAX = 100
+"""How often a change is decided anew, when others change its event meanwhile, before that is a fault."""
 VALIDITY_MS = 60_000
 """For how long a reversal may be included; then another one takes its place."""
 PAUSE_MIN_MS = 50
@@ -173,8 +175,20 @@ class Clerk:
                 if event.state is State.REGISTERED:
                     return event
                 if event.state is State.COMPLETED:
+                    await self._end_trade(event)
                     return None
                 number += 1
+
+    async def _end_trade(self, reversal: Event) -> None:
+        """End the trade of a reversal that took effect, where a crash came between the two."""
+        for _ in range(ATTEMPTS_MAX):
+            (trade,) = await self._store.find([reversal.original])
+            changes = decision.on_certified(
+                reversal, original=trade, is_ok=True, code="", height=reversal.height, now_ms=self._now_ms()
+            )
+            if not changes or all(await self._store.apply(changes)):
+                return
+        raise InvariantError(f"{reversal.original} changes all the time")
 
     def _signed(self, trade: Event, number: int) -> Event:
         """Return a trade's reversal, signed for the one-shot lane of its own id."""

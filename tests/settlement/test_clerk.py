@@ -214,6 +214,18 @@ async def test_a_cancelled_reversal_is_followed_by_the_next(tmp_path: Path) -> N
         assert made.sent_calls("give_back") == [1]
 
 
+async def test_a_reversal_that_took_effect_ends_its_trade_also_after_a_crash_between_the_two(tmp_path: Path) -> None:
+    async with office(tmp_path) as made:
+        (trade,) = await made.deliver("e-1")
+        done = changed(made.clerk._signed(trade, 1), "took effect", now_ms=NOW_MS, state=State.COMPLETED, height=7)
+        await made.store.register([done.after])
+        await made.reverse("e-1")
+        await made.seen_to()
+        ended = made.store.events["e-1"]
+        assert (ended.state, ended.outcome) == (State.COMPLETED, Outcome.REVERSED)
+        assert made.sent_calls("give_back") == []
+
+
 async def test_what_was_paid_meanwhile_is_not_reversed(tmp_path: Path) -> None:
     async with office(tmp_path) as made:
         await made.deliver("e-1")
