@@ -51,7 +51,7 @@ _MONEY = {
     "receipts_disagree": "validators prove different ends: hansa consensus doctor",
     "delivered_late": "the units moved after it was given up; they go back",
     "event_reversed": "the units went back to the seller, and nothing is paid",
-    "event_unfinished": "not finished yet, and the event system goes on with it",
+    "event_unfinished": "the event system goes on with it; hansa network status shows which programs run",
 }
 """What a code means to people while the chain has not refused; the others speak for themselves."""
 _CHAIN = {
