@@ -291,7 +291,7 @@ def standing(events: tuple[str, ...], door: Door, output: Output) -> None:
 @accounts.command("entries")
 @click.option("--from-ms", metavar="MS", type=Number(0, 2**62), default=0, help="From this time on, UTC in ms.")
 @click.option("--until-ms", metavar="MS", type=Number(0, 2**62), default=2**62, help="Before this time.")
-@click.option("--after", metavar="NUMBER", type=Number(0, 2**62), default=0, help="Only numbers above this one.")
+@click.option("--after", metavar="NUMBER", type=Number(0, 2**62), default=0, help="Only those behind this one.")
 @click.option(
     "--limit", metavar="N", type=Number(1, PAGE_MAX), default=PAGE_DEFAULT, show_default=True, help="So many at most."
 )

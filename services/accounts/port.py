@@ -110,7 +110,7 @@ class Entry(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Entries(msgspec.Struct, frozen=True, rename="camel"):
-    """A page of postings by number; ``next`` is the ``after`` of the following page, 0 at the end."""
+    """A page of postings by time and number; ``next`` is the ``after`` of the following page, 0 at the end."""
 
     items: list[Entry]
     next: int
@@ -133,5 +133,8 @@ class AccountSystem(Protocol):
         ...
 
     async def entries(self, *, from_ms: int, until_ms: int, after: int, limit: int) -> Entries:
-        """Return postings of ``from_ms`` ≤ time < ``until_ms`` with numbers above ``after``; errors as :meth:`run`."""
+        """Return postings of ``from_ms`` ≤ time < ``until_ms``, by time and number, errors as :meth:`run`.
+
+        ``after`` is the number of the last one that is known, 0 for none: those behind it are returned.
+        """
         ...

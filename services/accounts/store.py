@@ -2,7 +2,7 @@
 
 Works are run again when a database server was lost, also after a commit that nobody heard of. All of these may be:
 operations and deposits are keyed, and what is opened or frozen is afterwards as it was asked for. The newest posting's
-number is read with each work. Postings follow one another by number; their times are the clock's, right or wrong.
+number is read with each work; a posting's time is the clock's, right or wrong.
 """
 
 import time
@@ -51,7 +51,7 @@ class AccountStore:
         return await self._database.read(partial(_look_up, events))
 
     async def entries(self, *, from_ms: int, until_ms: int, after: int, limit: int) -> Entries:
-        """Return postings of a time with numbers above ``after``, in their order."""
+        """See :class:`services.accounts.port.AccountSystem`."""
         return await self._database.read(partial(_entries, from_ms, until_ms, after, limit))
 
     async def open(self, wanted: Sequence[tuple[str, str]]) -> list[Account]:
@@ -111,16 +111,13 @@ def _look_up(events: Sequence[str], connection: Connection) -> list[Standing | N
 
 def _entries(from_ms: int, until_ms: int, after: int, limit: int, connection: Connection) -> Entries:
     table = tables.entries
-    in_time = (table.c.time_ms >= from_ms) & (table.c.time_ms < until_ms)
-    if not after:
-        first = connection.scalar(select(sqlalchemy.func.min(table.c.number)).where(in_time))
-        if first is None:
+    query = select(table).where(table.c.time_ms >= from_ms, table.c.time_ms < until_ms)
+    if after:
+        after_ms = connection.scalar(select(table.c.time_ms).where(table.c.number == after))
+        if after_ms is None:
             return Entries([], 0)
-        after = first - 1
-    # From a page to the next it goes by number: adding nothing keeps the index by time, and sorting, out of it.
-    in_time = (table.c.time_ms + 0 >= from_ms) & (table.c.time_ms + 0 < until_ms)
-    query = select(table).where(table.c.number > after, in_time).order_by(table.c.number).limit(limit + 1)
-    items = _rows(connection, query, Entry)
+        query = query.where(sqlalchemy.tuple_(table.c.time_ms, table.c.number) > (after_ms, after))
+    items = _rows(connection, query.order_by(table.c.time_ms, table.c.number).limit(limit + 1), Entry)
     return Entries(items[:limit], items[limit - 1].number if len(items) > limit else 0)
 
 

@@ -47,7 +47,7 @@ class Events(Asked, frozen=True):
 
 
 class EntriesQuery(Asked, frozen=True):
-    """``GET /entries``: postings of ``from_ms`` ≤ time < ``until_ms``, with numbers above ``after``."""
+    """``GET /entries``: postings of ``from_ms`` ≤ time < ``until_ms``, behind the one of number ``after``."""
 
     from_ms: TimeMs = 0
     until_ms: TimeMs = TIME_MS_MAX
