@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.shell_completion import CompletionItem
 
 from cli.options import Number, json_option
 from cli.output import EXIT_REFUSED, Output, leave, panel, table
@@ -50,6 +51,13 @@ class Systems(click.ParamType[tuple[str, ...]]):
         if unknown := [name for name in names if name not in SYSTEMS]:
             self.fail(f"{unknown[0]!r} is none of: {', '.join(SYSTEMS)}", param, ctx)
         return names
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Complete the name after the last comma."""
+        from node.network.programs import SYSTEMS
+
+        before, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(f"{before}{comma}{name}") for name in SYSTEMS if name.startswith(last)]
 
 
 @click.group()

@@ -96,7 +96,12 @@ def serve(home: Path | None, relay: bool | None, scan: bool | None) -> None:
 
 @events.command("list")
 @click.option("--all", "everything", is_flag=True, help="Finished ones too.")
-@click.option("--state", metavar="STATE", type=click.Choice([*WORDS], case_sensitive=False), help="Of this state.")
+@click.option(
+    "--state",
+    metavar="STATE",
+    type=click.Choice([*WORDS], case_sensitive=False),
+    help=f"Of this state: {', '.join(WORDS)}.",
+)
 @click.option("--flagged", is_flag=True, help="Only those that need an operator.")
 @click.option("--after", metavar="EVENT", default="", help="Only ids above this one.")
 @click.option(

@@ -169,6 +169,11 @@ def test_a_program_without_its_folder_does_not_start(tmp_path: Path, program: st
     assert "is the folder of the business server" in result.stderr
 
 
+def test_systems_are_completed_after_the_last_comma() -> None:
+    words = {"_HANSA_COMPLETE": "bash_complete", "COMP_WORDS": "hansa network up --with rights,se", "COMP_CWORD": "4"}
+    assert hansa(**words).stdout.split() == ["plain,rights,settlement"]
+
+
 @given(st.integers(1, 10**15))
 def test_amounts_are_read_as_they_are_written(cents: int) -> None:
     assert Price().convert(decimal_text(cents), None, None) == cents
