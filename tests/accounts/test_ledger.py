@@ -153,6 +153,13 @@ def test_what_was_spent_meanwhile_cannot_go_back() -> None:
     assert parts(books) == (150, 0, 0)
 
 
+@pytest.mark.parametrize("operation", [RESERVE, PAY])
+def test_what_is_held_pays_for_nothing_else(operation: Operation) -> None:
+    books = books_of(order(RESERVE, amount=80))
+    assert books.run(order(operation, "t-2", amount=21)).code == "insufficient_funds"
+    assert books.run(order(operation, "t-2", amount=20)).is_done
+
+
 def test_who_pays_himself_has_what_he_had() -> None:
     books = books_of(
         *(order(step, payee="buyer") for step in (RESERVE, PAY, REVERSE)), order(PAY, "t-2", payee="buyer")

@@ -178,7 +178,7 @@ async def test_a_clock_that_jumps_hides_no_posting_and_none_comes_twice(url: str
     now_ms = 5_000
     async with open_store(url, now_ms=lambda: now_ms) as store:
         await opened(store)
-        times = (6_000, 10**9, 6_001, 0, 6_002, 7_000, 6_999)
+        times = (6_000, 10**9, 6_500, 0, 6_002, 7_000, 6_999)
         for number, now_ms in enumerate(times):
             (answer,) = await store.run([order(PAY, f"t-{number}", amount=1)])
             assert answer.time_ms == max(1, now_ms)
@@ -188,7 +188,7 @@ async def test_a_clock_that_jumps_hides_no_posting_and_none_comes_twice(url: str
             found += [entry.event for entry in page.items]
             if not (after := page.next):
                 break
-        assert found == ["t-0", "t-2", "t-4", "t-6"]  # by time, and in it by number
+        assert found == ["t-0", "t-4", "t-2", "t-6"]  # by time, and in it by number
         assert [
             entry.event for entry in (await store.entries(from_ms=8_000, until_ms=1 << 62, after=0, limit=9)).items
         ] == ["t-1"]
