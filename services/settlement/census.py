@@ -73,8 +73,9 @@ _SILENT = _Said(Verdict.UNKNOWN)
 class Census:
     """All validators' answers about a transaction."""
 
-    def __init__(self, client: Client, *, ratio: int = 0, answer_ms: int = ANSWER_MS) -> None:
+    def __init__(self, client: Client, *, ratio: int = 0, answer_ms: int = ANSWER_MS, rest_ms: int = REST_MS) -> None:
         """Ask the client's nodes; ``ratio`` validators must agree, 0 for a quorum of the current set."""
+        self._rest_s = rest_ms / 1000
         self._answer_s = answer_ms / 1000
         self._genesis = client.genesis
         self._nodes = client.each_node()
@@ -127,7 +128,7 @@ class Census:
                 return _Said(Verdict.LIAR, error.code)
             self._lies.pop(url, None)
             return said
-        self._rests_until[url] = trio.current_time() + REST_MS / 1000
+        self._rests_until[url] = trio.current_time() + self._rest_s
         return _SILENT
 
     async def _question(self, node: Reader, transaction: Transaction, chain_ms: int) -> _Said:
@@ -209,7 +210,7 @@ class Census:
                     head.time_ms,
                 )
         if waited.cancelled_caught:
-            self._rests_until[url] = trio.current_time() + REST_MS / 1000
+            self._rests_until[url] = trio.current_time() + self._rest_s
 
 
 async def _receipt(node: Reader, transaction: Transaction) -> _Said | None:

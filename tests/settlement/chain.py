@@ -9,6 +9,7 @@ from consensus.ledger.ids import NodeName
 from consensus.ledger.keys import Purpose
 from consensus.ledger.transaction import Transaction, decode_transaction_untrusted, make_call
 from consensus.ledger.validators import Certificate, Signature, ValidatorSet, vote_payload
+from contracts.runtime.execution import Executor
 from node.chain import Candidate
 from node.driver import Commit
 from services.client.client import Client
@@ -101,7 +102,7 @@ class Peer(SoloNode):
     backend_type = PeerBackend
 
     def __init__(self, folder: Path, number: int, consortium: Consortium = CONSORTIUM) -> None:
-        super().__init__(folder / f"node-{number}", consortium)
+        super().__init__(folder / f"node-{number}", consortium, executor=Executor(shared_registry()))
         self.backend.claimed = NodeName(f"node-{number}")
         self.is_deciding = False
 

@@ -78,7 +78,7 @@ async def test_who_is_down_silent_or_behind_is_unknown(tmp_path: Path) -> None:
     nodes[1].port = listeners[0].socket.getsockname()[1]
     async with running(nodes[0], nodes[2], nodes[3]):
         nodes[2].port = 1
-        tally = await asked(nodes, event, answer_ms=200)
+        tally = await asked(nodes, event, answer_ms=1_000)
     await listeners[0].aclose()
     assert verdicts(tally) == [Verdict.SUCCEEDED, *3 * [Verdict.UNKNOWN]]
 
@@ -98,7 +98,7 @@ async def test_r63_a_node_that_is_silent_is_left_in_peace_for_a_while(tmp_path: 
 
     nodes[3].backend.settled = never  # type: ignore[method-assign]
     async with running(*nodes), client_of(*nodes) as client:
-        census = Census(client, answer_ms=300)
+        census = Census(client, answer_ms=300, rest_ms=60_000)
 
         async def ask(event: Event) -> None:
             tallies.append(await census.ask(event))
@@ -106,7 +106,7 @@ async def test_r63_a_node_that_is_silent_is_left_in_peace_for_a_while(tmp_path: 
         async with trio.open_nursery() as nursery:
             for event in events:
                 nursery.start_soon(ask, event)
-    assert [verdicts(tally) for tally in tallies] == len(events) * [[*3 * [Verdict.ABSENT], Verdict.UNKNOWN]]
+    assert {tally.answers[3].verdict for tally in tallies} == {Verdict.UNKNOWN}
     assert questions <= EVENTS_MAX
 
 
