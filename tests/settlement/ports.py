@@ -219,6 +219,7 @@ class ClientPort:
             for transaction in transactions:
                 (event,) = [one for one in world.memory.events.values() if one.transaction_id == transaction.id]
                 assert event.is_released, "sent before it was released"
+                assert event.original or world.books.standings[event.event].reserved_ms, "sent, and no money was held"
                 world.sent.add(event.transaction_id)
             return [Submitted(one.id, world.chain.submit(self.node, one)) for one in transactions]
 

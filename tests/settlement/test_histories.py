@@ -8,11 +8,12 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from services.settlement.decision import DELIVERED_LATE
 from services.settlement.states import State
-from tests.settlement.histories import CALLS_MAX, play
+from tests.settlement.histories import CALLS_MAX, WEIGHTS, play
 from tests.settlement.world import FAULTS, PARTS, STEPS, Step, World
 
 NUMBERS = st.integers(0, 11)
-PLAIN = st.builds(Step, st.sampled_from(STEPS), NUMBERS, NUMBERS)
+WEIGHED = [name for name in STEPS for _ in range(WEIGHTS[name])]
+PLAIN = st.builds(Step, st.sampled_from(WEIGHED), NUMBERS, NUMBERS)
 
 
 class Histories(RuleBasedStateMachine):
@@ -54,7 +55,7 @@ class Histories(RuleBasedStateMachine):
         assert self.world.alarms == []
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=25)
+Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestHistories = Histories.TestCase
 
 
@@ -129,3 +130,19 @@ def test_an_operator_who_is_too_late_changes_nothing() -> None:
     assert world.memory.events["good"].wish == "REVERSE"
     world.rest(0)
     assert world.fate(world.memory.events["good"]) == ("LIFTED", True)
+
+
+def test_a_reversal_whose_trade_was_changed_meanwhile_still_ends_it_without_a_listener() -> None:
+    """The scan loses the race for the trade, and is killed before it tries again."""
+    world = World(is_relay_on=False)
+    world.act(Step("trade"), Step("freeze"), Step("seal"), Step("time", 1), Step("scan"), Step("pay"))
+    world.act(Step("repair", 0, 1), Step("time", 1), Step("scan"), Step("pay"), Step("reverse"), Step("seal"))
+    world.act(Step("time", 1))
+    at_apply = 3
+    killed = Step("scan", fault="crash before", at=at_apply + 1)
+    world.act(Step("scan", 0, 0, "meanwhile", at_apply, Step("repair", 0, 0), killed))
+    assert world.counts["scan crashed"] == 1
+    assert world.memory.events["good.reverse"].state is State.COMPLETED
+    assert world.memory.events["good"].state is State.ACCOUNT_PENDING
+    world.rest(0)
+    assert world.counts["COMPLETED/REVERSED"] == 1

@@ -87,12 +87,16 @@ class Step:
     at: int = 0
     inner: "Step | None" = None
     """What happens ``meanwhile``."""
+    more: "Step | None" = None
+    """Its fault comes later in the same round."""
 
 
 class World:
     """All parts and what they stand on; :meth:`act`, and in the end :meth:`rest`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_relay_on: bool = True) -> None:
+        """Begin; without relay nobody follows the chain, and only the scan brings notices to the centre."""
+        self.is_relay_on = is_relay_on
         self.clock = MockClock(autojump_threshold=0)
         self.skew_ms = 0
         self.chain = Chain(NOW_MS, {bytes(SELLER.address): UNITS, bytes(OTHER.address): 5})
@@ -163,8 +167,9 @@ class World:
             case "lost before":
                 raise Unreachable(f"{port} is away", CODES[port])
             case "meanwhile" if plan.inner is not None:
-                self._plan = None
+                calls, self.calls, self._plan = self.calls, [], None
                 await self._do(plan.inner)
+                self.calls, self._plan = calls, plan.more
                 return effect()
         result = effect()
         if plan.fault == "crash after":
@@ -191,6 +196,8 @@ class World:
 
     async def _do(self, step: Step) -> None:
         owner = OWNERS.get(step.name, "")
+        if not self.is_relay_on and step.name in RELAY:
+            return
         if step.name in self._busy or (owner == "events" and "events" in self._busy):
             return
         self._busy |= {step.name, owner} - {""}
@@ -446,7 +453,7 @@ class World:
         unfinished = [one for one in self.memory.events.values() if not one.is_finished]
         messages = {one.state for one in self.center.messages.values()} - {MessageState.DONE}
         is_stuck = all(one.is_flagged and one.state is State.ACCOUNT_PENDING and not one.wish for one in unfinished)
-        is_read = self.listener.height == self.chain.height
+        is_read = self.listener.height == self.chain.height or not self.is_relay_on
         return is_stuck and is_read and not messages and not self.memory.outbox
 
     def _check_end(self, event: Event) -> None:
@@ -468,6 +475,8 @@ class World:
 
 
 OWNERS = dict.fromkeys(("listen", "scan", "drain", "lift", "reverse"), "events")
+RELAY = ("listen", "drain", "rogue")
+"""Steps that there are with a relay only; of what a seller sends after its trade was given up only a listener hears."""
 PARTS = ("trade", "listen", "scan", "drain", "pay", "lift", "reverse", "repair", "double")
 """Steps that call ports, and so may meet faults."""
 STEPS = (
