@@ -14,10 +14,11 @@ CALLS ?= 50000
 SEED ?= 1
 VALIDATORS ?= 4
 ROUNDS ?= 5
+EVERY ?= 1
 STORE ?= embedded
 HISTORIES ?= 10000
 
-.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos rights-faults agency-faults settlement-histories fuzz mutants bench lock clean
+.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos rights-faults agency-faults settlement-faults settlement-histories fuzz mutants bench lock clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -68,6 +69,9 @@ agency-faults: $(READY) ## everything of agency sale killed in the middle of pac
 
 settlement-histories: $(READY) ## random histories of settlement: make settlement-histories HISTORIES=10000 FIRST_SEED=1
 	$(BIN)/python -m tests.settlement.histories --count $(HISTORIES) --seed $(FIRST_SEED)
+
+settlement-faults: $(READY) ## kill -9 at every step between two programs of settlement: make settlement-faults EVERY=1
+	$(BIN)/python -m tests.network.settlement_faults --every $(EVERY)
 
 sim-long: $(READY) ## the same through the night: make sim-long MINUTES=480
 	$(BIN)/python -m tests.sim --minutes $(MINUTES) $(if $(filter command environment,$(origin FIRST_SEED)),--first-seed $(FIRST_SEED))

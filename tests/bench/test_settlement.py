@@ -8,7 +8,7 @@ from bench.settlement import GOALS, PARTS, Sizes, main, percentiles
 from cli.settlement_trial import settlement_trial
 from tests.cli.support import fault, hansa
 
-SMALL = Sizes(trades=20, batch=10, in_flight=2, alone=4, finished_few=100, finished_many=2_000, stuck=10)
+SMALL = Sizes(trades=20, batch=10, in_flight=2, alone=2, finished_few=100, finished_many=2_000, stuck=10)
 
 
 def test_goals_are_judged_where_their_rows_were_measured() -> None:

@@ -39,6 +39,8 @@ class Proxy:
         self.name = name
         self.counts: Counter[Way] = Counter()
         self.happened = trio.Event()
+        self.alter: Callable[[bytes], bytes] = bytes
+        """What becomes of answers on their way; it must not change how long they are."""
         self._connect = connect
         self._armed: tuple[Way, Side, int, Accident] | None = None
 
@@ -75,6 +77,8 @@ class Proxy:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while data := await source.receive_some(READ_BYTES):
                 self.counts[way] += 1
+                if way is Way.ANSWER:
+                    data = self.alter(data)
                 accident = self._due(way)
                 if accident is not None and accident[0] is Side.BEFORE:
                     await accident[1]()

@@ -1,7 +1,8 @@
 """Settlement as real processes with proxies between them: trades whose end is known, and what must hold at the end."""
 
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,12 @@ class System:
         else:
             programs.resume(self.trial.program(name))
 
+    async def begin_anew(self, wishes: Wishes) -> None:
+        """Let the programs run otherwise, with stores of their own that hold nothing yet."""
+        await self.trial.open_settlement(wishes)
+        self.deals.clear()
+        self.before = await self.look.balances()
+
     async def state_of(self, deal: Deal) -> str:
         """Return the state of a trade's event."""
         return (await self.till.until(deal.event, lambda _: True)).event.state.value
@@ -183,13 +190,17 @@ async def running_settlement(
     folder: Path, *, wishes: Wishes | None = None, has_proxies: bool = False
 ) -> AsyncIterator[System]:
     """Give the whole system on four nodes; all processes end with the block."""
-    async with settlement_trial(folder) as trial, trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
+        # Paths of sockets have to be short.
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hansa-")))
+        trial = await stack.enter_async_context(settlement_trial(folder))
+        nursery = await stack.enter_async_context(trio.open_nursery())
         doors = await trial.open_settlement(wishes or Wishes(allow_faults=True))
         proxies: dict[str, Proxy] = {}
         through, node_url = doors, trial.urls[NODE]
         if has_proxies:
-            proxies = await put_between(trial, nursery, doors, folder)
-            socket = folder / "trader.sock"
+            proxies = await put_between(trial, nursery, doors, sockets)
+            socket = sockets / "trader.sock"
             proxies["trader-events"] = await unix_proxy(nursery, "trader-events", doors.events, socket)
             proxies["trader-accounts"], accounts = await tcp_proxy(nursery, "trader-accounts", doors.accounts_url)
             proxies["trader-node"], node_url = await tcp_proxy(nursery, "trader-node", node_url)
