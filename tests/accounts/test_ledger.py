@@ -1,6 +1,8 @@
 """What an order does: each cell of the port's table, each refusal, and histories against a second account system."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -84,6 +86,13 @@ def test_a_cell_of_the_table(before: str, way: tuple[Operation, ...], operation:
 def test_the_table_has_all_rows_and_cells() -> None:
     assert list(TABLE) == list(WAYS)
     assert all(list(row) == list(Operation) and all(row.values()) for row in TABLE.values())
+
+
+def test_the_document_shows_the_same_table() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "settlement.md").read_text("utf-8")
+    for before, row in TABLE.items():
+        cells = [re.sub(r"^([a-z]+_?[a-z]+)(?=,|$)", r"`\1`", cell) for cell in row.values()]
+        assert f"| {before} | {' | '.join(cells)} |" in text
 
 
 def test_what_stands_says_when_each_was_done() -> None:

@@ -65,7 +65,8 @@ MUTANTS = (
         "frozen keeps the hold",
         _LEDGER,
         "            case Operation.RELEASE:\n                if standing.paid_ms:",
-        "            case Operation.RELEASE:\n                self._check_accounts(order)\n                if standing.paid_ms:",
+        "            case Operation.RELEASE:\n                self._check_accounts(order)\n"
+        "                if standing.paid_ms:",
         "the money of a cancelled trade stays held while its account is frozen",
         _RULES + "test_a_frozen_account_neither_pays_nor_is_paid_but_gets_its_hold_back",
     ),
