@@ -84,7 +84,6 @@ class Gathering(Generic[ItemT, AnswerT]):
             self._is_busy = False
             for ticket in group:
                 ticket.ring()
-            self._wake_next()
 
     def _first(self) -> list[_Ticket[ItemT, AnswerT]]:
         group: list[_Ticket[ItemT, AnswerT]] = []

@@ -19,6 +19,7 @@ from services.client.tasks import single_errors
 from services.settlement import decision
 from services.settlement.decision import Action, Resend, Take, Tally, Wait
 from services.settlement.relay import Relay
+from services.settlement.sending import send
 from services.settlement.states import Change, Event, Kind, State
 from services.settlement.store import EventStore
 
@@ -200,7 +201,7 @@ class Scanner:
         if not transactions:
             return ""
         try:
-            answers = await self._client.submit_many(transactions)
+            answers = await send(self._client, transactions)
         except (Unreachable, Refused, PeerError) as error:
             if error.code != self._trouble:
                 log.warning("transactions cannot be sent again", code=error.code, why=error.message)

@@ -34,12 +34,13 @@ from services.settlement.interfaces import (
     Registration,
     Release,
 )
+from services.settlement.sending import send
 from services.settlement.states import Event, State, Terms
 from services.settlement.trades import deliver_call, lane_of, order_of
 
 PAUSE_FIRST_MS = 50
 PAUSE_MAX_MS = 1_000
-SUBMIT_ATTEMPTS_MAX = 3
+SUBMIT_ATTEMPTS_MAX = 2
 """How often a transaction is offered to nodes that do not answer; then the scan sends it."""
 
 log = structlog.get_logger("trader")
@@ -264,7 +265,7 @@ class Trader:
 
     async def _submit_all(self, raws: list[bytes]) -> list[None]:
         """Send transactions, each once; what a node says of each is for the scan."""
-        await self._client.submit_many([decode_transaction_untrusted(raw) for raw in dict.fromkeys(raws)])
+        await send(self._client, [decode_transaction_untrusted(raw) for raw in dict.fromkeys(raws)])
         return [None] * len(raws)
 
 

@@ -56,6 +56,8 @@ class Validators:
 class Nodes:
     """What is sent to nodes."""
 
+    node_count = 1
+
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.error: Exception | None = None

@@ -12,7 +12,7 @@ from consensus.ledger.errors import LocalError
 from consensus.ledger.transaction import decode_transaction_untrusted
 from services.client.client import open_client
 from services.client.errors import Refused, Unreachable
-from services.settlement import gathering
+from services.settlement import gathering, sending
 from services.settlement.gathering import Ends, Gathering
 from services.settlement.interfaces import Kept
 from services.settlement.states import State
@@ -231,6 +231,25 @@ async def test_any_node_will_do(tmp_path: Path) -> None:
     assert len(nodes[1].submitted) == 1
 
 
+async def test_a_node_that_says_nothing_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "NODE_MS", 50)
+    async with office(tmp_path) as found:
+        submit, asked = found.trader._client.submit_many, 0
+
+        async def frozen_at_first(*args: object, **options: object) -> object:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                await trio.sleep_forever()
+            return await submit(*args, **options)  # type: ignore[arg-type]
+
+        found.trader._client.submit_many = frozen_at_first  # type: ignore[assignment, method-assign]
+        found.trader._client.node_count = 2
+        (kept,) = await found.trader.place([trade()])
+        assert (kept.code, asked) == ("", 2)
+        assert len(found.sent) == 1
+
+
 async def test_the_same_trade_a_thousand_times_at_once_is_one(tmp_path: Path) -> None:
     async with office(tmp_path) as found:
         kept: list[Kept] = []
@@ -345,11 +364,12 @@ async def test_what_gathers_goes_together_and_each_gets_its_own() -> None:
     async def ask(*items: int) -> None:
         found[items[0]] = await gathered.ask(items)
 
-    async with trio.open_nursery() as nursery:
-        for items in ((1,), (2, 3), (4,), (5, 6), (7, 8, 9, 10)):
-            nursery.start_soon(ask, *items)
-            await trio.testing.wait_all_tasks_blocked()
-        go.set()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for items in ((1,), (2, 3), (4,), (5, 6), (7, 8, 9, 10)):
+                nursery.start_soon(ask, *items)
+                await trio.testing.wait_all_tasks_blocked()
+            go.set()
     assert calls == [[1], [2, 3, 4], [5, 6], [7, 8, 9, 10]]
     assert found == {1: [10], 2: [20, 30], 4: [40], 5: [50, 60], 7: [70, 80, 90, 100]}
 
