@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from node.network.programs import ProgramStatus
 
 VALIDATORS = 4
+PROGRAMS_READY_MS_MAX = 60_000
+"""How long programs may take to start: longer than one waits for its database server, whose absence it then tells."""
 
 _folder = click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path, file_okay=False))
 _network = click.option(
@@ -165,7 +168,7 @@ def _start_system(made: "LocalNetwork", system: str, output: Output) -> None:
     programs = find_programs(made, system)
     if stopped := [program.name for program in programs if program.process.pid() is None]:
         output.progress(f"starting {', '.join(stopped)} …")
-    trio.run(start, made, programs)
+    trio.run(partial(start, made, programs, timeout_ms=PROGRAMS_READY_MS_MAX))
     if prepared is not None:
         settle.open_money(prepared, output)
 
