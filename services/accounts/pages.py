@@ -23,7 +23,7 @@ from services.accounts.port import AccountId, Answer, Operation, Order
 from services.accounts.store import AccountStore
 from services.client.errors import Refused
 from services.local import pages
-from services.local.pages import Bodies, error_handlers, error_response, json_response
+from services.local.pages import Bodies, check_once, error_handlers, error_response, json_response
 
 STATUSES = {
     **pages.STATUSES,
@@ -228,11 +228,13 @@ _faults = msgspec.json.Decoder(wire.Faults)
 
 def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
-        return decoder.decode(body)
+        content = decoder.decode(body)
     except msgspec.ValidationError as error:
         raise PeerError("bad_field", str(error)) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError("malformed", str(error)) from None
+    check_once(body)
+    return content
 
 
 def _queried(request: Request, kind: type[T]) -> T:

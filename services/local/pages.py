@@ -6,6 +6,7 @@ carries that site's ``Origin`` and is refused as well; no CORS header is ever se
 """
 
 import hmac
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -142,6 +143,28 @@ class Bodies:
             return await _read_body_untrusted(request)
         finally:
             self._receiving_bytes -= size
+
+
+def check_once(body: bytes) -> None:
+    """Refuse a body, known to be JSON, in which a field stands twice: msgspec takes the last, others may not.
+
+    Raises:
+        PeerError: ``malformed``.
+    """
+    try:
+        _decode_once(body.decode())
+    except ValueError as error:
+        raise PeerError("malformed", str(error)) from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> None:
+    names = {name for name, _ in pairs}
+    if len(names) < len(pairs):
+        twice = next(name for name in names if sum(name == other for other, _ in pairs) > 1)
+        raise ValueError(f"`{twice}` twice")
+
+
+_decode_once = json.JSONDecoder(object_pairs_hook=_once).decode
 
 
 def json_response(content: bytes, status: int = 200) -> Response:

@@ -4,7 +4,6 @@ Bodies are JSON, decoded straight into these types: an amount is an integer, nev
 the pattern that state keys on the chain allow, and a field that nobody knows is refused rather than passed over.
 """
 
-import json
 import re
 from collections.abc import Callable
 from typing import Annotated, TypeVar
@@ -12,6 +11,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from consensus.ledger.errors import PeerError
+from services.local.pages import check_once
 from services.rights.events import AMOUNT_MAX, ITEMS_MAX, Count, Event, Id, Kind
 
 LIST_EVENTS_MAX = 1_000
@@ -186,13 +186,13 @@ def decode_change_untrusted(kind: Kind, reference: str, body: bytes, time_ms: in
         raise PeerError("bad_field", "the name in the path is no name of an order or a redemption")
     change = _decoded(_decode_change, body or b"{}")
     if body:
-        _check_once(body)
+        check_once(body)
     return change_event(kind, reference, change.event, change.amount, time_ms)
 
 
 def _posted(body: bytes, decode: Decode) -> Posted:
     posted = _decoded(decode, body)
-    _check_once(body)
+    check_once(body)
     return posted
 
 
@@ -206,24 +206,6 @@ def _decoded(decode: Callable[[bytes | msgspec.Raw], T], body: bytes | msgspec.R
         raise PeerError("bad_field", message) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError("malformed", str(error)) from None
-
-
-def _check_once(body: bytes) -> None:
-    """Refuse a body, known to be of one of the types above, in which a field stands twice; msgspec takes the last."""
-    try:
-        _decode_once(body.decode())
-    except ValueError as error:
-        raise PeerError("malformed", str(error)) from None
-
-
-def _once(pairs: list[tuple[str, object]]) -> None:
-    names = {name for name, _ in pairs}
-    if len(names) < len(pairs):
-        twice = next(name for name in names if sum(name == other for other, _ in pairs) > 1)
-        raise ValueError(f"`{twice}` twice")
-
-
-_decode_once = json.JSONDecoder(object_pairs_hook=_once).decode
 
 
 def _tag_of(posted: OrderChange) -> str:

@@ -159,6 +159,7 @@ async def test_bodies_that_are_no_orders(tmp_path: Path) -> None:
             (b"\xff\xfe", JSON, 400, "malformed"),
             (b"[" * 100_000, JSON, 400, "bad_field"),
             (b"null", JSON, 400, "bad_field"),
+            (msgspec.json.encode([ORDER, ORDER]).replace(b'"amount"', b'"amount":1,"amount"'), JSON, 400, "malformed"),
             (msgspec.json.encode(ORDER), {"content-type": "text/plain"}, 415, "bad_media_type"),
             (msgspec.json.encode(ORDER), {}, 415, "bad_media_type"),
         ):
