@@ -166,13 +166,21 @@ def _draw_list(console: "Console", rows: Sequence[Json]) -> None:
                 (row["event"], row["state"], age_text(row["ageMs"]), row["attempts"], row["code"]) for row in group
             ]
             table(console, ["event", "state", ">age", ">tries", "trouble"], waiting, title=title)
-    ended = [
-        (row["event"], _end(row), f"{row['units']} {row['asset']}", "–" if row["original"] else _price_text(row))
-        for row in rows
-        if not row["flagged"] and row["state"] not in open_states
+    ended = [row for row in rows if not row["flagged"] and row["state"] not in open_states]
+    currencies = sorted({row["currency"] for row in ended})
+    is_one = len(currencies) == 1
+    cells = [
+        (
+            row["event"],
+            _end(row),
+            f"{row['units']} {row['asset']}",
+            "–" if row["original"] else _price_text(row).removesuffix(f" {currencies[0]}" if is_one else ""),
+        )
+        for row in ended
     ]
-    if ended:
-        table(console, ["event", "end", ">units", ">price"], ended, title="Finished")
+    if cells:
+        price = f">price ({currencies[0]})" if is_one else ">price"
+        table(console, ["event", "end", ">units", price], cells, title="Finished")
 
 
 def _end(row: Json) -> str:
