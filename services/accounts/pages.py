@@ -19,6 +19,7 @@ from consensus.ledger.errors import InvariantError, PeerError, StorageError
 from services.accounts import wire
 from services.accounts.faults import FaultPanel
 from services.accounts.metrics import CONTENT_TYPE, AccountsMetrics
+from services.accounts.openapi import document
 from services.accounts.port import AccountId, Answer, Operation, Order
 from services.accounts.store import AccountStore
 from services.client.errors import Refused
@@ -69,6 +70,7 @@ class Pages:
             Route("/accounts/{account}/unfreeze", self._meets(self._freeze), methods=["POST"]),
             Route("/healthz", self._health),
             Route("/metrics", self._figures),
+            *(Route(path, _interface) for path in ("/", "/openapi.json")),
             Route("/faults", self._faults, methods=["GET", "POST", "DELETE"]),
         ]
         handlers = {**error_handlers(STATUSES), StorageError: self._on_failure, InvariantError: self._on_failure}
@@ -187,6 +189,10 @@ class Pages:
 
     async def _figures(self, _: Request) -> Response:
         return Response(self._metrics.render(), headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
+
+
+async def _interface(_: Request) -> Response:
+    return json_response(document())
 
 
 class Simulated:

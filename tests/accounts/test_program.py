@@ -1,15 +1,20 @@
 """The account system over HTTP: who may ask, what bodies may be, what the fault panel does, how it ends."""
 
 import random
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 import trio
+from starlette.routing import Route
 
+from bench.postgres import PostgresCluster
 from consensus.ledger.errors import InvariantError, LocalError, StorageError
 from services.accounts.faults import DELAY_MS_MAX, FAULTS_MAX, Fault
+from services.accounts.metrics import AccountsMetrics
+from services.accounts.pages import Pages
 from services.accounts.port import AMOUNT_MAX, Answer, Operation, Order
 from services.accounts.program import AccountsSettings, serve
 from services.accounts.store import AccountStore
@@ -75,6 +80,23 @@ async def test_accounts_over_http(tmp_path: Path) -> None:
         assert len(await world.link.accounts()) == 1_003  # more than one page
         page = await world.get("/accounts?limit=1&after=shop")
         assert (page["next"], page["accounts"][0]["id"]) == ("z-1", "z-1")
+
+
+async def test_the_document_names_every_path_and_what_it_refers_to(tmp_path: Path) -> None:
+    async with world_in(tmp_path) as world:
+        text = (await world.http.get("/openapi.json", headers={"authorization": ""})).text
+    content = msgspec.json.decode(text)
+    routes = Pages(cast(Any, None), AccountsMetrics(), None).app().routes
+    named = {(path, verb.upper()) for path, calls in content["paths"].items() for verb in calls}
+    there = {(route.path, verb) for route in routes if isinstance(route, Route) for verb in route.methods or ()}
+    assert {pair for pair in there if pair[1] != "HEAD"} - named == {
+        (path, "GET") for path in ("/", "/openapi.json", "/metrics")
+    }
+    assert named <= there
+    assert set(re.findall(r"#/components/schemas/(\w+)", text)) <= set(content["components"]["schemas"])
+    order_schema = content["components"]["schemas"]["Order"]
+    assert order_schema["properties"]["amount"] == {"type": "integer", "minimum": 1, "maximum": AMOUNT_MAX}
+    assert order_schema["properties"]["currency"]["pattern"] == "^[A-Z]{3}$"
 
 
 WRONG_CALLERS: list[tuple[str, dict[str, str], str]] = [
@@ -333,3 +355,25 @@ async def test_a_database_that_is_away_is_no_refusal(tmp_path: Path, monkeypatch
         assert "database_unreachable" in await unreachable(world.link.run([order(PAY)]))
         answer = await world.http.post("/orders", json=ORDER)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+@pytest.mark.slow
+async def test_a_database_that_is_restarted_is_waited_for(
+    tmp_path: Path, postgres_server: PostgresCluster, postgres_url: str
+) -> None:
+    """It dies at once, as by a crash, with requests under way: each order is done once and answered."""
+    answers: list[Answer] = []
+
+    async def ask(world: World, number: int) -> None:
+        for step in (RESERVE, PAY):
+            orders = [order(step, f"t-{number}-{index}", amount=1) for index in range(20)]
+            answers.extend(await world.link.run(orders))
+
+    async with world_in(tmp_path, database=postgres_url) as world:
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(ask, world, number)
+            await trio.to_thread.run_sync(postgres_server.stop)
+            await trio.to_thread.run_sync(postgres_server.start)
+        assert (len(answers), {answer.code for answer in answers}) == (800, {""})
+        assert await balances(world) == [("buyer", 99_600, 0), ("shop", 100_400, 0)]
