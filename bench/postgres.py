@@ -31,6 +31,7 @@ class PostgresCluster:
         self._folder, self._programs = folder, programs
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
+        self._schemas = 0
 
     def create(self) -> None:
         """Make the files of an empty server."""
@@ -78,6 +79,17 @@ class PostgresCluster:
         name = f"d{os.getpid()}_{self._databases}"
         self._run("createdb", "--host", self._folder, "--username", "hansa", name)
         return f"postgresql+psycopg://hansa@/{name}?host={quote(str(self._folder))}"
+
+    def new_schema(self) -> str:
+        """Make an empty schema, which takes a moment only, and return the URL of a database that begins there."""
+        self._schemas += 1
+        name = f"s{self._schemas}"
+        self._run(
+            *("psql", "--quiet", "--host", self._folder, "--username", "hansa", "--dbname", "postgres"),
+            *("--command", f"CREATE SCHEMA {name}"),
+        )
+        options = quote(f"-c search_path={name}")
+        return f"postgresql+psycopg://hansa@/postgres?host={quote(str(self._folder))}&options={options}"
 
     @property
     def _data(self) -> Path:

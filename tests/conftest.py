@@ -46,5 +46,5 @@ def postgres_server() -> Iterator[postgres.PostgresCluster]:
 
 @pytest.fixture
 def postgres_url(postgres_server: postgres.PostgresCluster) -> str:
-    """An empty database of its own for each test."""
-    return postgres_server.new_database()
+    """An empty place in a database for each test."""
+    return postgres_server.new_schema()

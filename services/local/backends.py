@@ -71,6 +71,8 @@ class Backend(ABC):
         """Keep what is needed to open it."""
         self.name = url.render_as_string(hide_password=True)
         self.trouble = ""
+        self.is_over = False
+        """Set before :meth:`close`: a thread that nobody waits for any more closes what it has."""
         self._url, self._migrations, self._is_shared = url, migrations, is_shared
         self._engine: sqlalchemy.Engine | None = None
         self._writer: sqlalchemy.Connection | None = None
@@ -180,6 +182,11 @@ class PostgresServer(Backend):
 
     is_server = True
 
+    def __init__(self, url: URL, migrations: str, *, is_shared: bool) -> None:
+        """Keep what is needed to open it."""
+        super().__init__(url, migrations, is_shared=is_shared)
+        self._connections: list[Any] = []
+
     def open(self) -> None:
         """See :class:`Backend`."""
         try:
@@ -195,6 +202,8 @@ class PostgresServer(Backend):
     def close(self) -> None:
         """See :class:`Backend`."""
         self._disposed()
+        for connection in self._connections:
+            connection.close()
 
     def ready(self) -> None:
         """See :class:`Backend`."""
@@ -215,31 +224,59 @@ class PostgresServer(Backend):
             raise LocalError("store_closed", f"{self.name} is not open")
         reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         with self._typed(), reading.connect() as connection:
-            return work(connection)
+            try:
+                return work(connection)
+            finally:
+                if self.is_over:
+                    connection.invalidate()
 
-    def _connect(self) -> sqlalchemy.Connection:
-        """Open the session that writes, with its lock; the first one also looks at the tables."""
+    def _connect(self) -> None:
+        """Open the session that writes, with its lock, and look at the tables."""
         if self._engine is None:
-            self._engine = sqlalchemy.create_engine(
-                self._url,
-                poolclass=QueuePool,
-                pool_size=CONNECTIONS_MAX,
-                max_overflow=0,
+            self._engine = self._new_engine()
+        _dropped(self._writer)
+        self._writer = None
+        writer = self._engine.connect()
+        try:
+            with writer.begin():
+                self._take_lock(writer)
+                _check_server(writer, self.name)
+                bring_up_to_date(writer, self._migrations)
+        except BaseException:
+            _dropped(writer)
+            raise
+        self._writer = writer
+
+    def _new_engine(self) -> sqlalchemy.Engine:
+        # What was returned survives a power cut, whatever the server does by default.
+        options = [*self._url.normalized_query.get("options", ()), "-c synchronous_commit=on"]
+        engine = sqlalchemy.create_engine(
+            self._url,
+            poolclass=QueuePool,
+            pool_size=CONNECTIONS_MAX,
+            max_overflow=0,
+            connect_args={
+                "options": " ".join(options),
+                "connect_timeout": _CONNECT_S,
                 # A machine that vanished is noticed within half a minute.
-                connect_args={"connect_timeout": _CONNECT_S, "keepalives_idle": 10, "tcp_user_timeout": 20_000},
-            )
-            event.listen(self._engine, "connect", _set_up_postgres)
-        self._drop_writer()
-        writer = self._writer = self._engine.connect()
-        with writer.begin():
-            self._take_lock(writer)
-            _check_server(writer, self.name)
-            bring_up_to_date(writer, self._migrations)
-        return writer
+                "keepalives_idle": 10,
+                "tcp_user_timeout": 20_000,
+            },
+        )
+        event.listen(engine, "do_connect", self._new_connection)
+        return engine
+
+    def _new_connection(self, dialect: sqlalchemy.Dialect, _record: object, _given: object, options: Any) -> Any:
+        """Connect, and remember it: SQLAlchemy forgets one whose server dies while it is set up."""
+        connection = dialect.connect(**options)
+        self._connections = [one for one in self._connections if not one.closed] + [connection]
+        return connection
 
     def _take_lock(self, writer: sqlalchemy.Connection) -> None:
         """Lock the store for as long as this session lives, or a shared one for the look at its tables."""
-        key = int.from_bytes(hashlib.sha256(version_table(self._migrations).encode()).digest()[:8], signed=True)
+        schema = writer.scalar(sqlalchemy.select(sqlalchemy.func.current_schema()))
+        name = f"{schema}.{version_table(self._migrations)}"
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
         lock = sqlalchemy.func.pg_advisory_xact_lock if self._is_shared else sqlalchemy.func.pg_advisory_lock
         writer.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = {_LOCK_MS}"))
         try:
@@ -248,14 +285,6 @@ class PostgresServer(Backend):
             if _state(error) == "55P03":
                 raise LocalError("store_locked", f"another process holds {self.name}") from None
             raise
-
-    def _drop_writer(self) -> None:
-        """End the session, and with it its lock."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with suppress(SQLAlchemyError):
-                writer.invalidate()
-                writer.close()
 
     @contextmanager
     def _typed(self) -> Iterator[None]:
@@ -333,10 +362,12 @@ def _begin_sqlite(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
 
-def _set_up_postgres(connection: Any, _record: object) -> None:
-    # What was returned survives a power cut, whatever the server's default is.
-    connection.execute("SET synchronous_commit TO on")
-    connection.commit()
+def _dropped(connection: sqlalchemy.Connection | None) -> None:
+    """End a session, and with it its locks."""
+    if connection is not None:
+        with suppress(SQLAlchemyError):
+            connection.invalidate()
+            connection.close()
 
 
 def _check_server(connection: sqlalchemy.Connection, name: str) -> None:

@@ -36,6 +36,8 @@ READERS_MAX = CONNECTIONS_MAX - 1
 """Works that read at the same time."""
 PATIENCE_S = 30.0
 """How long a work waits for a database server that is away."""
+_CLOSE_S = 5.0
+"""How long the end waits for a server's answers."""
 _RETRY_S = 0.1
 _RETRY_S_MAX = 0.5
 
@@ -141,23 +143,37 @@ class Database:
                     job.done.set()
 
     async def close(self) -> None:
-        """Refuse further works and close the store."""
+        """Refuse what has not begun, wait for what has, and close the store."""
         self._send.close()
+        waiting = []
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
-                self._group.append(self._receive.receive_nowait())
+                waiting.append(self._receive.receive_nowait())
         self._receive.close()
-        for job in self._group:
+        self._backend.is_over = True
+        # A server that does not even refuse may hold threads; the process ends without them.
+        patience_s = min(self._patience_s, _CLOSE_S) if self._backend.is_server else math.inf
+        readers = [object() for _ in range(READERS_MAX)]
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + patience_s):
+            for reader in readers:
+                await self._reader_limit.acquire_on_behalf_of(reader)
+            await self._in_writer(self._backend.close)
+            # Who waited to read finds the store closed.
+            for reader in readers:
+                self._reader_limit.release_on_behalf_of(reader)
+        for job in (*self._group, *waiting):
             job.result = job.result or outcome.Error(self._closed())
             job.done.set()
-        # A server that does not even refuse holds the writer's thread; the process ends without it.
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._patience_s):
-            await self._in_writer(self._backend.close)
 
     async def _in_writer(self, call: Callable[..., None], *arguments: object) -> None:
-        await trio.to_thread.run_sync(
-            call, *arguments, limiter=self._writer_limit, abandon_on_cancel=self._backend.is_server
-        )
+        def run() -> None:
+            try:
+                call(*arguments)
+            finally:
+                if self._backend.is_over:
+                    self._backend.close()
+
+        await trio.to_thread.run_sync(run, limiter=self._writer_limit, abandon_on_cancel=self._backend.is_server)
 
     def _unreachable(self) -> Unreachable:
         return Unreachable(

@@ -206,9 +206,7 @@ async def test_a_closed_store_says_so_also_to_who_waits(url: str) -> None:
             await trio.testing.wait_all_tasks_blocked(0.01)
             go_on.set()
         await write(database, partial(put, "late", 1))
-    # On a server the first one's thread is not waited for.
-    assert set(codes[-2:]) == {"store_closed"}
-    assert len(codes) == 3
+    assert sorted(codes) == ["", "store_closed", "store_closed"]
     with pytest.raises(LocalError) as caught:
         await database.read(names)
     assert caught.value.code == "store_closed"
@@ -310,8 +308,7 @@ async def test_every_commit_is_synced_whatever_a_server_does_by_default(url: str
         statement, wanted = "SHOW synchronous_commit", "on"
         engine = sa.create_engine(url)
         with engine.begin() as connection:
-            name = sa.make_url(url).database
-            connection.execute(sa.text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
+            connection.execute(sa.text("ALTER ROLE hansa SET synchronous_commit = off"))
         engine.dispose()
     async with opened(url) as database:
         for run in (database.read, database.write):
@@ -451,9 +448,10 @@ async def test_who_lost_its_session_to_another_owner_writes_nothing_more(
         await trio.to_thread.run_sync(restarted.stop)
         await trio.to_thread.run_sync(restarted.start)
         async with opened(postgres_url) as second:
-            with pytest.raises(LocalError) as caught:
-                await first.write(partial(put, "b", 2))
-            assert caught.value.code == "store_locked"
+            for _ in range(3):
+                with pytest.raises(LocalError) as caught:
+                    await first.write(partial(put, "b", 2))
+                assert caught.value.code == "store_locked"
             assert await second.read(names) == ["a"]
         await first.write(partial(put, "c", 3))
         assert await first.read(names) == ["a", "c"]

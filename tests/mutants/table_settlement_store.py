@@ -61,8 +61,8 @@ MUTANTS = (
     Mutant(
         "PostgreSQL syncs as it likes",
         _BACKENDS,
-        'connection.execute("SET synchronous_commit TO on")',
-        'connection.execute("SELECT 1")',
+        '"-c synchronous_commit=on"',
+        '"-c work_mem=4MB"',
         "a power cut takes back what was answered",
         _LOCAL + "test_every_commit_is_synced_whatever_a_server_does_by_default",
     ),
@@ -77,9 +77,17 @@ MUTANTS = (
     Mutant(
         "lock of the first session only",
         _BACKENDS,
-        "            self._take_lock(writer)\n",
-        '            if self.trouble == "":\n                self._take_lock(writer)\n',
+        "                self._take_lock(writer)\n",
+        '                if self.trouble == "":\n                    self._take_lock(writer)\n',
         "who lost its session writes beside the new owner",
+        _LOCAL + "test_who_lost_its_session_to_another_owner_writes_nothing_more",
+    ),
+    Mutant(
+        "session without its lock is kept",
+        _BACKENDS,
+        "        writer = self._engine.connect()\n        try:",
+        "        writer = self._writer = self._engine.connect()\n        try:",
+        "who was refused the lock once writes with the next try",
         _LOCAL + "test_who_lost_its_session_to_another_owner_writes_nothing_more",
     ),
     Mutant(
