@@ -19,6 +19,8 @@ from tests.mutants import (
     table_settlement_chain,
     table_settlement_histories,
     table_settlement_cli,
+    table_settlement_day,
+    table_settlement_demo,
     table_settlement_flow,
     table_settlement_store,
 )
@@ -44,5 +46,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_settlement_histories.MUTANTS,
     *table_settlement_store.MUTANTS,
     *table_settlement_cli.MUTANTS,
+    *table_settlement_day.MUTANTS,
+    *table_settlement_demo.MUTANTS,
     *table_settlement_flow.MUTANTS,
 )
