@@ -175,6 +175,7 @@ class ClientPort:
     """The client of the chain, as far as the parts use it: it signs, and submits to one node after the other."""
 
     chain_id = CHAIN_ID
+    node_count = NODES
     genesis = CONSORTIUM.genesis
 
     def __init__(self, world: Stage) -> None:

@@ -146,3 +146,15 @@ def test_a_reversal_whose_trade_was_changed_meanwhile_still_ends_it_without_a_li
     assert world.memory.events["good"].state is State.ACCOUNT_PENDING
     world.rest(0)
     assert world.counts["COMPLETED/REVERSED"] == 1
+
+
+def test_who_finds_no_money_does_not_give_up_what_another_has_sent_meanwhile() -> None:
+    """Two run the same trade: the first is refused, money comes, the second holds it and sends, the first gives up."""
+    probe = world_after(Step("trade", 0), Step("trade", 3))
+    refused = probe.calls.index("accounts")
+    again = Step("deposit", inner=Step("trade", 3))
+    world = world_after(Step("trade", 0), Step("trade", 3, 0, "meanwhile", refused + 1, again))
+    assert len(world.sent) == 2
+    assert world.memory.events["second"].state is State.REGISTERED
+    world.rest(0)
+    assert world.counts["COMPLETED/PAID"] == 2

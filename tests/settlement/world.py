@@ -86,7 +86,7 @@ class Step:
     fault: str = ""
     at: int = 0
     inner: "Step | None" = None
-    """What happens ``meanwhile``."""
+    """What happens ``meanwhile``, and its own ``inner`` after it."""
     more: "Step | None" = None
     """Its fault comes later in the same round."""
 
@@ -168,7 +168,10 @@ class World:
                 raise Unreachable(f"{port} is away", CODES[port])
             case "meanwhile" if plan.inner is not None:
                 calls, self.calls, self._plan = self.calls, [], None
-                await self._do(plan.inner)
+                inner: Step | None = plan.inner
+                while inner is not None:
+                    await self._do(inner)
+                    inner = inner.inner
                 self.calls, self._plan = calls, plan.more
                 return effect()
         result = effect()
@@ -198,9 +201,10 @@ class World:
         owner = OWNERS.get(step.name, "")
         if not self.is_relay_on and step.name in RELAY:
             return
-        if step.name in self._busy or (owner == "events" and "events" in self._busy):
-            return
-        self._busy |= {step.name, owner} - {""}
+        lock = LOCKS.get(step.name, owner and step.name)
+        if lock in self._busy:
+            return  # it runs already
+        self._busy |= {lock} - {""}
         try:
             with single_errors():
                 await getattr(self, f"_{step.name}")(step)
@@ -212,7 +216,7 @@ class World:
             if isinstance(error, InvariantError | StorageError):
                 raise
         finally:
-            self._busy -= {step.name, owner}
+            self._busy -= {lock}
 
     # -- steps: the product's parts ----------------------------------------------------------------------------------
 
@@ -340,7 +344,7 @@ class World:
         self.skew_ms = (0, -7_200_000, 7_200_000, -5_000, 5_000)[step.a % 5]
 
     async def _restart(self, step: Step) -> None:
-        if "events" not in self._busy:
+        if not self._busy:
             self.start_events()
 
     async def _rogue(self, step: Step) -> None:
@@ -475,6 +479,7 @@ class World:
 
 
 OWNERS = dict.fromkeys(("listen", "scan", "drain", "lift", "reverse"), "events")
+LOCKS = {"scan": "outbox", "drain": "outbox"}
 RELAY = ("listen", "drain", "rogue")
 """Steps that there are with a relay only; of what a seller sends after its trade was given up only a listener hears."""
 PARTS = ("trade", "listen", "scan", "drain", "pay", "lift", "reverse", "repair", "double")
