@@ -63,6 +63,10 @@ def test_all_holds_where_all_is_well() -> None:
         ("registered_before_anything_else", {"ends": end("a", steps=STEPS[1:])}),
         ("exactly_four_states", {"ends": end("a", steps=(*STEPS, "PARKED"))}),
         ("units_conserved", {"units_after": {**GOOD.units_after, "shop": Holding(86, 0)}}),
+        (
+            "units_conserved",
+            {"units_after": {"shop": Holding(87, 0), "user-b": Holding(10, 0), "user-e": Holding(3, 0)}},
+        ),
         ("units_conserved", {"supply": (100, 101)}),
         ("money_conserved", {"money_after": {**GOOD.money_after, "user-b": Holding(399, 7)}}),
         ("nothing_left_aside", {"units_after": {**GOOD.units_after, "user-b": Holding(10, 3)}}),
