@@ -214,14 +214,29 @@ async def serve(
     system = EventSystem(settings, store, client, center, now_ms=now_ms)
     service = LocalService()
     system.add_methods(service)
+    ending, failures = trio.Event(), list[HansaError]()
+
+    async def run_parts() -> None:
+        try:
+            with single_errors():
+                await system.run()
+        except HansaError as error:  # the socket closes in order first: its server must not be cut off
+            log.error("stopped", code=error.code, why=error.message)
+            failures.append(error)
+        ending.set()
+
+    async def follow() -> None:
+        await stopping.wait()
+        ending.set()
+
     with single_errors(), ready_file(settings.run):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(system.run)
-
-            async def answer(task_status: trio.TaskStatus[None]) -> None:
-                await serve_local(settings.socket, service, stopping, task_status=task_status)
-                nursery.cancel_scope.cancel()
-
-            await nursery.start(answer)
-            log.info("ready", agent=f"0x{settings.agent.address.hex()}")
-            task_status.started(system)
+            nursery.start_soon(run_parts)
+            nursery.start_soon(follow)
+            async with trio.open_nursery() as front:
+                await front.start(serve_local, settings.socket, service, ending)
+                log.info("ready", agent=f"0x{settings.agent.address.hex()}")
+                task_status.started(system)
+            nursery.cancel_scope.cancel()
+    for error in failures:
+        raise error

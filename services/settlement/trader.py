@@ -140,25 +140,33 @@ class Trader:
     async def wait(self, event: str, *, timeout_ms: int = VALIDITY_MS) -> EventAnswer:
         """Return an event when it has ended or needs an operator, or as it stands when time is up.
 
+        The event system may come and go meanwhile.
+
         Raises:
             Refused: ``unknown_event``.
-            Unreachable: the event system does not answer.
+            Unreachable: the event system does not answer when time is up.
         """
-        with trio.move_on_after(timeout_ms / 1000):
-            await self._ends.wait(event)
+        await self.wait_many([event], timeout_ms=timeout_ms)
         return await self._events.call("event", EventQuery(event), EventAnswer)
 
     async def wait_many(self, events: Sequence[str], *, timeout_ms: int = VALIDITY_MS) -> dict[str, Event]:
         """Return those of up to ``REGISTER_MAX`` events that ended or need an operator, when all did or time is up.
 
+        The event system may come and go meanwhile.
+
         Raises:
             Refused: ``unknown_event``.
-            Unreachable: the event system does not answer.
         """
         ended: dict[str, Event] = {}
 
         async def wait(event: str) -> None:
-            ended[event] = await self._ends.wait(event)
+            pause_ms = PAUSE_FIRST_MS
+            while event not in ended:
+                try:
+                    ended[event] = await self._ends.wait(event)
+                except Unreachable:
+                    await trio.sleep(pause_ms / 1000)
+                    pause_ms = min(2 * pause_ms, PAUSE_MAX_MS)
 
         with trio.move_on_after(timeout_ms / 1000), single_errors():
             async with trio.open_nursery() as nursery:

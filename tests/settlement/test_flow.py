@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from consensus.ledger.errors import StorageError
 from services.accounts.port import Order
 from services.client.errors import Refused, Unreachable
+from services.settlement import events as event_system
 from services.settlement.interfaces import EventAnswer, EventsStatus, Kept, Repair
 from services.settlement.states import Event, State
 from tests.conftest import postgres
@@ -211,6 +213,45 @@ async def test_while_the_event_system_is_away_nothing_is_sent_and_payments_wait(
         await found.events.start()
         assert end(await found.until_finished("T-1")) == PAID
         await found.check_moved_once()
+
+
+async def test_who_waits_does_not_mind_that_the_event_system_starts_anew(tmp_path: Path) -> None:
+    async with house(tmp_path) as found:
+        await found.events.start()
+        await found.trader.place([trade()])
+        answers: list[EventAnswer] = []
+
+        async def wait() -> None:
+            answers.append(await found.trader.wait("T-1"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await found.until("T-1", lambda event: event.state is State.ACCOUNT_PENDING)
+            await found.events.kill()
+            await begin(found)
+        assert [end(answer.event) for answer in answers] == [PAID]
+
+
+async def test_a_disk_that_fails_ends_the_program_with_its_code(tmp_path: Path) -> None:
+    class Broken:
+        """A store whose disk is gone."""
+
+        def __getattr__(self, name: str) -> object:
+            async def fail(*_: object, **__: object) -> None:
+                raise StorageError("disk_failed", "no more")
+
+            return fail
+
+    async with house(tmp_path) as found:
+        with trio.fail_after(10), pytest.raises(StorageError) as caught:
+            await event_system.serve(
+                found.settings,
+                Broken(),  # type: ignore[arg-type]
+                found.client,
+                found.queue,
+                trio.Event(),
+            )
+        assert caught.value.code == "disk_failed"
 
 
 async def test_answers_lost_and_payers_killed_pay_once(tmp_path: Path) -> None:
