@@ -85,8 +85,8 @@ MUTANTS = (
     Mutant(
         "session without its lock is kept",
         _BACKENDS,
-        "        writer = self._engine.connect()\n        try:",
-        "        writer = self._writer = self._engine.connect()\n        try:",
+        "        except BaseException:\n            _dropped(writer)\n            raise\n        self._writer = writer\n",
+        "        finally:\n            self._writer = writer\n",
         "who was refused the lock once writes with the next try",
         _LOCAL + "test_who_lost_its_session_to_another_owner_writes_nothing_more",
     ),
