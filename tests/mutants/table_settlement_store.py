@@ -85,7 +85,10 @@ MUTANTS = (
     Mutant(
         "session without its lock is kept",
         _BACKENDS,
-        "        except BaseException:\n            _dropped(writer)\n            raise\n        self._writer = writer\n",
+        "        except BaseException:\n"
+        "            _dropped(writer)\n"
+        "            raise\n"
+        "        self._writer = writer\n",
         "        finally:\n            self._writer = writer\n",
         "who was refused the lock once writes with the next try",
         _LOCAL + "test_who_lost_its_session_to_another_owner_writes_nothing_more",
