@@ -81,7 +81,7 @@ class Pages:
         try:
             body = await self._bodies.read(request)
             is_list = body.lstrip()[:1] == b"["
-            orders = _decoded(body, _orders) if is_list else [_decoded(body, _order)]
+            orders = _decode_untrusted(body, _orders) if is_list else [_decode_untrusted(body, _order)]
             return await self._run(orders)
         finally:
             self._metrics.request_seconds.observe(trio.current_time() - begin)
@@ -132,24 +132,24 @@ class Pages:
         return answer
 
     async def _standings(self, request: Request) -> Response:
-        asked = _decoded(await self._bodies.read(request), _events)
+        asked = _decode_untrusted(await self._bodies.read(request), _events)
         return _said(wire.Stood(standings=await self._store.look_up(asked.events)))
 
     async def _entries(self, request: Request) -> Response:
-        asked = _queried(request, wire.EntriesQuery)
+        asked = _query_untrusted(request, wire.EntriesQuery)
         found = await self._store.entries(
             from_ms=asked.from_ms, until_ms=asked.until_ms, after=asked.after, limit=asked.limit
         )
         return _said(wire.Posted(items=found.items, next=found.next))
 
     async def _accounts(self, request: Request) -> Response:
-        asked = _queried(request, wire.AccountsQuery)
+        asked = _query_untrusted(request, wire.AccountsQuery)
         found = await self._store.accounts(asked.after, asked.limit + 1)
         page = found[: asked.limit]
         return _said(wire.AccountPage(accounts=page, next=page[-1].id if len(found) > asked.limit else ""))
 
     async def _open(self, request: Request) -> Response:
-        asked = _decoded(await self._bodies.read(request), _openings)
+        asked = _decode_untrusted(await self._bodies.read(request), _openings)
         opened = await self._store.open([(account.id, account.currency) for account in asked.accounts])
         return _said(wire.AccountPage(accounts=opened))
 
@@ -158,7 +158,7 @@ class Pages:
 
     async def _deposit(self, request: Request) -> Response:
         name = _name(request)
-        asked = _decoded(await self._bodies.read(request), _deposit)
+        asked = _decode_untrusted(await self._bodies.read(request), _deposit)
         return _said(wire.AccountSaid(account=await self._store.deposit(asked.reference, name, asked.amount)))
 
     async def _freeze(self, request: Request) -> Response:
@@ -172,7 +172,7 @@ class Pages:
         if panel is None:
             raise Refused("no_fault_panel", "allow_faults in service.toml opens it")
         if request.method == "POST":
-            panel.add(_decoded(await self._bodies.read(request), _faults).faults)
+            panel.add(_decode_untrusted(await self._bodies.read(request), _faults).faults)
         elif request.method == "DELETE":
             panel.clear()
         return _said(wire.FaultsSaid(faults=panel.shown()))
@@ -232,7 +232,12 @@ _deposit = msgspec.json.Decoder(wire.Deposit)
 _faults = msgspec.json.Decoder(wire.Faults)
 
 
-def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+def _decode_untrusted(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Return what a body says.
+
+    Raises:
+        PeerError: ``malformed``, or ``bad_field`` with the field's path.
+    """
     try:
         content = decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -243,7 +248,8 @@ def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     return content
 
 
-def _queried(request: Request, kind: type[T]) -> T:
+def _query_untrusted(request: Request, kind: type[T]) -> T:
+    """Return what a request's parameters say; ``bad_field``."""
     pairs = request.query_params.multi_items()
     if len(dict(pairs)) < len(pairs):
         raise PeerError("bad_field", "a parameter stands twice")

@@ -17,6 +17,8 @@ from services.accounts.store import MIGRATIONS, AccountStore, open_store
 from services.client.errors import Refused
 from services.local.database import open_database
 from services.local.schema import version_table
+from services.settlement.database import open_events
+from services.settlement.states import State
 from tests.accounts.model import Model
 from tests.accounts.support import PAY, RELEASE, RESERVE, order
 
@@ -251,3 +253,12 @@ async def test_the_tables_themselves_refuse_what_the_rules_never_do(url: str) ->
         for wrong in wrongs:
             with pytest.raises(sqlalchemy.exc.IntegrityError):
                 await database.write(lambda connection, wrong=wrong: connection.execute(sqlalchemy.text(wrong)))
+
+
+async def test_one_server_may_hold_the_books_and_the_events(postgres_url: str) -> None:
+    """Set-up gives both programs the same database."""
+    async with open_store(postgres_url) as store, open_events(postgres_url) as events:
+        await opened(store)
+        assert await events.totals() == dict.fromkeys(State, 0)
+    async with open_events(postgres_url), open_store(postgres_url) as store:
+        assert (await store.account("buyer")).available == 100
