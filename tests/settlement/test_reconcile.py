@@ -370,6 +370,7 @@ async def test_each_break_of_a_day_is_found_and_nothing_else(tmp_path: Path) -> 
     world.trade("parties")
     world.deliver("parties", seller="user-e")
     world.deliver("foreign", seller="user-e", agent=address("bank-a"))
+    world.block(("bank-a", [lift_call("foreign", OTHER)]))
     world.put("cancelled", CANCELLED)
     world.put("forged")
     world.block(time_ms=NOON_MS + DAY_MS)
