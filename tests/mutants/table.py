@@ -17,11 +17,11 @@ from tests.mutants import (
     table_settlement,
     table_settlement_accounts,
     table_settlement_chain,
-    table_settlement_histories,
     table_settlement_cli,
     table_settlement_day,
     table_settlement_demo,
     table_settlement_flow,
+    table_settlement_histories,
     table_settlement_store,
 )
 from tests.mutants.mutant import Mutant
