@@ -151,7 +151,7 @@ class Census:
         """Return the proof that no block can hold a transaction, None where the node has sealed no such state yet."""
         body = transaction.body
         lane = await node.state(f"lanes/{body.sender.hex()}/{body.lane.hex()}")
-        if lane.value is not None and _last_id(lane.value) == transaction.id:
+        if lane.value is not None and last_id_untrusted(lane.value) == transaction.id:
             said = await _receipt(node, transaction)  # it became final between the two questions
             if said is None:
                 raise PeerError("bad_answer", "the node denies a transaction that its state proves")
@@ -225,7 +225,12 @@ async def _receipt(node: Reader, transaction: Transaction) -> _Said | None:
     return _Said(verdict, receipt.code, block.height, block.time_ms)
 
 
-def _last_id(record: object) -> bytes:
+def last_id_untrusted(record: object) -> bytes:
+    """Return the id of the transaction that used a lane, out of its record in state.
+
+    Raises:
+        PeerError: ``bad_answer``.
+    """
     try:
         return msgspec.convert(record, _Lane).last_id
     except msgspec.ValidationError as error:

@@ -207,18 +207,10 @@ class Listener:
 
     async def _verify(self, parent: _Place, raw: RawBlock) -> tuple[_Place, list[Receipt]]:
         """Return the next block's place with its receipts, both under a certificate of a quorum."""
-        header = decode_block_untrusted(bytes_of(raw.raw)).header
-        if parent.header is not None:
-            check_successor_untrusted(parent.header, parent.header.hash(), header)
-        elif header.height != 1:
-            raise PeerError("bad_answer", f"block {header.height} does not follow genesis")
-        certificate = certificate_codec.decode_untrusted(bytes_of(raw.certificate_raw or "0x"))
-        validators = parent.validators or (await self._reader.prove_block(header.height)).validators
-        check_certified_untrusted(header, certificate, validators)
-        leaves = list_leaves_untrusted(bytes_of(raw.receipts_raw))
-        if list_root(leaves) != header.receipts_root:
-            raise PeerError("bad_proof", f"these are not the receipts of block {header.height}")
-        receipts = [receipt_codec.decode_untrusted(leaf) for leaf in leaves]
+        validators = parent.validators or (await self._reader.prove_block(parent.height + 1)).validators
+        header, receipts = read_block_untrusted(raw, parent.header, validators)
+        if header.height != parent.height + 1:
+            raise PeerError("bad_answer", f"block {header.height} does not follow {parent.height}")
         return _place_of(header, validators), receipts
 
     async def _node_ahead(self) -> int:
@@ -301,6 +293,25 @@ class Listener:
         if self._trouble:
             log.info("chain is followed again", after=self._trouble, height=self.height)
         self._trouble, self._pause_ms = "", PAUSE_MIN_MS
+
+
+def read_block_untrusted(
+    raw: RawBlock, parent: Header | None, validators: ValidatorSet
+) -> tuple[Header, list[Receipt]]:
+    """Return header and receipts of the block after ``parent`` (None: block 0) that these validators certified.
+
+    Raises:
+        PeerError: ``bad_certificate``, ``bad_header``, ``bad_proof``, ``malformed``, ``too_large``, ``wrong_chain``.
+    """
+    header = decode_block_untrusted(bytes_of(raw.raw)).header
+    if parent is not None:
+        check_successor_untrusted(parent, parent.hash(), header)
+    certificate = certificate_codec.decode_untrusted(bytes_of(raw.certificate_raw or "0x"))
+    check_certified_untrusted(header, certificate, validators)
+    leaves = list_leaves_untrusted(bytes_of(raw.receipts_raw))
+    if list_root(leaves) != header.receipts_root:
+        raise PeerError("bad_proof", f"these are not the receipts of block {header.height}")
+    return header, [receipt_codec.decode_untrusted(leaf) for leaf in leaves]
 
 
 def _place_of(header: Header, validators: ValidatorSet) -> _Place:

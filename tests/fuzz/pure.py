@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from consensus.ledger.errors import HansaError
-from tests.fuzz import targets_agency, targets_ledger, targets_node, targets_services
+from tests.fuzz import targets_agency, targets_ledger, targets_node, targets_services, targets_settlement
 from tests.fuzz.mutate import absences, draw
 from tests.fuzz.target import Target
 
@@ -84,5 +84,5 @@ async def attempt(target: Target, data: bytes, outcome: Outcome) -> None:
 def all_targets(folder: Path) -> Iterator[list[Target]]:
     """Give all targets; their databases are in a folder."""
     with targets_node.targets(folder) as rest:
-        services = [*targets_services.targets(folder), *targets_agency.targets(folder)]
+        services = [*targets_services.targets(folder), *targets_agency.targets(folder), *targets_settlement.targets()]
         yield [*targets_ledger.targets(), *rest, *services]

@@ -42,6 +42,8 @@ def record_codecs() -> dict[str, RecordCodec[object]]:
     for package in ("consensus", "contracts", "p2p", "node", "services"):
         root = importlib.import_module(package)
         for info in pkgutil.walk_packages(root.__path__, package + "."):
+            if info.name.endswith(".migrations.env"):  # what alembic alone may load
+                continue
             for name, value in vars(importlib.import_module(info.name)).items():
                 if isinstance(value, RecordCodec) and all(value is not known for known in found.values()):
                     found[f"{info.name}.{name}"] = value

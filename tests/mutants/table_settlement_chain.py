@@ -73,7 +73,7 @@ MUTANTS = (
     Mutant(
         "denial believed",
         _CENSUS,
-        "if lane.value is not None and _last_id(lane.value) == transaction.id:",
+        "if lane.value is not None and last_id_untrusted(lane.value) == transaction.id:",
         'if lane.value is None and transaction.id == b"":',
         "a node that denies a final transaction makes it absent",
         _ASKED + "test_a_node_that_denies_what_its_state_proves_lies",
@@ -114,7 +114,7 @@ MUTANTS = (
     Mutant(
         "block uncertified",
         _LISTENER,
-        "        check_certified_untrusted(header, certificate, validators)\n",
+        "    check_certified_untrusted(header, certificate, validators)\n",
         "",
         "a block that nobody decided is paid for (R62)",
         _HEARD + "test_r62_a_block_without_its_proof_is_read_elsewhere",
