@@ -220,9 +220,9 @@ def _run_group(backend: Backend, jobs: list[_Job]) -> None:
     match outcome.capture(backend.ready):
         case outcome.Error(ServerLost() as lost):
             raise lost
-        case outcome.Error() as failed:
+        case outcome.Error(error):
             for job in jobs:
-                job.result = failed
+                job.result = outcome.Error(error)
             return
     match outcome.capture(backend.write, lambda connection: [job.work(connection) for job in jobs]):
         case outcome.Value(results):
