@@ -40,7 +40,7 @@ LIST_DEFAULT, LIST_MAX = 50, 500
 WHY_COLUMNS = 36
 _MONEY = {
     "insufficient_funds": "the buyer's account has not the money",
-    "unknown_account": "the account system does not know the buyer's or the seller's account",
+    "unknown_account": "the account system knows only one of the accounts, or none: hansa settle accounts open",
     "account_frozen": "an account is frozen",
     "wrong_currency": "an account is in another currency",
     "operation_conflict": "the account system knows this event with other terms",
@@ -298,7 +298,13 @@ def _fields(data: Json) -> dict[str, object]:
         name = "why" if state == "CANCELLED" else "trouble"
         fields[name] = f"{data['code']}: {_meaning(data['code'], data['height'])}"
     if data["flagged"]:
-        fields["operator"] = f"hansa settle events repair {data['event']} --retry, or --reverse"
+        repair = f"hansa settle events repair {data['event']} --retry"
+        match state:
+            case "REGISTERED":
+                repair = "it ends with what the chain proves; hansa consensus doctor says what the chain lacks"
+            case "ACCOUNT_PENDING":
+                repair += ", or --reverse"
+        fields["operator"] = repair
     if data["wish"] and not data["outcome"]:
         fields["wish"] = "reverse: the units are to go back to the seller"
     if data["original"]:
