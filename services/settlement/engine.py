@@ -235,13 +235,19 @@ class Engine:
     async def event(self, params: EventQuery) -> EventAnswer:
         """Return an event with its history, once its version is above one; waits for that."""
         with self._store.watch([params.event]) as watch:
-            (event,) = await self._store.find([params.event])
-            if event is None:
-                raise LocalError("unknown_event", f"there is no event {params.event}")
-            with trio.move_on_after(params.wait_ms / 1000):
+            event = await self._one(params.event)
+            with trio.move_on_after(params.wait_ms / 1000) as waited:
                 while event.version <= params.after_version and not event.is_finished:
                     (event,) = await watch.next()
+        if waited.cancelled_caught:
+            event = await self._one(params.event)
         return EventAnswer(event, await self._store.history(params.event))
+
+    async def _one(self, name: str) -> Event:
+        (event,) = await self._store.find([name])
+        if event is None:
+            raise LocalError("unknown_event", f"there is no event {name}")
+        return event
 
     async def ends(self, params: EndsQuery) -> Ended:
         """Return those events that need no more waiting for; waits for the first."""

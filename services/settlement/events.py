@@ -39,6 +39,8 @@ NAME = "settle-events"
 SOCKET = "events.sock"
 PAUSE_FIRST_MS = 100
 PAUSE_MAX_MS = 5_000
+LOOK_MS = 5_000
+"""How often relay and clerk look without being woken: a write whose answer was lost wakes nobody."""
 COUNT_MAX = 1_000
 """Flagged events and waiting notices are counted up to here."""
 
@@ -150,7 +152,7 @@ class EventSystem:
             StorageError, InvariantError: nothing more can be relied on.
             LocalError: the configuration cannot be right.
         """
-        parts = {"clerk": self.clerk.run}
+        parts = {"clerk": self.clerk.run, "look": self._look}
         if self.settings.is_relay_on:
             parts |= {"listener": self.listener.run, "relay": self.relay.run}
         if self.settings.is_scan_on:
@@ -158,6 +160,12 @@ class EventSystem:
         async with trio.open_nursery() as nursery:
             for name, part in parts.items():
                 nursery.start_soon(_keep, name, part)
+
+    async def _look(self) -> None:
+        while True:
+            await trio.sleep(LOOK_MS / 1000)
+            self.relay.wake()
+            self.clerk.wake()
 
 
 async def _keep(name: str, part: Callable[[], Awaitable[None]]) -> None:

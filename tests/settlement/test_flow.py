@@ -12,6 +12,7 @@ from services.client.errors import Refused, Unreachable
 from services.settlement import events as event_system
 from services.settlement.interfaces import EventAnswer, EventsStatus, Kept, Repair
 from services.settlement.states import Event, State
+from services.settlement.watched import WatchedStore
 from tests.conftest import postgres
 from tests.settlement.house import PAID, REVERSED, House, end, house, trade
 
@@ -230,6 +231,19 @@ async def test_who_waits_does_not_mind_that_the_event_system_starts_anew(tmp_pat
             await found.events.kill()
             await begin(found)
         assert [end(answer.event) for answer in answers] == [PAID]
+
+
+async def test_a_write_whose_answer_is_lost_is_seen_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_system, "LOOK_MS", 20)
+    monkeypatch.setattr(WatchedStore, "_tell", lambda *_: None)
+    monkeypatch.setattr(WatchedStore, "ring", lambda *_: None)
+    async with house(tmp_path, is_scan_on=False) as found:
+        await begin(found)
+        await found.trader.place([trade()])
+        assert end(await found.until_finished("T-1")) == PAID
+        await found.check_moved_once()
 
 
 async def test_a_disk_that_fails_ends_the_program_with_its_code(tmp_path: Path) -> None:
