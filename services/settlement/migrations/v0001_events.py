@@ -11,6 +11,12 @@ down_revision = None
 
 def upgrade() -> None:
     """Make the tables."""
+    _make_events()
+    _index_events()
+    _make_others()
+
+
+def _make_events() -> None:
     op.create_table(
         "settlement_events",
         sa.Column("event", KEY_TEXT, primary_key=True),
@@ -48,6 +54,9 @@ def upgrade() -> None:
         sa.CheckConstraint("wish IN ('', 'REVERSE')", name="settlement_events_wish"),
         sa.CheckConstraint("is_finished = (state IN ('CANCELLED', 'COMPLETED'))", name="settlement_events_finished"),
     )
+
+
+def _index_events() -> None:
     op.create_index(
         "settlement_due",
         "settlement_events",
@@ -64,6 +73,9 @@ def upgrade() -> None:
     )
     op.create_index("settlement_states", "settlement_events", ["state", "event"])
     op.create_index("settlement_transactions", "settlement_events", ["transaction_id"])
+
+
+def _make_others() -> None:
     op.create_table(
         "settlement_history",
         sa.Column("event", KEY_TEXT, primary_key=True),
