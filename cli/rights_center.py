@@ -53,12 +53,22 @@ def center_option(function: F) -> F:
 
 
 class Operator:
-    """Who asks a message centre: where it is, and what is shown to it."""
+    """Who asks a message centre: where it is, and what is shown to it; else the network's own of a ``system``."""
 
-    def __init__(self, place: Place, center: str | None, token_file: Path | None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        center: str | None,
+        token_file: Path | None,
+        *,
+        home: str = CENTER_HOME,
+        system: str = "rights",
+    ) -> None:
         self.place = place
         self._center = center
         self._token_file = token_file
+        self._home = home
+        self._system = system
 
     def ask(self, function: "Callable[[MessageCenter], Awaitable[T]]") -> T:
         """Run a function with the connected centre and return its result.
@@ -74,11 +84,11 @@ class Operator:
         from services.messages.config import CenterFile, read_token
         from services.messages.link import open_link
 
-        home = network_folder(self.place.given) / "services" / CENTER_HOME
+        home = network_folder(self.place.given) / "services" / self._home
         center, token = self._center, ""
         if center is None:
             if not (home / SERVICE_FILE).is_file():
-                way = "hansa network up --with rights sets one up, --center names another"
+                way = f"hansa network up --with {self._system} sets one up, --center names another"
                 raise LocalError("no_home", f"{home} holds no message centre: {way}")
             file = read_service(home, CenterFile)
             center, token = file.listen, read_token(home, "token", file.token)
@@ -93,7 +103,7 @@ class Operator:
         try:
             return trio.run(run)
         except Unreachable as error:
-            way = ": hansa network up --with rights starts the network's own" if self._center is None else ""
+            way = f": hansa network up --with {self._system} starts the network's own" if self._center is None else ""
             raise Unreachable(f"{error.message}{way}", error.code) from None
 
 
@@ -112,13 +122,18 @@ def status(watch: bool, operator: Operator, output: Output) -> None:
     Example: hansa rights status --watch
     """
     if not watch:
-        data = operator.ask(lambda center: _sample(center, operator.place))
-        output.show(data, lambda console: panel(console, "Message centre", _fields(data)))
+        show_status(operator, output)
         return
     try:
         operator.ask(lambda center: _watch(center, operator.place, output))
     except KeyboardInterrupt:
         return  # it is how watching ends
+
+
+def show_status(operator: Operator, output: Output) -> None:
+    """Print how a message centre stands; errors as :meth:`Operator.ask`."""
+    data = operator.ask(lambda center: _sample(center, operator.place))
+    output.show(data, lambda console: panel(console, "Message centre", _fields(data)))
 
 
 async def _watch(center: "MessageCenter", place: Place, output: Output) -> None:

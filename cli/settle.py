@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from cli import views
-from cli.options import json_option
+from cli.options import json_option, network_option
 from cli.output import Output
 from cli.place import Place
 from cli.settle_accounts import accounts
@@ -169,6 +169,19 @@ def serve_center(home: Path | None) -> None:
 
     place = home_of(CENTER_HOME, home)
     trio.run(run, center_settings(place, read_service(place, CenterFile)))
+
+
+@center.command("status")
+@network_option
+@json_option
+def center_status(place: Place, output: Output) -> None:
+    """Print how the message centre stands: notices that wait, how old, how many were given up for a while.
+
+    Example: hansa settle center status
+    """
+    from cli.rights_center import Operator, show_status
+
+    show_status(Operator(place, None, None, home=CENTER_HOME, system="settlement"), output)
 
 
 @settle.group("payer")

@@ -228,6 +228,8 @@ def reconcile(net: Commands) -> None:
         True,
         True,
     )
+    center = net.ask("settle", "center", "status")
+    assert (center["waiting"], center["dead"], center["consumers"]) == (0, 0, 1)
     assert "on, 3 validators must agree" in net.draw("settle", "events", "status")
     assert "finished: --all lists them" in net.draw("settle", "events", "list")
     assert "gave back" in net.draw("settle", "events", "list", "--all")
