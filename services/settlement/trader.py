@@ -42,6 +42,8 @@ PAUSE_FIRST_MS = 50
 PAUSE_MAX_MS = 1_000
 SUBMIT_ATTEMPTS_MAX = 2
 """How often a transaction is offered to nodes that do not answer; then the scan sends it."""
+MAY_PASS = frozenset({"pool_full", "sender_full", "lane_number_taken", "lane_used", "lane_consumed"})
+"""Refusals of a node that say nothing about the trade: it is full, or has the very transaction already."""
 
 log = structlog.get_logger("trader")
 
@@ -105,7 +107,8 @@ class Trader:
     async def place(self, trades: Sequence[Trade]) -> list[Kept]:
         """Bring up to ``REGISTER_MAX`` trades to the chain; return each as it stands then, in order.
 
-        ``code`` says why one went no further; ``accounts_unreachable`` and ``node_unreachable`` leave it to the scan.
+        ``code`` says why one went no further. ``accounts_unreachable``, ``node_unreachable`` and a node's refusal leave
+        it to the scan, which ends it by proof once its transaction is no longer valid, if nothing comes of it.
 
         Raises:
             Refused: the event system takes nothing now.
@@ -249,7 +252,12 @@ class Trader:
         error: HansaError | None = None
         for _ in range(SUBMIT_ATTEMPTS_MAX):
             try:
-                await self._submitting.ask([event.raw for event in released.values()])
+                codes = await self._submitting.ask([event.raw for event in released.values()])
+                kept |= {
+                    index: Kept(event, code, f"a node refuses the transaction: {code}")
+                    for (index, event), code in zip(released.items(), codes, strict=True)
+                    if code and code not in MAY_PASS
+                }
                 return
             except (Unreachable, Refused, PeerError) as failure:
                 error = failure
@@ -271,10 +279,12 @@ class Trader:
     async def _release_all(self, events: list[str]) -> list[Kept]:
         return _whole(await self._events.call("release", Release(events), Registered), len(events))
 
-    async def _submit_all(self, raws: list[bytes]) -> list[None]:
-        """Send transactions, each once; what a node says of each is for the scan."""
-        await send(self._client, [decode_transaction_untrusted(raw) for raw in dict.fromkeys(raws)])
-        return [None] * len(raws)
+    async def _submit_all(self, raws: list[bytes]) -> list[str]:
+        """Send transactions, each once; return for each why the node refuses it, "" where it does not."""
+        transactions = [decode_transaction_untrusted(raw) for raw in dict.fromkeys(raws)]
+        answers = await send(self._client, transactions)
+        codes = {transaction.raw: answer.code for transaction, answer in zip(transactions, answers, strict=True)}
+        return [codes[raw] for raw in raws]
 
 
 def _whole(answer: Registered, count: int) -> list[Kept]:

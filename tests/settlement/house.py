@@ -97,6 +97,11 @@ class House:
         self.link = LocalLink(self.settings.socket)
         self.trader = Trader(self.link, self.bank, client, agent=bytes(AGENT.address), now_ms=self.clock)
 
+    def use(self, accounts: AccountSystem) -> None:
+        """Take another account system than the bank in memory."""
+        self.accounts = accounts
+        self.trader = Trader(self.link, accounts, self.client, agent=bytes(AGENT.address), now_ms=self.clock)
+
     def set(self, **changes: object) -> None:
         """Change how the event system runs from its next start on."""
         self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]

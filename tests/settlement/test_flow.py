@@ -7,7 +7,11 @@ import pytest
 import trio
 
 from consensus.ledger.errors import StorageError
+from services.accounts import program as accounts_program
+from services.accounts.faults import Fault
+from services.accounts.link import open_accounts
 from services.accounts.port import Order
+from services.accounts.program import AccountsSettings
 from services.client.errors import Refused, Unreachable
 from services.settlement import events as event_system
 from services.settlement.interfaces import EventAnswer, EventsStatus, Kept, Repair
@@ -15,6 +19,7 @@ from services.settlement.states import Event, State
 from services.settlement.watched import WatchedStore
 from tests.conftest import postgres
 from tests.settlement.house import PAID, REVERSED, House, end, house, trade
+from tests.settlement.parts import TERMS
 
 
 async def begin(found: House) -> None:
@@ -289,6 +294,39 @@ async def test_answers_lost_and_payers_killed_pay_once(tmp_path: Path) -> None:
         for name in names:
             assert end(await found.until_finished(name)) == PAID
         await found.check_moved_once(10)
+
+
+async def test_with_the_account_system_itself_that_loses_answers_and_says_things_twice(tmp_path: Path) -> None:
+    async with house(tmp_path) as found, trio.open_nursery() as nursery:
+        stopping = trio.Event()
+        settings = AccountsSettings(
+            host="127.0.0.1",
+            port=0,
+            token="",
+            run=tmp_path / "accounts",
+            database=f"sqlite:///{tmp_path}/accounts.db",
+            is_fault_panel_open=True,
+        )
+        port = await nursery.start(accounts_program.serve, settings, stopping)
+        async with open_accounts(f"http://127.0.0.1:{port}") as accounts:
+            await accounts.open([("user-b", "CNY"), ("shop", "CNY")])
+            await accounts.deposit("user-b", 1_000_000, key="first")
+            faults = [
+                *(Fault(kind="lose_answer", operation=operation, count=2) for operation in ("reserve", "pay")),
+                *(Fault(kind="answer_twice", operation=operation, count=5) for operation in ("reserve", "pay")),
+            ]
+            await accounts.set_fault(*faults)
+            found.use(accounts)
+            await begin(found)
+            names = [f"T-{number}" for number in range(5)]
+            for name in names:
+                assert end((await found.trader.trade(trade(name))).event) == PAID
+            paid = len(names) * TERMS.price
+            shop, buyer = await accounts.account("shop"), await accounts.account("user-b")
+            assert (shop.available, shop.held) == (paid, 0)
+            assert (buyer.available, buyer.held) == (1_000_000 - paid, 0)
+            await found.payer.kill()
+        stopping.set()
 
 
 # -- the database ------------------------------------------------------------------------------------------------------

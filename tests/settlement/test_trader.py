@@ -9,9 +9,11 @@ import pytest
 import trio
 
 from consensus.ledger.errors import LocalError
+from consensus.ledger.keys import PrivateKey
 from consensus.ledger.transaction import decode_transaction_untrusted
 from services.client.client import open_client
 from services.client.errors import Refused, Unreachable
+from services.client.keystore import Signer
 from services.settlement import gathering, sending
 from services.settlement.gathering import Ends, Gathering
 from services.settlement.interfaces import Kept
@@ -217,6 +219,16 @@ async def test_nodes_that_are_away_leave_the_trade_released(tmp_path: Path) -> N
     assert kept.code == "node_unreachable"
     assert kept.event is not None
     assert kept.event.is_released
+
+
+async def test_a_node_s_refusal_is_said_and_left_to_the_scan(tmp_path: Path) -> None:
+    async with office(tmp_path) as found:
+        stranger = Signer.of("stranger", PrivateKey.from_secret(77))
+        strange = Trade("T-1", stranger, msgspec.structs.replace(TERMS, seller=bytes(stranger.address)))
+        refused, taken = await found.trader.place([strange, trade("T-2")])
+        assert (refused.code, taken.code) == ("unknown_account", "")
+        assert refused.event is not None
+        assert (refused.event.state, refused.event.is_released) == (State.REGISTERED, True), "only the chain decides"
 
 
 async def test_any_node_will_do(tmp_path: Path) -> None:
