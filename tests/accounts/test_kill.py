@@ -116,7 +116,7 @@ async def check(link: AccountsLink, load: Load) -> int:
     return unheard
 
 
-@pytest.mark.parametrize(("backend", "kills"), [("sqlite", 2), ("postgres", 1)])
+@pytest.mark.parametrize(("backend", "kills"), [("sqlite", 1), ("postgres", 1)])
 async def test_killed_in_the_middle_of_batches(
     backend: str, kills: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
