@@ -99,7 +99,7 @@ class AccountsLink:
 
     async def issued(self) -> dict[str, int]:
         """Return the simulated money that came in, in 1/100, per currency: what all accounts have together."""
-        return (await self._ask("GET", "/healthz", None, wire.Ready)).issued
+        return (await self._ask("GET", "/money", None, wire.Money)).issued
 
     async def set_fault(self, *faults: Fault) -> list[FaultAt]:
         """Have it misbehave in more ways; return all."""

@@ -51,6 +51,7 @@ CALLS: Final = (
     _Call("get", "/faults", "The faults in force", wire.FaultsSaid),
     _Call("post", "/faults", "Misbehave in more ways, where that is allowed", wire.FaultsSaid, wire.Faults),
     _Call("delete", "/faults", "Behave", wire.FaultsSaid),
+    _Call("get", "/money", "What all accounts hold together, per currency", wire.Money),
     _Call("get", "/healthz", "Whether the books can be read", wire.Ready),
 )
 """What is answered in JSON; ``/metrics`` is text for Prometheus."""

@@ -68,6 +68,7 @@ class Pages:
             Route("/accounts/{account}/deposits", self._meets(self._deposit), methods=["POST"]),
             Route("/accounts/{account}/freeze", self._meets(self._freeze), methods=["POST"]),
             Route("/accounts/{account}/unfreeze", self._meets(self._freeze), methods=["POST"]),
+            Route("/money", self._meets(self._money)),
             Route("/healthz", self._health),
             Route("/metrics", self._figures),
             *(Route(path, _interface) for path in ("/", "/openapi.json")),
@@ -177,8 +178,12 @@ class Pages:
             panel.clear()
         return _said(wire.FaultsSaid(faults=panel.shown()))
 
+    async def _money(self, _: Request) -> Response:
+        return _said(wire.Money(issued=await self._store.money()))
+
     async def _health(self, _: Request) -> Response:
-        return _said(wire.Ready(issued=await self._store.money()))
+        await self._store.money()
+        return _said(wire.Ready())
 
     async def _on_failure(self, _: Request, error: Exception) -> Response:
         if not isinstance(error, StorageError | InvariantError):

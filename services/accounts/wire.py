@@ -126,8 +126,13 @@ class FaultsSaid(Said, frozen=True, kw_only=True):
     faults: list[FaultAt]
 
 
+class Money(Said, frozen=True, kw_only=True):
+    """To ``GET /money``: the simulated money that came in, in 1/100, per currency: what all accounts hold together."""
+
+    issued: dict[str, int]
+
+
 class Ready(Said, frozen=True, kw_only=True):
-    """To ``GET /healthz``; ``issued`` is the simulated money that came in, in 1/100, per currency."""
+    """To ``GET /healthz``, which asks for no token."""
 
     ready: bool = True
-    issued: dict[str, int] = {}
