@@ -46,8 +46,9 @@ class EventStore(Protocol):
     async def apply(self, changes: Sequence[Change], *, cursor: Cursor | None = None) -> list[bool]:
         """Take each change whose event still has the version it was made from; all in one transaction.
 
-        With a taken change go its row of history and a notice for each of its topics. ``cursor`` is kept in the
-        same transaction, also without changes. False: somebody was faster; read again and decide anew.
+        With a taken change go its row of history and a notice for each of its topics. ``cursor`` is kept in the same
+        transaction if every change was taken, also without changes. False: somebody was faster; read again and decide
+        anew.
         """
         ...
 

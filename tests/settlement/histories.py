@@ -37,6 +37,7 @@ WEIGHTS = {
     "freeze": 2,
     "rogue": 2,
     "restart": 2,
+    "suspend": 2,
     **dict.fromkeys(("skew", "bank_release", "center", "accounts"), 1),
 }
 

@@ -55,6 +55,7 @@ class Chain:
         self.lanes: dict[tuple[bytes, bytes], tuple[bytes, int]] = {}
         self.places: dict[bytes, int] = {}
         self.nodes = [Node() for _ in range(NODES)]
+        self.is_agent_suspended = False
 
     @property
     def height(self) -> int:
@@ -134,6 +135,8 @@ class Chain:
         lien = self.liens.get((seller, event))
         if lien is None:
             return "unknown_lien"
+        if self.is_agent_suspended:
+            return "not_allowed"
         if lien.status != "HELD":
             return "lien_closed"
         lien.status = "LIFTED" if method == "lift" else "GIVEN_BACK"

@@ -158,3 +158,16 @@ def test_who_finds_no_money_does_not_give_up_what_another_has_sent_meanwhile() -
     assert world.memory.events["second"].state is State.REGISTERED
     world.rest(0)
     assert world.counts["COMPLETED/PAID"] == 2
+
+
+def test_a_reversal_that_the_chain_refuses_is_tried_again_at_the_scans_pace() -> None:
+    """The agent is suspended for a while: an operator is told, no reversal follows at once, and one does in the end."""
+    world = world_after(Step("trade"), Step("freeze"), Step("seal"), Step("listen"), Step("drain"), Step("pay"))
+    world.act(Step("suspend", 1), Step("repair", 0, 1), Step("drain"), Step("pay"), Step("reverse"), Step("seal"))
+    world.act(Step("listen"), Step("reverse"), Step("seal"), Step("reverse"))
+    trade = world.memory.events["good"]
+    assert (trade.state, trade.code, trade.is_flagged) == (State.ACCOUNT_PENDING, "not_allowed", True)
+    assert sorted(world.memory.events) == ["good", "good.reverse"]
+    world.rest(0)
+    assert world.memory.events["good.reverse2"].state is State.COMPLETED
+    assert world.counts["COMPLETED/REVERSED"] == 1
