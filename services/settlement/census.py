@@ -32,7 +32,8 @@ EVENTS_MAX = 16
 ANSWER_MS = 3_000
 """How long a node has for all questions about one transaction."""
 REST_MS = 2_000
-"""How long a node that had no answer in time is not asked again."""
+REST_MAX_MS = 30_000
+"""How long a node that had no answer in time is not asked again; twice as long each time, up to the latter."""
 ROLL_MS = 1_000
 """How long what is known of the validator set is used before the nodes are asked anew."""
 TIMES_MAX = 256
@@ -86,6 +87,7 @@ class Census:
         self._roll_lock = trio.Lock()
         self._places = trio.Semaphore(EVENTS_MAX)
         self._rests_until: dict[str, float] = {}
+        self._pauses_s: dict[str, float] = {}
         self._lies: dict[str, str] = {}
         self._times: dict[int, int] = {}
 
@@ -127,8 +129,9 @@ class Census:
                 self._on_lie(url, error)
                 return _Said(Verdict.LIAR, error.code)
             self._lies.pop(url, None)
+            self._pauses_s.pop(url, None)
             return said
-        self._rests_until[url] = trio.current_time() + self._rest_s
+        self._let_rest(url)
         return _SILENT
 
     async def _question(self, node: Reader, transaction: Transaction, chain_ms: int) -> _Said:
@@ -171,6 +174,14 @@ class Census:
             self._times[height] = time_ms
         return time_ms
 
+    def _let_rest(self, url: str) -> None:
+        """Ask a silent node no more for a while; of questions that it left open together one counts."""
+        if trio.current_time() < self._rests_until.get(url, 0.0):
+            return
+        pause_s = self._pauses_s.get(url, self._rest_s)
+        self._rests_until[url] = trio.current_time() + pause_s
+        self._pauses_s[url] = min(2 * pause_s, REST_MAX_MS / 1000)
+
     def _on_lie(self, url: str, error: PeerError) -> None:
         """Name a liar in the log, once for each kind of lie."""
         if self._lies.get(url) != error.code:
@@ -210,7 +221,7 @@ class Census:
                     head.time_ms,
                 )
         if waited.cancelled_caught:
-            self._rests_until[url] = trio.current_time() + self._rest_s
+            self._let_rest(url)
 
 
 async def _receipt(node: Reader, transaction: Transaction) -> _Said | None:

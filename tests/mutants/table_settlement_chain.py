@@ -97,7 +97,7 @@ MUTANTS = (
     Mutant(
         "silent node asked each time",
         _CENSUS,
-        "        self._rests_until[url] = trio.current_time() + self._rest_s\n        return _SILENT",
+        "        self._let_rest(url)\n        return _SILENT",
         "        return _SILENT",
         "one silent node slows the scan of all events down (R63)",
         _ASKED + "test_r63_a_node_that_is_silent_is_left_in_peace_for_a_while",

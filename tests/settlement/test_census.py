@@ -110,6 +110,21 @@ async def test_r63_a_node_that_is_silent_is_left_in_peace_for_a_while(tmp_path: 
     assert questions <= EVENTS_MAX
 
 
+async def test_a_node_that_stays_silent_is_asked_less_and_less(tmp_path: Path) -> None:
+    nodes = peers(tmp_path)
+    event = event_of("e-1", valid_until_ms=ENDS_MS)
+    commit(nodes, time_ms=ENDS_MS + 1)
+    rests = []
+    async with running(*nodes), client_of(*nodes) as client:
+        census = Census(client, answer_ms=200, rest_ms=10_000)
+        await census.ask(event)
+        nodes[3].backend.settled = trio.sleep_forever  # type: ignore[method-assign]
+        for _ in range(4):
+            await census.ask(event)
+            rests.append(census._rests_until.pop(nodes[3].url) - trio.current_time())
+    assert [round(rest, -1) for rest in rests] == [10, 20, 30, 30]
+
+
 async def test_what_waits_is_held_and_what_nobody_has_is_unknown(tmp_path: Path) -> None:
     nodes = peers(tmp_path)
     event = event_of("e-1")
