@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,8 @@ START_S_MAX = 60
 _SAID_BYTES_MAX = 2_000
 _USER = "postgres" if os.geteuid() == 0 else None
 """PostgreSQL refuses to run as root."""
+_GUARD = 'exec 3<&0; "$@" 3<&- & server=$!; { cat <&3; kill -QUIT $server; } >/dev/null 2>&1 & wait $server'
+"""A shell that ends the server once its own input ends: also when who started it was killed."""
 _GROUPS = None if _USER is None else [_USER]
 
 
@@ -28,7 +29,7 @@ class PostgresCluster:
 
     def __init__(self, folder: Path, programs: Path) -> None:
         """Name the folder, which must be its user's, and the server's programs."""
-        self._folder, self._programs = folder, programs
+        self.folder, self._programs = folder, programs
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         self._schemas = 0
@@ -43,18 +44,22 @@ class PostgresCluster:
         """Start the server, if it does not run, and wait until it takes connections."""
         if self._process is not None:
             return
-        with (self._folder / "log").open("ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(
-                    *("postgres", "-D", self._data, "-k", self._folder),
-                    *("-c", "listen_addresses=", "-c", "max_wal_size=4GB"),
-                    # After a crash one sync of the disk, not one for each file.
-                    *("-c", "recovery_init_sync_method=syncfs"),
-                ),
-                stdin=subprocess.DEVNULL,
+                [
+                    *("sh", "-c", _GUARD, "sh"),
+                    *self._command(
+                        *("postgres", "-D", self._data, "-k", self.folder),
+                        *("-c", "listen_addresses=", "-c", "max_wal_size=4GB"),
+                        # After a crash one sync of the disk, not one for each file.
+                        *("-c", "recovery_init_sync_method=syncfs"),
+                    ),
+                ],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                cwd=self._folder,
+                cwd=self.folder,
+                start_new_session=True,
                 user=_USER,
                 group=_USER,
                 extra_groups=_GROUPS,
@@ -62,41 +67,40 @@ class PostgresCluster:
         deadline = time.monotonic() + START_S_MAX
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                said = (self._folder / "log").read_text("utf-8", "replace")[-_SAID_BYTES_MAX:]
-                raise LocalError("postgres_failed", f"PostgreSQL does not start in {self._folder}: {said}")
+                said = (self.folder / "log").read_text("utf-8", "replace")[-_SAID_BYTES_MAX:]
+                raise LocalError("postgres_failed", f"PostgreSQL does not start in {self.folder}: {said}")
             time.sleep(0.02)
 
     def stop(self) -> None:
         """End it at once, as a crash would: the next start recovers; twice is harmless."""
         process, self._process = self._process, None
         if process is not None:
-            process.send_signal(signal.SIGQUIT)
-            process.wait()
+            process.communicate()
 
     def new_database(self) -> str:
         """Make an empty database and return its URL."""
         self._databases += 1
         name = f"d{os.getpid()}_{self._databases}"
-        self._run("createdb", "--host", self._folder, "--username", "hansa", name)
-        return f"postgresql+psycopg://hansa@/{name}?host={quote(str(self._folder))}"
+        self._run("createdb", "--host", self.folder, "--username", "hansa", name)
+        return f"postgresql+psycopg://hansa@/{name}?host={quote(str(self.folder))}"
 
     def new_schema(self) -> str:
         """Make an empty schema, which takes a moment only, and return the URL of a database that begins there."""
         self._schemas += 1
         name = f"s{self._schemas}"
         self._run(
-            *("psql", "--quiet", "--host", self._folder, "--username", "hansa", "--dbname", "postgres"),
+            *("psql", "--quiet", "--host", self.folder, "--username", "hansa", "--dbname", "postgres"),
             *("--command", f"CREATE SCHEMA {name}"),
         )
         options = quote(f"-c search_path={name}")
-        return f"postgresql+psycopg://hansa@/postgres?host={quote(str(self._folder))}&options={options}"
+        return f"postgresql+psycopg://hansa@/postgres?host={quote(str(self.folder))}&options={options}"
 
     @property
     def _data(self) -> Path:
-        return self._folder / "data"
+        return self.folder / "data"
 
     def _is_ready(self) -> bool:
-        asked = self._command("pg_isready", "--quiet", "--host", self._folder)
+        asked = self._command("pg_isready", "--quiet", "--host", self.folder)
         return subprocess.run(asked, stdin=subprocess.DEVNULL, check=False).returncode == 0
 
     def _run(self, program: str, *arguments: str | Path) -> None:
@@ -106,7 +110,7 @@ class PostgresCluster:
             capture_output=True,
             text=True,
             check=False,
-            cwd=self._folder,
+            cwd=self.folder,
             user=_USER,
             group=_USER,
             extra_groups=_GROUPS,

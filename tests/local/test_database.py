@@ -1,5 +1,8 @@
 """A store in tables: groups of works, one moment for readers, what goes wrong, and servers that go away."""
 
+import os
+import select
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -507,3 +510,19 @@ async def test_a_server_that_does_not_sync_is_refused(postgres_url: str) -> None
         await trio.to_thread.run_sync(set_fsync, "ALTER SYSTEM RESET fsync", "on")
         engine.dispose()
     assert await code_of_opening(postgres_url) == ""
+
+
+def test_a_server_of_a_test_ends_with_a_process_that_is_killed(postgres_server: PostgresCluster) -> None:
+    program = (
+        "from bench.postgres import postgres_server\n"
+        "with postgres_server() as server:\n    print(server.folder, flush=True)\n    input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as owner:
+        assert owner.stdout is not None
+        folder = Path(owner.stdout.readline().strip())
+        server = int((folder / "data" / "postmaster.pid").read_text().split()[0])
+        handle = os.pidfd_open(server)
+        owner.kill()
+        assert select.select([handle], [], [], 30)[0]
+    os.close(handle)
+    shutil.rmtree(folder)
