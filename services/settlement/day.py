@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from consensus.ledger.block import Header, decode_block_untrusted
 from consensus.ledger.errors import PeerError
-from consensus.ledger.merkle import list_root, prove_leaf
+from consensus.ledger.merkle import ListProof, list_root, prove_leaves
 from consensus.ledger.proof import Proof, ReceiptClaim, Verified, proof_from_json_untrusted
 from consensus.ledger.receipt import Receipt, receipt_codec
 from consensus.ledger.validators import certificate_codec
@@ -90,6 +90,7 @@ class Blocks:
         self._span = span
         self._top: Proof | None = None
         self._checked = 0
+        self._paths: list[ListProof] = []
 
     async def read(self) -> AsyncGenerator[DayBlock, None]:
         """Yield the blocks in ascending order.
@@ -132,12 +133,18 @@ class Blocks:
             tuple(change for change in self._top.set_changes if change.header.height < height),
             block.header,
             certificate_codec.decode_untrusted(block.certificate),
-            ReceiptClaim(receipt_codec.decode_untrusted(block.leaves[index]), prove_leaf(block.leaves, index)),
+            ReceiptClaim(receipt_codec.decode_untrusted(block.leaves[index]), self._paths_of(block)[index]),
         )
         if self._checked != height:
             self._client.verify(proof)
             self._checked = height
         return proof
+
+    def _paths_of(self, block: DayBlock) -> list[ListProof]:
+        """Return the paths of all receipts of a block; its tree is hashed once."""
+        if self._checked != block.header.height:
+            self._paths = prove_leaves(block.leaves)
+        return self._paths
 
 
 def _checked(raw: _RawBlock, height: int, parent: bytes) -> DayBlock:
