@@ -62,7 +62,10 @@ class EventDatabase:
         return await self._database.write(lambda connection: _register(connection, events)) if events else []
 
     async def apply(self, changes: Sequence[Change], *, cursor: Cursor | None = None) -> list[bool]:
-        """See the port."""
+        """See the port.
+
+        A server that went away before it answered may have taken a change that is answered with False here.
+        """
         if not changes and cursor is None:
             return []
         return await self._database.write(lambda connection: _apply(connection, changes, cursor))
