@@ -106,7 +106,7 @@ def _fields(report: Report) -> dict[str, str]:
     asked, effects = facts.repeated
     return {
         "stores": report.database,
-        "one alone": f"{report.alone_p50_ms:.0f} ms from signing to COMPLETED, the median",
+        "one alone": f"{report.alone_p50_ms:.0f} ms (median) from signing to COMPLETED",
         "together": f"{report.burst:,} at once in {report.burst_s:.1f} s",
         "asked for again": f"one trade {asked} times at once, {effects} effect",
         "refused": "; ".join(f"{name}: {got}" for name, (got, _) in facts.answers.items()),

@@ -21,6 +21,8 @@ from services.settlement.states import Kind
 
 NAMES = tuple(dict.fromkeys((*SELLERS, *BUYERS, FROZEN, EMPTY)))
 AGREE_ATTEMPTS, AGREE_PAUSE_S = 100, 0.1
+REST_S_MAX = 20.0
+"""How long what follows a trade's end may take: liens are lifted, money is freed."""
 EVER_MS = 1 << 62
 HELD = "HELD"
 
@@ -91,40 +93,52 @@ class Look:
         )
 
     async def ends(self) -> dict[str, End]:
-        """Return how each trade ended; a lien that is still to be lifted is waited for, and money still to be freed."""
+        """Return how each trade ended, once nothing is under way any more, or after a while as it stands."""
+        with trio.move_on_after(REST_S_MAX):
+            while True:
+                if await self._is_at_rest():
+                    break
+                await trio.sleep(AGREE_PAUSE_S)
         standings = await self._standings()
         paid = _paid(await self._entries())
+        liens = await self._liens()
         ends = {}
         for deal in self.deals:
-            shown = await patiently(partial(self.till.end, deal.event))
-            lien, units = await self._lien(deal.seller, deal.event)
-            standing = standings[deal.event]
-            ends[deal.event] = _end(shown, lien, units, standing, paid[deal.event])
+            shown = await self.till.until(deal.event, lambda _: True)
+            ends[deal.event] = _end(shown, *liens[deal.event], standings[deal.event], paid[deal.event])
         return ends
 
+    async def _is_at_rest(self) -> bool:
+        """Tell whether every trade has ended, no money is held for it, and its lien is lifted or given back."""
+        if any(_is_held(standing) for standing in (await self._standings()).values()):
+            return False
+        finished = {event.event for event in await self.till.listed() if event.is_finished}
+        return all(deal.event in finished for deal in self.deals) and all(
+            status != HELD for status, _ in (await self._liens()).values()
+        )
+
     async def _standings(self) -> dict[str, Standing | None]:
-        """Return what the account system did for each trade; while it holds money it is asked again, for a while."""
+        """Return what the account system did for each trade."""
         events = [deal.event for deal in self.deals]
         standings: dict[str, Standing | None] = {}
-        for _ in range(AGREE_ATTEMPTS):
-            for first in range(0, len(events), ORDERS_MAX):
-                page = events[first : first + ORDERS_MAX]
-                found = await patiently(partial(self.till.accounts.look_up, page))
-                standings.update(zip(page, found, strict=True))
-            if not any(_is_held(standing) for standing in standings.values()):
-                break
-            await trio.sleep(AGREE_PAUSE_S)
+        for first in range(0, len(events), ORDERS_MAX):
+            page = events[first : first + ORDERS_MAX]
+            found = await patiently(partial(self.till.accounts.look_up, page))
+            standings.update(zip(page, found, strict=True))
         return standings
 
-    async def _lien(self, seller: str, event: str) -> tuple[str, int]:
-        """Return a lien's status and units; one that is held is looked at again, for a while."""
-        record: object = None
-        for _ in range(AGREE_ATTEMPTS):
-            record = await self._state(f"lien/{self.till.address(seller).hex()}/{event}", await self._height())
-            if not isinstance(record, dict) or record["status"] != HELD:
-                break
-            await trio.sleep(AGREE_PAUSE_S)
-        return (str(record["status"]), int(record["amount"])) if isinstance(record, dict) else (NO_LIEN, 0)
+    async def _liens(self) -> dict[str, tuple[str, int]]:
+        """Return each lien's proven status and units, as of the newest block."""
+        height = await self._height()
+        found = {}
+        for deal in self.deals:
+            record = await self._state(f"lien/{self.till.address(deal.seller).hex()}/{deal.event}", height)
+            match record:
+                case {"status": str() as status, "amount": int() as amount}:
+                    found[deal.event] = (status, amount)
+                case _:
+                    found[deal.event] = (NO_LIEN, 0)
+        return found
 
     async def _entries(self) -> list[Entry]:
         found: list[Entry] = []
