@@ -35,7 +35,7 @@ demo: $(READY) ## a network of four nodes, real work, a card
 	$(BIN)/hansa demo all
 
 test: lint ## everything that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests
 
 quick: $(READY) ## the tests that take moments
 	$(BIN)/python -m pytest -m "not slow and not network"
