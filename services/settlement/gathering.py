@@ -7,9 +7,11 @@ all, and where that one is cancelled another takes its place.
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import msgspec
 import trio
 
 from consensus.ledger.errors import HansaError
+from services.accounts.port import EventId
 from services.client.errors import Refused
 from services.settlement.interfaces import REGISTER_MAX, Ended, EndsQuery, EventsLink
 from services.settlement.states import Event
@@ -136,7 +138,10 @@ class Ends:
             Unreachable: the event system does not answer.
             Refused: ``unknown_event``, ``busy``.
         """
-        waiter = _Waiter(event)
+        try:
+            waiter = _Waiter(msgspec.convert(event, EventId))
+        except msgspec.ValidationError:  # a call that names it would be refused with all that it asks for
+            raise Refused("unknown_event", f"{event[:64]!r} is no event's id") from None
         self._waiters[waiter] = None
         try:
             while waiter.end is None:

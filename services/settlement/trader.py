@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 import trio
 
@@ -114,11 +115,11 @@ class Trader:
             Refused: the event system takes nothing now.
             Unreachable: ``program_unreachable``, ``program_timeout``: it is not known what it took; the same again
                 is safe. Nothing was sent that was not registered and released.
-            LocalError: ``bad_trade``: more than ``REGISTER_MAX``, or terms that cannot be signed.
+            LocalError: ``bad_trade``: more than ``REGISTER_MAX``, or terms that are none.
         """
         if not 0 < len(trades) <= REGISTER_MAX:
             raise LocalError("bad_trade", f"{len(trades)} trades, 1 to {REGISTER_MAX} go together")
-        registrations = [Registration(trade.event, trade.terms, self.sign(trade).raw) for trade in trades]
+        registrations = [_checked(Registration(trade.event, trade.terms, self.sign(trade).raw)) for trade in trades]
         kept = dict(enumerate(await self._registering.ask(registrations)))
         await self._hold(kept)
         await self._release(kept)
@@ -285,6 +286,14 @@ class Trader:
         answers = await send(self._client, transactions)
         codes = {transaction.raw: answer.code for transaction, answer in zip(transactions, answers, strict=True)}
         return [codes[raw] for raw in raws]
+
+
+def _checked(registration: Registration) -> Registration:
+    """Return what the event system will understand: a call with anything else is refused with all that it brings."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(registration), type=Registration)
+    except (msgspec.MsgspecError, OverflowError) as error:
+        raise LocalError("bad_trade", f"{registration.event[:64]}: {error}") from None
 
 
 def _whole(answer: Registered, count: int) -> list[Kept]:

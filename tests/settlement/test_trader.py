@@ -301,14 +301,35 @@ def _refuse(bank: Bank) -> object:
     return run
 
 
-@pytest.mark.parametrize("field", ["units", "asset"])
-async def test_what_cannot_be_signed_is_no_trade(tmp_path: Path, field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("units", 10**30),
+        ("asset", "x" * 300_000),
+        ("price", 0),
+        ("price", -1),
+        ("price", 10**16),
+        ("price", 10**30),
+        ("currency", "yuan"),
+        ("payer", "no body"),
+        ("payee", ""),
+    ],
+)
+async def test_terms_that_are_none_stay_here(tmp_path: Path, field: str, value: object) -> None:
     async with office(tmp_path) as found:
         with pytest.raises(LocalError) as caught:
-            await found.trader.place([trade(**{field: 10**30 if field == "units" else "x" * 300_000})])
+            await found.trader.place([trade("T-1"), trade("T-2", **{field: value})])
         assert caught.value.code == "bad_trade"
-        with pytest.raises(LocalError):
-            await found.trader.place([])
+        assert not found.steps, "else what other tasks ask for would be refused with them"
+
+
+@pytest.mark.parametrize("event", ["", "no name", "x" * 65, "-"])
+async def test_ids_that_are_none_stay_here(tmp_path: Path, event: str) -> None:
+    async with office(tmp_path) as found:
+        for trades in ([], [trade(event)]):
+            with pytest.raises(LocalError) as caught:
+                await found.trader.place(trades)
+            assert caught.value.code == "bad_trade"
         assert not found.steps
 
 
@@ -332,9 +353,10 @@ async def test_waiting_ends_with_the_trade_or_the_time(tmp_path: Path) -> None:
             await answers(found.desk, paid("T-1"))
         assert ended == [State.COMPLETED] * 50
         assert [*await found.trader.wait_many(["T-1", "T-2"], timeout_ms=1)] == ["T-1"]
-        with pytest.raises(Refused) as caught:
-            await found.trader.wait("T-9")
-        assert caught.value.code == "unknown_event"
+        for unknown in ("T-9", "no name"):
+            with pytest.raises(Refused) as caught:
+                await found.trader.wait(unknown)
+            assert caught.value.code == "unknown_event"
 
 
 async def test_many_who_wait_are_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
