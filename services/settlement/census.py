@@ -5,8 +5,9 @@ included, the record of its one-shot lane at a sealed root, which says that anot
 Which node is which validator is the nodes' own word: it decides how answers are counted and never what is true. So a
 validator that two nodes claim to be is counted once, by its best answer.
 
-A node that cannot be reached, is slow or is behind is UNKNOWN. One that claims what its proof does not hold, serves
-another chain, or answers nonsense is a LIAR, and the log names it.
+A node that is up to date and knows of no end is HELD: the transaction waits there, or may still come. One that cannot
+be reached, is slow or is behind is UNKNOWN. One that claims what its proof does not hold, serves another chain, or
+answers nonsense is a LIAR, and the log names it.
 """
 
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ REST_MAX_MS = 30_000
 """How long a node that had no answer in time is not asked again; twice as long each time, up to the latter."""
 ROLL_MS = 1_000
 """How long what is known of the validator set is used before the nodes are asked anew."""
+BEHIND_BLOCKS = 1
+"""A node that is more blocks behind the newest proven head cannot say that it knows of no end."""
 TIMES_MAX = 256
 """Sealed blocks whose proven time is remembered."""
 
@@ -60,6 +63,8 @@ class _Roll:
     height: int
     time_ms: int
     names: dict[str, str] = field(default_factory=dict)
+    heights: dict[str, int] = field(default_factory=dict)
+    """How far each node says it is."""
 
 
 class _Lane(msgspec.Struct, frozen=True, rename="camel"):
@@ -122,7 +127,8 @@ class Census:
             return _SILENT
         with trio.move_on_after(self._answer_s):
             try:
-                said = await self._question(node, transaction, chain_ms)
+                is_behind = self._roll.heights[url] < self._roll.height - BEHIND_BLOCKS
+                said = await self._question(node, transaction, chain_ms, is_behind=is_behind)
             except (Unreachable, Refused):
                 return _SILENT
             except PeerError as error:
@@ -134,7 +140,7 @@ class Census:
         self._let_rest(url)
         return _SILENT
 
-    async def _question(self, node: Reader, transaction: Transaction, chain_ms: int) -> _Said:
+    async def _question(self, node: Reader, transaction: Transaction, chain_ms: int, *, is_behind: bool) -> _Said:
         """Ask one node for a receipt, else for proof that there will be none, else whether it waits there.
 
         Raises:
@@ -148,7 +154,8 @@ class Census:
         if said is not None:
             return said
         explained = await node.request("tx_explain", {"id": hex_of(transaction.id)}, Explained)
-        return _Said(Verdict.HELD if explained.stage == "queued" else Verdict.UNKNOWN)
+        is_held = explained.stage == "queued" or not is_behind
+        return _Said(Verdict.HELD if is_held else Verdict.UNKNOWN)
 
     async def _absence(self, node: Reader, transaction: Transaction) -> _Said | None:
         """Return the proof that no block can hold a transaction, None where the node has sealed no such state yet."""
@@ -207,7 +214,8 @@ class Census:
             return
         with trio.move_on_after(self._answer_s) as waited:
             try:
-                self._roll.names[url] = (await node.request("chain_status", {}, ChainStatus)).node
+                status = await node.request("chain_status", {}, ChainStatus)
+                self._roll.names[url], self._roll.heights[url] = status.node, status.height
                 _, head = await node.prove("chain_getBlock", {})
             except (Unreachable, Refused):  # also of a chain that is still at genesis
                 return

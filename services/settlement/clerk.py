@@ -21,6 +21,7 @@ from services.client.keystore import Signer
 from services.client.submission import Submitter
 from services.client.tasks import single_errors
 from services.settlement import decision
+from services.settlement.sending import send
 from services.settlement.states import Event, Notice, State, Topic
 from services.settlement.store import EventStore
 from services.settlement.trades import give_back_call, lane_of, lift_call
@@ -210,7 +211,7 @@ class Clerk:
         """Send reversals; return by trade the codes of those that the node does not take."""
         if not reversals:
             return {}
-        answers = await self._client.submit_many([decode_transaction_untrusted(event.raw) for event in reversals])
+        answers = await send(self._client, [decode_transaction_untrusted(event.raw) for event in reversals])
         return {
             event.original: answer.code
             for event, answer in zip(reversals, answers, strict=True)

@@ -95,6 +95,14 @@ MUTANTS = (
         _ASKED + "test_the_current_set_is_asked",
     ),
     Mutant(
+        "node behind has an opinion",
+        _CENSUS,
+        'is_held = explained.stage == "queued" or not is_behind',
+        "is_held = True",
+        "nobody is told that too few validators can say anything",
+        _ASKED + "test_what_waits_or_may_still_come_is_held",
+    ),
+    Mutant(
         "silent node asked each time",
         _CENSUS,
         "        self._let_rest(url)\n        return _SILENT",

@@ -73,6 +73,7 @@ async def test_who_is_down_silent_or_behind_is_unknown(tmp_path: Path) -> None:
     nodes = peers(tmp_path)
     event = event_of("e-1")
     commit(nodes[:3], transaction_of(event))
+    commit(nodes[:3])
     nodes[1].store.close()
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     nodes[1].port = listeners[0].socket.getsockname()[1]
@@ -125,14 +126,17 @@ async def test_a_node_that_stays_silent_is_asked_less_and_less(tmp_path: Path) -
     assert [round(rest, -1) for rest in rests] == [10, 20, 30, 30]
 
 
-async def test_what_waits_is_held_and_what_nobody_has_is_unknown(tmp_path: Path) -> None:
+async def test_what_waits_or_may_still_come_is_held(tmp_path: Path) -> None:
+    """It waits at a node that is far behind; of the others, one more block behind than may be has no opinion."""
     nodes = peers(tmp_path)
     event = event_of("e-1")
+    commit(nodes[:2])
+    commit(nodes[:1])
     async with running(*nodes):
         async with client_of(nodes[2]) as client:
             assert (await client.submit(transaction_of(event))).is_accepted
         tally = await asked(nodes, event)
-    assert verdicts(tally) == [Verdict.UNKNOWN, Verdict.UNKNOWN, Verdict.HELD, Verdict.UNKNOWN]
+    assert verdicts(tally) == [*3 * [Verdict.HELD], Verdict.UNKNOWN]
 
 
 # -- absence -----------------------------------------------------------------------------------------------------------
@@ -143,16 +147,16 @@ async def test_absence_needs_a_seal_past_the_validity(tmp_path: Path) -> None:
     nodes = peers(tmp_path)
     event = event_of("e-1", valid_until_ms=ENDS_MS)
     async with running(*nodes):
-        assert verdicts(await asked(nodes, event)) == 4 * [Verdict.UNKNOWN]
+        assert verdicts(await asked(nodes, event)) == 4 * [Verdict.HELD]
         commit(nodes, time_ms=ENDS_MS)  # quiet, so that it seals
         assert nodes[0].chain.head.header.sealed_height == 2
-        assert verdicts(await asked(nodes, event)) == 4 * [Verdict.UNKNOWN]
+        assert verdicts(await asked(nodes, event)) == 4 * [Verdict.HELD]
         commit(nodes, transaction_of(event_of("e-2", valid_until_ms=ENDS_MS + SECOND_MS)), time_ms=ENDS_MS + 1)
         assert nodes[0].chain.head.header.sealed_height == 2  # past it, not yet sealed
-        assert verdicts(await asked(nodes, event)) == 4 * [Verdict.UNKNOWN]
+        assert verdicts(await asked(nodes, event)) == 4 * [Verdict.HELD]
         commit(nodes[:3], time_ms=ENDS_MS + 2)
         tally = await asked(nodes, event)
-        assert verdicts(tally) == [*3 * [Verdict.ABSENT], Verdict.UNKNOWN]
+        assert verdicts(tally) == [*3 * [Verdict.ABSENT], Verdict.HELD]
         assert (tally.answers[0].height, tally.time_ms) == (4, ENDS_MS + 2)
 
 
@@ -161,7 +165,7 @@ async def test_a_lane_that_another_transaction_has_proves_absence(tmp_path: Path
     event = event_of("e-1", valid_until_ms=ENDS_MS)
     commit(nodes, other_transaction(event))
     async with running(*nodes):
-        assert verdicts(await asked(nodes, event)) == 4 * [Verdict.UNKNOWN]
+        assert verdicts(await asked(nodes, event)) == 4 * [Verdict.HELD]
         commit(nodes, time_ms=ENDS_MS + 1)
         assert verdicts(await asked(nodes, event)) == 4 * [Verdict.ABSENT]
 
