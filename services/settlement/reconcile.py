@@ -252,7 +252,8 @@ class _Run:
     async def _judge_batch(self, batch: dict[str, Found], height: int) -> None:
         await self._ask_records(batch)
         known = [event for event in batch if EVENT_ID.match(event)]
-        for event, standing in zip(known, await self._sides.accounts.look_up(known), strict=True):
+        standings = await self._sides.accounts.look_up(known) if known else []
+        for event, standing in zip(known, standings, strict=True):
             batch[event].standing = standing
         await self._ask_liens(batch, height)
         for event, found in batch.items():

@@ -216,6 +216,7 @@ class Accounts:
         return [self.books.run(order) for order in orders]
 
     async def look_up(self, events: Sequence[str]) -> list[Standing | None]:
+        assert events
         return [self.books.standings.get(name) for name in events]
 
     async def entries(self, *, from_ms: int, until_ms: int, after: int, limit: int) -> Entries:
@@ -437,6 +438,15 @@ async def test_a_day_that_has_not_ended_says_so_and_what_is_under_way_is_open(tm
     assert [(line.event, line.verdict) for line in lines] == [("pending", "open"), ("registered", "open")]
     assert (report.is_complete, report.open, report.broken, report.proofs) == (False, 2, 0, 0)
     assert [line.event for line in report.listed] == ["pending", "registered"]
+
+
+async def test_a_delivery_under_what_is_no_events_id_is_a_break_by_itself(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.block(time_ms=NOON_MS)
+    world.deliver("/")
+    world.block()
+    report, lines = await world.report()
+    assert ([line.event for line in lines], report.breaks) == (["/"], {"unknown_event": 1})
 
 
 async def test_an_empty_day(tmp_path: Path) -> None:
