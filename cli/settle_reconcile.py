@@ -198,14 +198,16 @@ def _draw(console: "Console", report: "Report", csv_file: Path | None) -> None:
         shown["lines"] = str(csv_file)
     panel(console, f"Reconciliation of {report.date}", shown, good=not report.broken)
     rows = [
-        (shown_event(line.event), line.verdict.value, _why(line), line.asset, line.currency and money(line.price))
+        (shown_event(line.event), _finding(line), line.asset or None, money(line.price) if line.currency else None)
         for line in sorted(report.listed, key=lambda line: line.verdict)[:SHOWN_MAX]
     ]
     if rows:
-        table(console, ("event", "", "what", "asset", ">price"), rows)
+        table(console, ("event", "finding", "asset", ">price"), rows)
     if (more := report.open + report.broken - len(rows)) > 0:
-        console.print(f"… and {more} more: --csv FILE has all of them", markup=False, soft_wrap=True)
+        console.print(f"… and {more} more", markup=False, soft_wrap=True)
+    if rows and csv_file is None:
+        console.print("Why, and all lines: --csv FILE; one event: hansa settle events show EVENT", markup=False)
 
 
-def _why(line: "Line") -> str:
-    return "; ".join(f"{fault.kind}: {fault.why}" for fault in line.breaks) or line.state
+def _finding(line: "Line") -> str:
+    return ", ".join(fault.kind for fault in line.breaks) or f"open: {line.state}"
