@@ -198,11 +198,11 @@ def _draw(console: "Console", report: "Report", csv_file: Path | None) -> None:
         shown["lines"] = str(csv_file)
     panel(console, f"Reconciliation of {report.date}", shown, good=not report.broken)
     rows = [
-        (shown_event(line.event), _finding(line), line.asset or None, money(line.price) if line.currency else None)
+        (shown_event(line.event), _finding(line), line.asset or None)
         for line in sorted(report.listed, key=lambda line: line.verdict)[:SHOWN_MAX]
     ]
     if rows:
-        table(console, ("event", "finding", "asset", ">price"), rows)
+        table(console, ("event", "finding", "asset"), rows)
     if (more := report.open + report.broken - len(rows)) > 0:
         console.print(f"… and {more} more", markup=False, soft_wrap=True)
     if rows and csv_file is None:
