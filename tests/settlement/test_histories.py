@@ -171,3 +171,14 @@ def test_a_reversal_that_the_chain_refuses_is_tried_again_at_the_scans_pace() ->
     world.rest(0)
     assert world.memory.events["good.reverse2"].state is State.COMPLETED
     assert world.counts["COMPLETED/REVERSED"] == 1
+
+
+def test_a_late_delivery_whose_reversal_the_chain_refuses_waits_for_an_operator() -> None:
+    world = world_after(Step("trade", 1), Step("rogue", 1, 1), Step("seal", 0, 1), Step("listen", 2))
+    world.act(Step("suspend", 1), Step("reverse"), Step("seal"), Step("listen", 2), Step("reverse"))
+    event = world.memory.events["poor"]
+    assert (event.state, event.is_flagged) == (State.CANCELLED, True)
+    assert world.memory.events["poor.reverse"].state is State.CANCELLED
+    world.rest(0)
+    assert world.counts["resolved by an operator"] == 1
+    assert world.fate(event) == ("GIVEN_BACK", False)

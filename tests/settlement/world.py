@@ -26,6 +26,7 @@ from services.messages.port import Delivery, Verdict
 from services.messages.store import State as MessageState
 from services.settlement.clerk import Clerk
 from services.settlement.decision import Verdict as Said
+from services.settlement.decision import may_reverse
 from services.settlement.engine import Engine, Rules
 from services.settlement.interfaces import Repair
 from services.settlement.listener import Certified, Listener, _Place
@@ -428,12 +429,13 @@ class World:
         self.skew_ms = 0
         self._run_out()
         for number, event in enumerate(sorted(self.memory.events.values(), key=lambda one: one.event)):
-            if event.is_finished:
+            if event.is_finished and not may_reverse(event):
                 continue
-            assert (event.state, event.is_flagged) == (State.ACCOUNT_PENDING, True)
+            assert event.is_flagged
+            assert event.is_finished or event.state is State.ACCOUNT_PENDING
             self.counts["resolved by an operator"] += 1
             is_closed = event.event in self.books.standings and self.books.standings[event.event].released_ms
-            if is_closed or (choice + number) % 2:
+            if event.is_finished or is_closed or (choice + number) % 2:
                 self.act(Step("repair", sorted(self.memory.events).index(event.event), 1))
             else:
                 for account in ("user-b", "shop"):
