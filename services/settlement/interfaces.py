@@ -151,7 +151,8 @@ class Repair(Params, frozen=True):
     """``repair``: an operator's word on an unfinished event. Answered by ``Kept``.
 
     ``retry`` takes the flag off and notifies at once; ``reverse`` closes an ACCOUNT_PENDING trade in the account
-    system and gives the units back. Codes: ``unknown_event``, ``event_finished``, ``not_pending``.
+    system and gives the units back. Either sends the reversal again of a trade that moved after it was given up
+    (``delivered_late``). Codes: ``unknown_event``, ``event_finished``, ``not_pending``.
     """
 
     event: EventId
