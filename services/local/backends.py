@@ -24,6 +24,7 @@ from sqlalchemy.pool import QueuePool
 from consensus.ledger.errors import InvariantError, LocalError, StorageError
 from services.local.schema import bring_up_to_date, version_table
 from services.local.sqlite import disk_error, sync_folder, typed_errors
+from services.local.urls import shown
 
 CONNECTIONS_MAX = 5
 """One that writes, the others read."""
@@ -69,7 +70,7 @@ class Backend(ABC):
 
     def __init__(self, url: URL, migrations: str, *, is_shared: bool) -> None:
         """Keep what is needed to open it."""
-        self.name = url.render_as_string(hide_password=True)
+        self.name = shown(url)
         self.trouble = ""
         self.is_over = False
         """Set before :meth:`close`: a thread that nobody waits for any more closes what it has."""

@@ -11,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from consensus.ledger.errors import InvariantError, StorageError
+from services.local.urls import shown
 
 KEY_TEXT = sqlalchemy.Text().with_variant(sqlalchemy.Text(collation="C"), "postgresql")
 """Texts that are sorted by their bytes, on both databases alike."""
@@ -50,7 +51,7 @@ def bring_up_to_date(connection: sqlalchemy.Connection, migrations: str) -> None
             raise InvariantError(f"{migrations} has no steps")
         if now == newest:
             return
-        where = connection.engine.url.render_as_string(hide_password=True)
+        where = shown(connection.engine.url)
         if now - {step.revision for step in script.walk_revisions()}:
             raise StorageError("wrong_format", f"{where} was written by a newer version ({', '.join(sorted(now))})")
         if not now and connection.dialect.name == "sqlite" and sqlalchemy.inspect(connection).get_table_names():

@@ -1,16 +1,22 @@
 """Where a program's database is: in a file of its own, or on a server that a URL names."""
 
+import re
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from consensus.ledger.errors import LocalError
 from services.local.files import SERVICE_FILE, resolved, wrong
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
 EMBEDDED = "embedded"
 DRIVER = "postgresql+psycopg"
+_PASSWORDS = ("password", "sslpassword")
+"""Options of a URL that nobody else reads."""
 
 DatabaseName = Annotated[
     str, msgspec.Meta(pattern=r"^(embedded|(postgres|postgresql|postgresql\+psycopg)://\S{1,500})\Z")
@@ -37,20 +43,28 @@ def database_url(home: Path, name: str, file: str) -> str:
             raise LocalError("key_permissions", f"others may read {path}, which holds a password: chmod 600 it")
     try:
         _ = urlsplit(name).port
-    except ValueError as error:
-        raise wrong(home, "database", f"{without_password(name)}: {error}") from None
+    except ValueError:  # whose words may hold a part of the password
+        hint = "host or port cannot be read; in a password / ? # [ ] @ : are written %2F %3F %23 %5B %5D %40 %3A"
+        raise wrong(home, "database", hint) from None
     return f"{DRIVER}://{name.partition('://')[2]}"
 
 
 def has_password(name: str) -> bool:
-    """Tell whether a database's URL holds a password."""
-    parts = urlsplit(name)
-    return bool(parts.password) or "password" in parse_qs(parts.query)
+    """Tell whether a database's URL may hold a password, also one that is not escaped as it ought to be."""
+    place = unquote(name.partition("://")[2])
+    return ":" in place.rpartition("@")[0] or any(f"{option}=" in place for option in _PASSWORDS)
 
 
 def without_password(name: str) -> str:
     """Return a database's name for people: without the user, the password and the options."""
     if name == EMBEDDED:
         return name
-    parts = urlsplit(name)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = name.partition("://")
+    place, *options = re.split("[?#]", rest, maxsplit=1)
+    # An @ behind the place: what looks like one may be the beginning of a password.
+    return f"{scheme}://{'…' if options and '@' in options[0] else place.rpartition('@')[2]}"
+
+
+def shown(url: "URL") -> str:
+    """Return SQLAlchemy's URL for messages: without passwords."""
+    return url.difference_update_query(_PASSWORDS).render_as_string(hide_password=True)

@@ -25,8 +25,8 @@ MUTANTS = (
     Mutant(
         "password shown",
         "services/local/urls.py",
-        "{parts.netloc.rpartition('@')[2]}",
-        "{parts.netloc}",
+        "place.rpartition('@')[2]}",
+        "place}",
         "set-up prints the database's password",
         _SETUP + "test_what_people_wrote_stays_and_what_is_asked_for_changes",
     ),
