@@ -37,13 +37,14 @@ from services.client.answers import (
     ProofAnswer,
     QueryAnswer,
     RawBlockAnswer,
+    RawBlocksAnswer,
     StateAnswer,
     Subscribed,
     bytes_of,
     hex_of,
 )
-from services.client.connection import REQUEST_TIMEOUT_MS, Connection, Parameters
-from services.client.errors import Unreachable
+from services.client.connection import REQUEST_TIMEOUT_MS, Connection, Parameters, Transport
+from services.client.errors import Refused, Unreachable
 from services.client.link import Link
 from services.client.outcome import Outcome, StateValue
 from services.client.tasks import single_errors
@@ -315,6 +316,23 @@ def list_leaves_untrusted(data: bytes) -> list[bytes]:
         return [bytes(leaf) for leaf in _receipts_decoder.decode(data)[0]]
     except (msgspec.MsgspecError, RecursionError) as error:
         raise PeerError("malformed", f"not the receipts of a block: {error}") from None
+
+
+async def raw_blocks(node: Transport, start: int, count: int) -> RawBlocksAnswer:
+    """Return blocks from a height on with all their receipts, up to ``count``: fewer where they are large.
+
+    Raises:
+        Refused: the node's error answer; ``answer_too_large`` for a block that is too large by itself.
+        Unreachable, PeerError: as :meth:`Reader.request`.
+    """
+    while True:
+        params: Parameters = {"start": start, "limit": count, "order": "ascending", "raw": True}
+        try:
+            return await node.request("chain_getBlocks", params, RawBlocksAnswer)
+        except Refused as error:
+            if error.code != "answer_too_large" or count == 1:
+                raise
+            count = max(1, count // 4)
 
 
 async def _itself(connection: Connection) -> Connection:

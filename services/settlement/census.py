@@ -256,8 +256,12 @@ def last_id_untrusted(record: object) -> bytes:
         raise PeerError("bad_answer", f"a lane's record is none: {error}") from None
 
 
+def _rank(answer: _Said) -> int:
+    return 0 if answer.verdict in CERTIFIED else 1 if answer.verdict is Verdict.HELD else 2
+
+
 def _counted(validator: str, names: Mapping[str, str], said: Mapping[str, _Said]) -> NodeAnswer:
-    """Return a validator's answer: the best proven one of the nodes that claim to be it."""
+    """Return a validator's answer: the best of the nodes that claim to be it; one that is proven, else an opinion."""
     answers = [answer for url, answer in said.items() if names.get(url) == validator]
-    best = next((answer for answer in answers if answer.verdict in CERTIFIED), answers[0] if answers else _SILENT)
+    best = min(answers, key=_rank, default=_SILENT)
     return NodeAnswer(validator, best.verdict, best.code, best.height)

@@ -31,7 +31,7 @@ LIFTS_MAX = 100
 LANES = 4
 """Transactions of lifts under way at a time."""
 GATHER_MS = 50
-"""How long more lifts are waited for, unless a transaction is full: a trade is COMPLETED before its lien is lifted."""
+"""How long more lifts are waited for, to share a transaction: a trade is COMPLETED before its lien is lifted."""
 NUMBERS_MAX = 20
 """Reversals of one trade that are looked up together."""
 ATTEMPTS_MAX = 100

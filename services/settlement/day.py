@@ -14,21 +14,10 @@ from consensus.ledger.merkle import ListProof, list_root, prove_leaves
 from consensus.ledger.proof import Proof, ReceiptClaim, Verified, proof_from_json_untrusted
 from consensus.ledger.receipt import Receipt, receipt_codec
 from consensus.ledger.validators import certificate_codec
-from services.client.answers import Answer, HexText, bytes_of
-from services.client.reader import Reader, list_leaves_untrusted
+from services.client.answers import RawBlock, bytes_of
+from services.client.reader import Reader, list_leaves_untrusted, raw_blocks
 
 PAGE_BLOCKS = 100
-
-
-class _RawBlock(Answer, frozen=True):
-    height: int
-    raw: HexText
-    certificate_raw: HexText | None
-    receipts_raw: HexText
-
-
-class _RawPage(Answer, frozen=True):
-    blocks: list[_RawBlock]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class DayBlock:
-    """A block of the day with all its receipts. It is proven once :func:`read_blocks` has ended without an error."""
+    """A block of the day with all its receipts. It is proven once :meth:`Blocks.read` has ended without an error."""
 
     header: Header
     leaves: tuple[bytes, ...]
@@ -108,8 +97,7 @@ class Blocks:
         self._top = proof_from_json_untrusted(document)
         while height <= self._span.last:
             limit = min(PAGE_BLOCKS, self._span.last - height + 1)
-            params = {"start": height, "limit": limit, "order": "ascending", "raw": True}
-            page = await self._client.request("chain_getBlocks", params, _RawPage)
+            page = await raw_blocks(self._client, height, limit)
             if not page.blocks:
                 raise PeerError("bad_answer", f"the node has no block {height}")
             for raw in page.blocks[:limit]:
@@ -147,7 +135,7 @@ class Blocks:
         return self._paths
 
 
-def _checked(raw: _RawBlock, height: int, parent: bytes) -> DayBlock:
+def _checked(raw: RawBlock, height: int, parent: bytes) -> DayBlock:
     """Return a block whose receipts are its header's, and whose parent is the one before it ("" for the first)."""
     header = decode_block_untrusted(bytes_of(raw.raw)).header
     if header.height != height or (parent and header.parent_hash != parent):

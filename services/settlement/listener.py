@@ -25,11 +25,11 @@ from consensus.ledger.errors import HansaError, InvariantError, PeerError
 from consensus.ledger.merkle import list_root
 from consensus.ledger.receipt import OK, Receipt, receipt_codec
 from consensus.ledger.validators import ValidatorSet, certificate_codec
-from services.client.answers import RawBlock, RawBlocksAnswer, Subscribed, bytes_of
+from services.client.answers import RawBlock, Subscribed, bytes_of
 from services.client.client import Client
-from services.client.connection import Connection, Parameters
+from services.client.connection import Connection
 from services.client.errors import Refused, Unreachable
-from services.client.reader import list_leaves_untrusted
+from services.client.reader import list_leaves_untrusted, raw_blocks
 from services.settlement import decision
 from services.settlement.states import Change, Event, Kind
 from services.settlement.store import PAGE_MAX, Cursor, EventStore
@@ -195,7 +195,7 @@ class Listener:
         """
         place = self._at
         start = place.height + 1
-        answer = await connection.request("chain_getBlocks", _page(start, BLOCKS_MAX), RawBlocksAnswer)
+        answer = await raw_blocks(connection, start, BLOCKS_MAX)
         certified: dict[bytes, Certified] = {}
         for raw in answer.blocks:
             place, receipts = await self._verify(place, raw)
@@ -209,8 +209,8 @@ class Listener:
         """Return the next block's place with its receipts, both under a certificate of a quorum."""
         validators = parent.validators or (await self._reader.prove_block(parent.height + 1)).validators
         header, receipts = read_block_untrusted(raw, parent.header, validators)
-        if header.height != parent.height + 1:
-            raise PeerError("bad_answer", f"block {header.height} does not follow {parent.height}")
+        if (header.chain_id, header.height) != (self._reader.chain_id, parent.height + 1):
+            raise PeerError("bad_answer", f"block {header.height} does not follow {parent.height} of this chain")
         return _place_of(header, validators), receipts
 
     async def _node_ahead(self) -> int:
@@ -221,7 +221,7 @@ class Listener:
             with trio.move_on_after(self._quiet_s):
                 try:
                     connection = await self._nodes[number].connection()
-                    answer = await connection.request("chain_getBlocks", _page(self.height + 1, 1), RawBlocksAnswer)
+                    answer = await raw_blocks(connection, self.height + 1, 1)
                     if answer.blocks:
                         await self._verify(self._at, answer.blocks[0])
                         ahead.append(number)
@@ -318,10 +318,6 @@ def _place_of(header: Header, validators: ValidatorSet) -> _Place:
     """Return a certified block as a place; ``validators`` certified it."""
     is_same = header.next_validators_hash == header.validators_hash
     return _Place(header.height, header.hash(), header.time_ms, validators if is_same else None, header)
-
-
-def _page(start: int, limit: int) -> Parameters:
-    return {"start": start, "limit": limit, "order": "ascending", "raw": True}
 
 
 def _outcomes(receipts: Sequence[Receipt], height: int) -> dict[bytes, Certified]:

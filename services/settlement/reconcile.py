@@ -250,12 +250,14 @@ class _Run:
     # -- how the sides stand -----------------------------------------------------------------------------
 
     async def _judge_batch(self, batch: dict[str, Found], height: int) -> None:
+        """Ask for what is not known yet, then judge; trades may go on meanwhile."""
         await self._ask_records(batch)
+        # Liens first: one that is lifted is paid by then, whereas a payment that is seen may be lifted a moment later.
+        await self._ask_liens(batch, height)
         known = [event for event in batch if EVENT_ID.match(event)]
         standings = await self._sides.accounts.look_up(known) if known else []
         for event, standing in zip(known, standings, strict=True):
             batch[event].standing = standing
-        await self._ask_liens(batch, height)
         for event, found in batch.items():
             self._judge(event, found)
 
@@ -276,10 +278,10 @@ class _Run:
             async with trio.open_nursery() as nursery:
                 for event, found in batch.items():
                     for seller, name in _asked_liens(event, found):
-                        nursery.start_soon(self._ask_lien, limiter, height, found, seller, name)
+                        nursery.start_soon(self._ask_lien, limiter, height, event, found, seller, name)
 
     async def _ask_lien(
-        self, limiter: trio.CapacityLimiter, height: int, found: Found, seller: bytes, name: str
+        self, limiter: trio.CapacityLimiter, height: int, event: str, found: Found, seller: bytes, name: str
     ) -> None:
         key = f"{CONTRACT}/lien/{seller.hex()}/{name}"
         params: Parameters = {"key": key, "minHeight": height}
@@ -289,7 +291,7 @@ class _Run:
         if not isinstance(claim, StateClaim) or claim.key != key.encode() or verified.header.sealed_height < height:
             raise PeerError("bad_proof", "the proof speaks of another key, or of an older state")
         if self._proofs is not None:
-            file = self._file(name, seller, "lien")
+            file = self._file(event, seller, "lien")
             self._write(file, msgspec.json.encode(document))
             found.files.append(file)
         moved = [item for item in found.moved if item.seller == seller]
@@ -300,7 +302,7 @@ class _Run:
             return
         lien = msgspec.convert(decode_untrusted(claim.value), _LienRecord)
         if lien.agent != self._agent:
-            own = self._file(name, seller, "lien")
+            own = self._file(event, seller, "lien")
             self._forget([file for file in (*(item.file for item in moved), own) if file])
             found.files = [file for file in found.files if file != own]
             return
@@ -376,10 +378,13 @@ class _Run:
     # -- proof files -------------------------------------------------------------------------------------
 
     def _file(self, event: str, seller: bytes, name: str) -> str:
-        """Return the name of a proof file; another seller's of the same event has the seller in it."""
-        stem = event if EVENT_ID.match(event) else sha256(event.encode()).hexdigest()
+        """Return the name of a proof file; another seller's of the same event has the seller in it.
+
+        No event's id has a tilde, so nobody can choose an id whose files take the place of another's.
+        """
+        stem = event if EVENT_ID.match(event) else f"~{sha256(event.encode()).hexdigest()}"
         if self._found.has_other_seller(event, seller):
-            stem += f"-{seller.hex()}"
+            stem += f"~{seller.hex()}"
         return f"{stem}.{name}.proof"
 
     def _write(self, file: str, content: bytes) -> None:

@@ -177,7 +177,8 @@ def _sides(case: Case, record: Event, own: Lien | None) -> tuple[Verdict, list[B
         if record.state is State.REGISTERED and own is None:
             return Verdict.OPEN, []
         why = f"{record.state}{record.outcome and f' {record.outcome}'}, and {_said(own, is_paid=is_paid)}"
-        return _unless_young(case, record.changed_ms, BreakKind.STATE_DIFFERS, why)
+        since_ms = max(record.changed_ms, standing.paid_ms if is_paid and standing is not None else 0)
+        return _unless_young(case, since_ms, BreakKind.STATE_DIFFERS, why)
     if is_moved and own is not None and own.status == HELD:
         since_ms = record.changed_ms
         return _unless_young(case, since_ms, BreakKind.LIEN_NOT_LIFTED, "delivered and paid, and the lien is held")

@@ -7,7 +7,7 @@ import trio
 from structlog.testing import capture_logs
 
 from consensus.ledger.transaction import Transaction
-from services.settlement.census import EVENTS_MAX, Census
+from services.settlement.census import EVENTS_MAX, Census, _counted, _Said
 from services.settlement.decision import Tally, Verdict
 from services.settlement.states import Event
 from services.settlement.trades import lane_of
@@ -274,6 +274,11 @@ async def test_a_validator_counts_once_whoever_claims_to_be_it(tmp_path: Path) -
         assert verdicts(tally) == [Verdict.UNKNOWN, *3 * [Verdict.SUCCEEDED]]
         nodes[0].backend.lie = ""
         assert verdicts(await asked(nodes, event)) == verdicts(tally)
+    names = {"http://liar": "node-1", "http://honest": "node-1"}
+    for lie in (_Said(Verdict.LIAR, "bad_proof"), _Said(Verdict.UNKNOWN)):
+        for verdict in (Verdict.HELD, Verdict.ABSENT):
+            said = {"http://liar": lie, "http://honest": _Said(verdict)}
+            assert _counted("node-1", names, said).verdict is verdict
 
 
 async def test_the_current_set_is_asked(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from services.client.answers import RawBlocksAnswer
 from services.client.client import Client
 from services.client.connection import Parameters
 from services.client.errors import Unreachable
-from services.settlement.listener import CURSOR_BLOCKS, Listener
+from services.settlement.listener import BLOCKS_MAX, CURSOR_BLOCKS, Listener
 from services.settlement.states import Change, Event, State, Topic, changed
 from services.settlement.store import Cursor
 from tests.client.support import NOW_MS, SoloNode, client_of, running
@@ -23,6 +23,7 @@ from tests.settlement.chain import (
     TIMEOUT_S,
     BellStore,
     Peer,
+    Seats,
     commit,
     event_of,
     peers,
@@ -149,6 +150,22 @@ async def test_a_changed_validator_set_is_followed(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_blocks_that_are_too_large_for_one_answer_are_read_in_smaller_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node counts transactions when it ends a page; the receipts of many calls can be larger than they are."""
+    nodes, store, event = peers(tmp_path, 1), BellStore(), event_of("e-1")
+    await registered(store, event)
+    await store.apply([], cursor=cursor_at(nodes[0]))
+    for _ in range(2 * BLOCKS_MAX):
+        commit(nodes)
+    commit(nodes, transaction_of(event))
+    monkeypatch.setattr("node.rpc.protocol.ANSWER_BYTES_MAX", 8_000)
+    async with running(*nodes):
+        await listened(nodes, store, "e-1")
+    assert store.events["e-1"].state is PENDING
+
+
 # -- the store ---------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +289,28 @@ async def test_r62_a_block_without_its_proof_is_read_elsewhere(tmp_path: Path, l
             nursery.cancel_scope.cancel()
     assert store.events["e-1"].state is PENDING
     assert code in {line.get("code") for line in logs if line["event"] == "chain cannot be followed"}
+
+
+async def test_r84_a_first_block_of_another_chain_of_the_same_validators_is_not_taken(tmp_path: Path) -> None:
+    """Nothing of ours is in it, but the next block of this chain would not follow it, ever."""
+    nodes, _ = seated(tmp_path / "ours")
+    genesis = nodes[0].consortium.genesis
+    other = Seats(replace(genesis, time_ms=genesis.time_ms + 1), nodes[0].consortium.vote_keys, {})
+    stranger = Peer(tmp_path / "theirs", 0, other)
+    commit([stranger])
+    commit(nodes)
+    nodes[0].backend.final.committed = stranger.backend.final.committed  # type: ignore[method-assign]
+    store = BellStore()
+    await store.apply([], cursor=Cursor(0, bytes(32)))
+    async with running(*nodes[:2]), client_of(*nodes[:2], genesis=genesis) as client, trio.open_nursery() as nursery:
+        listener = listener_of(client, store)
+        await nursery.start(listener.run)
+        with trio.fail_after(TIMEOUT_S):
+            while listener.height < 1:
+                await trio.lowlevel.checkpoint()
+        assert listener.time_ms == nodes[1].chain.head.header.time_ms
+        nursery.cancel_scope.cancel()
+    stranger.store.close()
 
 
 async def test_r60_a_node_that_stands_still_is_left(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -406,6 +407,8 @@ async def test_each_break_of_a_day_is_found_and_nothing_else(tmp_path: Path) -> 
     (money,) = report.currencies
     assert (money.payments, money.paid) == (12, 11 * 1_250 + 1)
     check_proofs(proofs, lines, report)
+    names = {path.name for path in proofs.iterdir()}
+    assert {"parties.delivered.proof", f"parties~{OTHER.hex()}.delivered.proof"} <= names
 
 
 def check_proofs(folder: Path, lines: list[Line], report: Report) -> None:
@@ -422,8 +425,6 @@ def check_proofs(folder: Path, lines: list[Line], report: Report) -> None:
             else:
                 assert isinstance(verified.claim, ReceiptClaim)
                 assert name.split(".")[-2] in [item.name for item in verified.claim.receipt.events]
-    assert "parties.delivered.proof" in names
-    assert f"parties-{OTHER.hex()}.delivered.proof" in names
 
 
 async def test_a_day_that_has_not_ended_says_so_and_what_is_under_way_is_open(tmp_path: Path) -> None:
@@ -447,6 +448,61 @@ async def test_a_delivery_under_what_is_no_events_id_is_a_break_by_itself(tmp_pa
     world.block()
     report, lines = await world.report()
     assert ([line.event for line in lines], report.breaks) == (["/"], {"unknown_event": 1})
+
+
+async def test_each_proof_has_a_file_of_its_own_whatever_ids_are_chosen(tmp_path: Path) -> None:
+    """Also the lien of a trade that was delivered on another day, for its own line and for its reversal's."""
+    world = World(tmp_path)
+    world.deliver("back")
+    world.block(time_ms=NOON_MS)
+    world.close("back", is_back=True)
+    world.put("back", REVERSED, registered_ms=NOON_MS - DAY_MS)
+    world.put("back.reverse", kind=Kind.REVERSAL, original="back")
+    world.deliver("/", "parties", f"parties-{OTHER.hex()}", sha256(b"/").hexdigest())
+    world.deliver("parties", seller="user-e")
+    world.block()
+    report, lines = await world.report(tmp_path / "proofs")
+    assert len(lines) == 6
+    check_proofs(tmp_path / "proofs", lines, report)
+
+
+async def test_a_trade_that_goes_on_while_the_report_is_made_is_not_broken(tmp_path: Path) -> None:
+    """It is paid, and its lien lifted, between any two questions; the store's record was read an hour ago."""
+    world = World(tmp_path)
+    world.deliver("t")
+    world.block(time_ms=NOON_MS)
+    world.put("t", PENDING, registered_ms=NOON_MS, changed_ms=NOON_MS - 3_600_000)
+    world.accounts.do("t", Operation.RESERVE)
+    world.block()
+    look_up = world.accounts.look_up
+
+    async def looked_up(events: Sequence[str]) -> list[Standing | None]:
+        standings = await look_up(events)
+        go_on()
+        return standings
+
+    def go_on() -> None:
+        if "t" in going:
+            world.accounts.do("t", Operation.PAY)
+            world.close("t")
+            world.block()
+            going.clear()
+
+    world.accounts.look_up = looked_up  # type: ignore[method-assign]
+    async with world.running() as sides:
+        prove = sides.client.prove
+
+        async def proven(method: str, params: dict[str, object]) -> object:
+            answer = await prove(method, params)
+            if method == "state_get":
+                go_on()
+            return answer
+
+        sides.client.prove = proven  # type: ignore[method-assign, assignment]
+        going = {"t"}
+        report = await reconcile(DAY, sides, tolerance_ms=TOLERANCE_MS)
+    assert (report.breaks, report.open) == ({}, 1)
+    assert not going
 
 
 async def test_an_empty_day(tmp_path: Path) -> None:
