@@ -90,15 +90,18 @@ def no_line(line: Line) -> None:
 
 
 def day_of(text: str) -> date:
-    """Return a day YYYY-MM-DD.
+    """Return a day YYYY-MM-DD, of 1970 or later.
 
     Raises:
         LocalError: ``bad_date``.
     """
     try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError:
         raise LocalError("bad_date", f"{text!r} is no day YYYY-MM-DD") from None
+    if day.timestamp() < 0:
+        raise LocalError("bad_date", f"{text!r} is before 1970")
+    return day.date()
 
 
 async def reconcile(

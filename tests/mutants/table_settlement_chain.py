@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant(
         "first answer of a name counts",
         _CENSUS,
-        "(answer for answer in answers if answer.verdict in CERTIFIED)",
-        "(answer for answer in answers)",
+        "best = min(answers, key=_rank, default=_SILENT)",
+        "best = answers[0] if answers else _SILENT",
         "a liar under an honest validator's name takes its answer away",
         _ASKED + "test_a_validator_counts_once_whoever_claims_to_be_it",
     ),
@@ -134,6 +134,22 @@ MUTANTS = (
         "            if await self._apply(changes, place.cursor) or True:",
         "an outcome is lost when somebody else changes its event at that moment",
         _HEARD + "test_a_lost_race_is_decided_anew",
+    ),
+    Mutant(
+        "pages that are too large asked for again",
+        "services/client/reader.py",
+        'if error.code != "answer_too_large" or count == 1:',
+        "if True:",
+        "a listener that was away while blocks were full never catches up",
+        _HEARD + "test_blocks_that_are_too_large_for_one_answer_are_read_in_smaller_pages",
+    ),
+    Mutant(
+        "first block of any chain",
+        _LISTENER,
+        "if (header.chain_id, header.height) != (self._reader.chain_id, parent.height + 1):",
+        "if header.height != parent.height + 1:",
+        "one block of another chain, and this one is never followed again",
+        _HEARD + "test_r84_a_first_block_of_another_chain_of_the_same_validators_is_not_taken",
     ),
     Mutant(
         "standing node followed for ever",

@@ -47,6 +47,14 @@ MUTANTS = (
         _REPORTED + "test_each_break_of_a_day_is_found_and_nothing_else",
     ),
     Mutant(
+        "proofs overwritten by a chosen id",
+        _REPORT,
+        'stem += f"~{seller.hex()}"',
+        'stem += f"-{seller.hex()}"',
+        "a stranger's delivery takes the place of another event's proof",
+        _REPORTED + "test_each_proof_has_a_file_of_its_own_whatever_ids_are_chosen",
+    ),
+    Mutant(
         "units free unpaid pass",
         _RULES,
         "if own.status == LIFTED:",

@@ -566,7 +566,7 @@ def _forged(raw: msgspec.Struct) -> msgspec.Struct:
 
 def test_days() -> None:
     assert day_of("2026-02-28").isoformat() == "2026-02-28"
-    for text in ("2026-02-30", "yesterday", "", "2026-1-1T00"):
+    for text in ("2026-02-30", "yesterday", "", "2026-1-1T00", "1969-12-31"):
         with pytest.raises(LocalError) as refusal:
             day_of(text)
         assert refusal.value.code == "bad_date"
