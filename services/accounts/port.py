@@ -65,9 +65,9 @@ class Answer(msgspec.Struct, frozen=True, rename="camel"):
     ``time_ms`` (UTC) is when it was first done, 0 for a refusal.
     """
 
-    event: str
+    event: EventId
     operation: Operation
-    code: str = ""
+    code: Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{0,40}\Z")] = ""
     message: str = ""
     time_ms: int = 0
 

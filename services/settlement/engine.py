@@ -47,6 +47,8 @@ CLOCKS_MS_MAX = 10_000
 """How far this machine's clock and the chain's time may lie apart."""
 EVENT_CHARACTERS_MAX = 48
 """Of a trade's id: the rest is for its reversals."""
+NOT_HELD = frozenset({"already_paid", "operation_conflict"})
+"""Refusals of a RELEASE that asking again does not mend: nothing is held for this trade."""
 CHANGE_ATTEMPTS_MAX = 16
 """How often a change is decided anew because somebody else was faster."""
 
@@ -130,7 +132,7 @@ class Engine:
     async def answers_put(self, params: AnswersPut) -> AnswersTaken:
         """Take what the account system said; about events that are not here, nothing."""
         waiting = dict(enumerate(params.answers))
-        changed = [False] * len(params.answers)
+        changed, again = [False] * len(params.answers), [False] * len(params.answers)
         for _ in range(CHANGE_ATTEMPTS_MAX):
             if not waiting:
                 break
@@ -141,7 +143,7 @@ class Engine:
                 event = found.get(answer.event)
                 if event is None:
                     continue
-                _check_released(event, answer)
+                again[index] = _is_held(event, answer)
                 change = decision.on_answer(event, answer, now_ms=now_ms)
                 if change is not None:
                     changes[index] = change
@@ -152,7 +154,7 @@ class Engine:
             waiting = {index: waiting[index] for index in lost}
         if waiting:
             raise LocalError("busy", "others change the same events all the time")
-        return AnswersTaken(changed)
+        return AnswersTaken(changed, again)
 
     async def repair(self, params: Repair) -> Kept:
         """Do what an operator asks for an unfinished event."""
@@ -272,10 +274,12 @@ def is_end(event: Event) -> bool:
     return event.is_finished or event.is_flagged
 
 
-def _check_released(event: Event, answer: Answer) -> None:
-    """Say so where the money of a cancelled trade is not given back: nothing looks at such an event any more."""
-    if event.state is State.CANCELLED and answer.operation is Operation.RELEASE and not answer.is_done:
-        log.error("the hold of a cancelled trade stays", trade=event.event, code=answer.code, why=answer.message)
+def _is_held(event: Event, answer: Answer) -> bool:
+    """Tell whether a cancelled trade's money is not given back yet: no scan looks at such an event any more."""
+    if event.state is not State.CANCELLED or answer.operation is not Operation.RELEASE or answer.is_done:
+        return False
+    log.error("a cancelled trade's money is not released", trade=event.event, code=answer.code, why=answer.message)
+    return answer.code not in NOT_HELD
 
 
 def _same(trade: Registration, kept: Event) -> Kept:

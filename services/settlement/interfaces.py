@@ -89,9 +89,14 @@ class AnswersPut(Params, frozen=True):
 
 
 class AnswersTaken(Result, frozen=True):
-    """For each answer whether it changed its event."""
+    """For each answer whether it changed its event, and whether its order has to be asked for again later.
+
+    The scan sees to what is unfinished. Only the hold of a CANCELLED trade is nobody's but the message's that releases
+    it: refused, it stays open until it is done.
+    """
 
     changed: list[bool]
+    again: list[bool]
 
 
 class EventQuery(Params, frozen=True):
@@ -134,9 +139,9 @@ class EventsQuery(Params, frozen=True):
 
     state: State | None = None
     is_flagged: bool | None = None
-    from_ms: Annotated[int, msgspec.Meta(ge=0)] = 0
+    from_ms: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     until_ms: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 1 << 62
-    after: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    after: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,64}\Z")] = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=LIST_MAX)] = 100
 
 

@@ -27,6 +27,8 @@ from services.settlement.interfaces import AnswersPut, AnswersTaken, EventsLink
 from services.settlement.relay import NOT_UNDERSTOOD, order_untrusted
 
 NAME = "settle-payer"
+STILL_HELD = "still_held"
+"""What is said of a RELEASE that was refused for a trade that is cancelled: the message waits until it is done."""
 BATCH_MAX = 256
 """Orders in one request to the account system."""
 WINDOW = 2 * BATCH_MAX
@@ -130,15 +132,16 @@ class Payer:
             ]
         return settlements
 
-    async def ask(self, orders: Sequence[Order]) -> None:
-        """Bring orders to the account system and its answers to the event system, once.
+    async def ask(self, orders: Sequence[Order]) -> list[tuple[Verdict, str]]:
+        """Bring orders to the account system and its answers to the event system, once; return each one's verdict.
 
         Raises:
             Unreachable: one of the two; it is not known what was done, and the same again is safe.
             Refused: one of the two takes nothing now.
         """
         answers = await self._accounts.run(orders)
-        await self._events.call("answers_put", AnswersPut(answers), AnswersTaken)
+        taken = await self._events.call("answers_put", AnswersPut(answers), AnswersTaken)
+        return [(Verdict.RETRY, STILL_HELD) if is_again else (Verdict.DONE, "") for is_again in taken.again]
 
     async def _order(self, orders: Sequence[Order]) -> list[tuple[Verdict, str]]:
         """Ask with patience, and return what is to be said of each order."""
@@ -146,7 +149,7 @@ class Payer:
         until = trio.current_time() + KEEP_S
         while True:
             try:
-                await self.ask(orders)
+                verdicts = await self.ask(orders)
             except (Unreachable, Refused, PeerError) as error:
                 self._on_trouble(error)
                 if trio.current_time() + pause_ms / 1000 >= until:
@@ -155,17 +158,17 @@ class Payer:
                     return [(Verdict.RETRY, error.code)] * len(orders)
             else:
                 self._on_progress()
-                return [(Verdict.DONE, "")] * len(orders)
+                return verdicts
             await trio.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, PAUSE_MAX_MS)
 
     async def _order_alone(self, order: Order) -> tuple[Verdict, str]:
         """Ask once for one order of a batch that was refused, so that no other waits for the one that is meant."""
         try:
-            await self.ask([order])
+            (verdict,) = await self.ask([order])
         except (Unreachable, Refused, PeerError) as error:
             return Verdict.RETRY, error.code
-        return Verdict.DONE, ""
+        return verdict
 
     def _on_trouble(self, error: HansaError) -> None:
         if error.code != self._trouble:

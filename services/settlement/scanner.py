@@ -8,6 +8,7 @@ notified again, until it has finished. This machine's clock says when an event i
 from collections.abc import Callable, Sequence
 from typing import Protocol, assert_never
 
+import msgspec
 import structlog
 import trio
 
@@ -119,7 +120,7 @@ class Scanner:
                 resent[event.event] = decode_transaction_untrusted(event.raw)
         decided = {change.after.event for change in changes}  # also trades, by their reversals
         changes += [
-            decision.remind(event, now_ms=now_ms)
+            self._remind(event, now_ms)
             for event in events
             if event.state is State.ACCOUNT_PENDING and event.event not in decided
         ]
@@ -130,6 +131,11 @@ class Scanner:
                 await self._finish_reversal(event.event)
         sent = [transaction for name, transaction in resent.items() if name not in lost]
         return await self._send(sent) or trouble
+
+    def _remind(self, event: Event, now_ms: int) -> Change:
+        """Return an event's reminder: without a notice while the centre takes none, or they would pile up here."""
+        change = decision.remind(event, now_ms=now_ms)
+        return msgspec.structs.replace(change, topics=()) if self._relay.trouble else change
 
     def _changes(self, event: Event, action: Action, now_ms: int) -> tuple[Change, ...]:
         match action:
@@ -201,14 +207,12 @@ class Scanner:
         if not transactions:
             return ""
         try:
+            self._client.leave_node()  # the one that had them may have taken them and kept them to itself
             answers = await send(self._client, transactions)
         except (Unreachable, Refused, PeerError) as error:
             if error.code != self._trouble:
                 log.warning("transactions cannot be sent again", code=error.code, why=error.message)
-            self._client.leave_node()
             return error.code
         codes = sorted({answer.code for answer in answers if not answer.is_accepted})
         log.info("sent again", count=len(answers), refused=codes)
-        if codes:
-            self._client.leave_node()
         return ""

@@ -139,8 +139,8 @@ MUTANTS = (
     Mutant(
         "settled without telling",
         _PAYER,
-        '        await self._events.call("answers_put", AnswersPut(answers), AnswersTaken)',
-        "        AnswersPut(answers)",
+        'taken = await self._events.call("answers_put", AnswersPut(answers), AnswersTaken)',
+        "taken = AnswersTaken([], [False] * len(AnswersPut(answers).answers))",
         "the event system does not hear of a payment",
         _TEST + "test_payer.py::test_what_was_delivered_is_paid_and_completed",
     ),

@@ -270,8 +270,26 @@ async def test_a_hold_that_stays_is_said_loudly(capsys: pytest.CaptureFixture[st
     desk = Desk()
     await register(desk, registration("T-1"))
     await cancel(desk, "T-1")
-    assert await answers(desk, Answer("T-1", Operation.RELEASE, "already_paid", "")) == [False]
-    assert "already_paid" in capsys.readouterr().out
+    for code, is_again in (("already_paid", False), ("not_now", True), ("", False)):
+        params = AnswersPut([Answer("T-1", Operation.RELEASE, code, "")])
+        assert await desk.link.call("answers_put", params, AnswersTaken) == AnswersTaken([False], [is_again])
+        said = capsys.readouterr().out
+        assert ("is not released" in said, code in said) == (bool(code), True)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("events", {"fromMs": 1 << 64}),
+        ("events", {"after": "T\0"}),
+        ("answers_put", {"answers": [{"event": "T-1", "operation": "pay", "code": "no\0"}]}),
+        ("answers_put", {"answers": [{"event": "T\0", "operation": "pay"}]}),
+    ],
+)
+async def test_what_no_store_could_keep_is_refused(method: str, params: object) -> None:
+    with pytest.raises(Refused) as caught:
+        await Desk().link.call(method, params, object)
+    assert caught.value.code == "invalid_params"
 
 
 async def test_an_answer_that_meets_another_change_is_decided_anew() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import trio
 
-from services.accounts.port import Order
+from services.accounts.port import Answer, Operation, Order
 from services.client.errors import Refused, Unreachable
 from services.client.tasks import single_errors
 from services.messages.queue import Queue
@@ -18,6 +18,7 @@ from services.settlement import payer as payer_module
 from services.settlement.payer import WINDOW, Payer
 from services.settlement.relay import NOT_UNDERSTOOD, Relay, message_of
 from services.settlement.states import MESSAGES, Outcome, State
+from services.settlement.trades import order_of
 from tests.settlement.parts import Bank, Desk, open_center, registration
 from tests.settlement.test_events import cancel, delivered, register
 
@@ -131,6 +132,29 @@ async def test_a_cancelled_trade_s_hold_is_released(tmp_path: Path) -> None:
         await cancel(found.desk, "T-1")
         await found.pay()
         assert found.bank.books.standings["T-1"].is_tombstone
+
+
+class Stubborn(Bank):
+    """A bank that does no release for a while."""
+
+    left = 3
+
+    async def run(self, orders: Sequence[Order]) -> list[Answer]:
+        if self.left and {order.operation for order in orders} == {Operation.RELEASE}:
+            self.left -= 1
+            return [Answer(order.event, order.operation, "account_frozen", "not now") for order in orders]
+        return await super().run(orders)
+
+
+async def test_a_cancelled_trade_s_hold_is_released_however_often_that_is_refused(tmp_path: Path) -> None:
+    async with way(tmp_path) as found:
+        bank = found.bank = Stubborn(found.desk.clock, user_b=100_000, shop=0)
+        (kept,) = await register(found.desk, registration("T-1"))
+        assert kept.event is not None
+        await bank.run([order_of("T-1", Operation.RESERVE, kept.event.terms)])
+        await cancel(found.desk, "T-1")
+        await found.pay()
+        assert (bank.parts(BUYER), bank.left) == ((100_000, 0), 0)
 
 
 async def test_without_money_the_event_waits_with_its_reason(tmp_path: Path) -> None:

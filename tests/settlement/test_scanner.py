@@ -11,6 +11,7 @@ from consensus.ledger.transaction import Transaction
 from services.client.errors import Unreachable
 from services.client.outcome import Submitted
 from services.messages.queue import Queue
+from services.messages.store import NewMessage, Published
 from services.settlement import decision
 from services.settlement.decision import NodeAnswer, Tally, Verdict
 from services.settlement.relay import Relay
@@ -56,9 +57,11 @@ class Validators:
 class Nodes:
     """What is sent to nodes."""
 
-    node_count = 1
+    node_count = 4
 
     def __init__(self) -> None:
+        self.node = 0
+        self.asked: list[int] = []
         self.sent: list[bytes] = []
         self.error: Exception | None = None
         self.code = ""
@@ -66,11 +69,12 @@ class Nodes:
     async def submit_many(self, transactions: Sequence[Transaction]) -> list[Submitted]:
         if self.error is not None:
             raise self.error
+        self.asked.append(self.node)
         self.sent += [transaction.raw for transaction in transactions]
         return [Submitted(transaction.id, self.code) for transaction in transactions]
 
     def leave_node(self) -> None:
-        pass
+        self.node = (self.node + 1) % self.node_count
 
 
 class Watchtower:
@@ -310,6 +314,36 @@ async def test_a_trade_that_changes_while_its_reversal_ends_is_ended_too(tmp_pat
         await found.scan_at(2_000)
         assert not store.left
         assert (found.event().state, found.event().outcome) == (State.COMPLETED, Outcome.REVERSED)
+
+
+async def test_each_time_another_node_gets_what_is_sent_again(tmp_path: Path) -> None:
+    async with tower(tmp_path) as found:
+        await released(found, "T-1")
+        for seconds in (1, 3, 7, 15):
+            await found.scan_at(seconds * 1_000)
+        assert sorted(found.nodes.asked) == [0, 1, 2, 3], "one that takes all and hands nothing on ends no trade"
+
+
+async def test_reminders_do_not_pile_up_while_the_centre_is_away(tmp_path: Path) -> None:
+    async with tower(tmp_path) as found:
+        await delivered(found.desk, "T-1")
+        is_away = True
+        publish = found.queue.publish
+
+        async def away(messages: Sequence[NewMessage]) -> Sequence[Published]:
+            if is_away:
+                raise Unreachable("away", "center_unreachable")
+            return await publish(messages)
+
+        found.queue.publish = away  # type: ignore[assignment, method-assign]
+        for minutes in range(1, 11):
+            await found.scan_at(minutes * 60_000)
+        assert found.event().attempts == 10
+        assert len(found.desk.memory.outbox) == 2
+        is_away = False
+        await found.scan_at(11 * 60_000)
+        await found.scan_at(12 * 60_000)
+        assert await found.keys() == ["T-1/pay/3", "T-1/pay/4", "T-1/pay/15"], "and goes on when it is back"
 
 
 # -- clocks and running -----------------------------------------------------------------------------------------------
