@@ -41,7 +41,7 @@ from services.settlement.interfaces import (
 from services.settlement.reconciling import GIVEN_BACK, HELD, LIFTED, Case, Lien, Verdict, judge
 from services.settlement.report import AssetTotal, Fault, Line, MoneyTotal, Report
 from services.settlement.sorting import Found, Moved, Posting, Sorted
-from services.settlement.states import Kind
+from services.settlement.states import Event, Kind
 from services.settlement.trades import CONTRACT
 
 LISTED_MAX = 1_000
@@ -280,13 +280,43 @@ class _Run:
         with single_errors():
             async with trio.open_nursery() as nursery:
                 for event, found in batch.items():
-                    for seller, name in _asked_liens(event, found):
-                        nursery.start_soon(self._ask_lien, limiter, height, event, found, seller, name)
+                    for seller in _asked_sellers(found):
+                        nursery.start_soon(self._ask_lien, limiter, height, event, found, seller)
+                    if found.record is not None and found.record.kind is Kind.REVERSAL:
+                        nursery.start_soon(self._ask_trade, limiter, height, found, found.record)
 
     async def _ask_lien(
-        self, limiter: trio.CapacityLimiter, height: int, event: str, found: Found, seller: bytes, name: str
+        self, limiter: trio.CapacityLimiter, height: int, event: str, found: Found, seller: bytes
     ) -> None:
-        key = f"{CONTRACT}/lien/{seller.hex()}/{name}"
+        """Ask for a seller's lien under an event's id; what is another agent's is forgotten."""
+        own = self._file(event, seller, "lien")
+        lien = await self._lien(limiter, height, seller, event, own)
+        moved = [item for item in found.moved if item.seller == seller]
+        if lien is None and moved:
+            raise PeerError("bad_proof", f"the lien of {shown_event(event)} is not in the state, and was delivered")
+        if lien is not None and lien.agent != self._agent:
+            found.moved = [item for item in found.moved if item.seller != seller]
+            self._forget([file for file in (*(item.file for item in moved), own) if file])
+            return
+        if self._proofs is not None:
+            found.files.append(own)
+        if lien is not None:
+            found.liens[seller] = _lien_as(seller, lien, _delivered_ms(moved))
+
+    async def _ask_trade(self, limiter: trio.CapacityLimiter, height: int, found: Found, reversal: Event) -> None:
+        """Ask for the lien that a reversal gives back."""
+        seller, file = reversal.terms.seller, f"{reversal.event}.trade-lien.proof"
+        lien = await self._lien(limiter, height, seller, reversal.original, file)
+        if self._proofs is not None:
+            found.files.append(file)
+        if lien is not None and lien.agent == self._agent:
+            found.trade = _lien_as(seller, lien, 0)
+
+    async def _lien(
+        self, limiter: trio.CapacityLimiter, height: int, seller: bytes, event: str, file: str
+    ) -> _LienRecord | None:
+        """Return a lien as it stands at a height or later, its proof written to a file; None where there is none."""
+        key = f"{CONTRACT}/lien/{seller.hex()}/{event}"
         params: Parameters = {"key": key, "minHeight": height}
         async with limiter:
             document, verified = await self._sides.client.prove("state_get", params)
@@ -294,23 +324,8 @@ class _Run:
         if not isinstance(claim, StateClaim) or claim.key != key.encode() or verified.header.sealed_height < height:
             raise PeerError("bad_proof", "the proof speaks of another key, or of an older state")
         if self._proofs is not None:
-            file = self._file(event, seller, "lien")
             self._write(file, msgspec.json.encode(document))
-            found.files.append(file)
-        moved = [item for item in found.moved if item.seller == seller]
-        found.moved = [item for item in found.moved if item.seller != seller]
-        if claim.value is None:
-            if moved:
-                raise PeerError("bad_proof", f"{key} is not in the state, and was delivered")
-            return
-        lien = msgspec.convert(decode_untrusted(claim.value), _LienRecord)
-        if lien.agent != self._agent:
-            own = self._file(event, seller, "lien")
-            self._forget([file for file in (*(item.file for item in moved), own) if file])
-            found.files = [file for file in found.files if file != own]
-            return
-        found.moved += moved
-        found.liens[seller] = Lien(seller, lien.to, lien.unit, lien.amount, lien.status, _delivered_ms(moved))
+        return None if claim.value is None else msgspec.convert(decode_untrusted(claim.value), _LienRecord)
 
     def _judge(self, event: str, found: Found) -> None:
         for seller in {item.seller for item in found.moved} - found.liens.keys():
@@ -334,6 +349,7 @@ class _Run:
             is_paid_today=is_paid_today,
             now_ms=self._report.now_ms,
             tolerance_ms=self._tolerance_ms,
+            trade=found.trade,
         )
         judgement = judge(case)
         faults = [Fault(item.kind, item.why) for item in judgement.breaks]
@@ -400,17 +416,17 @@ class _Run:
         self._report.proofs += 1
 
 
-def _asked_liens(event: str, found: Found) -> list[tuple[bytes, str]]:
-    """Return seller and event of the liens that have to be looked up: those not made and closed within the day."""
-    record = found.record
-    name = record.original if record is not None and record.kind is Kind.REVERSAL else event
+def _asked_sellers(found: Found) -> list[bytes]:
+    """Return the sellers whose liens have to be looked up: those not made and closed within the day."""
     sellers = {item.seller for item in found.moved}
-    if record is not None:
-        sellers.add(record.terms.seller)
+    if found.record is not None and found.record.kind is Kind.TRADE:
+        sellers.add(found.record.terms.seller)
     names = {seller: {item.name for item in found.moved if item.seller == seller} for seller in sellers}
-    return [
-        (seller, name) for seller in sorted(sellers) if not (DELIVERED in names[seller] and names[seller] & {*CLOSED})
-    ]
+    return [seller for seller in sorted(sellers) if not (DELIVERED in names[seller] and names[seller] & {*CLOSED})]
+
+
+def _lien_as(seller: bytes, lien: _LienRecord, delivered_ms: int) -> Lien:
+    return Lien(seller, lien.to, lien.unit, lien.amount, lien.status, delivered_ms)
 
 
 def _delivered_ms(moved: Sequence[Moved]) -> int:
@@ -427,7 +443,7 @@ def _lien_of(moved: Sequence[Moved]) -> Lien:
 def _line(case: Case, verdict: Verdict, faults: list[Fault], found: Found) -> Line:
     record, standing = case.record, case.standing
     seller = None if record is None else record.terms.seller
-    lien = next((item for item in case.liens if seller in (None, item.seller)), None)
+    lien = case.trade or next((item for item in case.liens if seller in (None, item.seller)), None)
     delivery = next((item for item in found.moved if item.name == DELIVERED), None)
     closing = next((item for item in found.moved if item.name in CLOSED), None)
     is_paid = standing is not None and standing.paid_ms > 0 and not standing.reversed_ms

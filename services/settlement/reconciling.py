@@ -69,11 +69,12 @@ class Case:
     Args:
         event: its id.
         record: what the event store says, None if it knows nothing.
-        liens: deliveries under the event's id (of a reversal: of its trade), one a seller.
+        liens: deliveries under the event's id, one a seller; there are none under a reversal's.
         standing: what the account system says, None if it knows nothing.
         paid: the amounts of the day's postings to the payee, less those that went back.
         is_paid_today: the standing says that it was paid within the day, and not reversed within it.
         now_ms: block time that ages are counted to; ``tolerance_ms`` as said above.
+        trade: of a reversal: the delivery of its trade.
     """
 
     event: str
@@ -84,6 +85,7 @@ class Case:
     is_paid_today: bool
     now_ms: int
     tolerance_ms: int
+    trade: Lien | None = None
 
     def is_late(self, since_ms: int) -> bool:
         """Tell whether something is older than the tolerance."""
@@ -203,7 +205,9 @@ def _said(own: Lien | None, *, is_paid: bool) -> str:
 
 def _reversal(case: Case, record: Event) -> Judgement:
     """A reversal is done exactly when the lien of its trade is given back; money has no part in it."""
-    is_back = any(lien.status == GIVEN_BACK for lien in case.liens if lien.seller == record.terms.seller)
+    is_back = case.trade is not None and case.trade.status == GIVEN_BACK
+    if case.liens:
+        return Judgement(Verdict.BROKEN, (Break(BreakKind.PARTIES_DIFFER, "delivered under a reversal's id"),))
     if case.standing is not None:
         return Judgement(Verdict.BROKEN, (Break(BreakKind.AMOUNT_DIFFERS, "money moved for a reversal"),))
     if record.state is State.COMPLETED and not is_back:

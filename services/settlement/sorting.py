@@ -40,13 +40,14 @@ class Posting(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(slots=True)
 class Found:
-    """What was read of one event."""
+    """What was read of one event; ``liens`` by seller, and the lien of the trade that a reversal gives back."""
 
     record: Event | None = None
     moved: list[Moved] = field(default_factory=list)
     postings: list[Posting] = field(default_factory=list)
     standing: Standing | None = None
     liens: dict[bytes, Lien] = field(default_factory=dict)
+    trade: Lien | None = None
     files: list[str] = field(default_factory=list)
 
 

@@ -188,22 +188,24 @@ def test_every_kind_of_break_stands_in_a_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "liens", "standing", "kinds"),
+    ("state", "trade", "fields", "kinds"),
     [
-        (DONE, [BACK], None, ["matched"]),
-        (DONE, [HELD], None, ["state_differs"]),
-        (REGISTERED, [HELD], None, ["open"]),
-        (CANCELLED, [HELD], None, ["matched"]),
-        (DONE, [BACK], paid(), ["amount_differs"]),
+        (DONE, BACK, {}, ["matched"]),
+        (DONE, HELD, {}, ["state_differs"]),
+        (DONE, None, {}, ["state_differs"]),
+        (REGISTERED, HELD, {}, ["open"]),
+        (CANCELLED, HELD, {}, ["matched"]),
+        (DONE, BACK, {"standing": paid()}, ["amount_differs"]),
+        (DONE, BACK, {"liens": [HELD]}, ["parties_differ"]),
     ],
 )
 def test_a_reversal_is_done_when_its_trades_units_are_back(
-    state: tuple[State, Outcome], liens: list[Lien], standing: Standing | None, kinds: list[str]
+    state: tuple[State, Outcome], trade: Lien | None, fields: dict[str, object], kinds: list[str]
 ) -> None:
     case = case_of((state, None, None, ""))
     record = event("T.reverse", *state, kind=Kind.REVERSAL, original="T")
     values = {name: getattr(case, name) for name in Case.__slots__}
-    assert found(Case(**values | {"record": record, "liens": liens, "standing": standing})) == kinds
+    assert found(Case(**values | {"record": record, "trade": trade} | fields)) == kinds
 
 
 class Accounts:
@@ -420,7 +422,7 @@ def check_proofs(folder: Path, lines: list[Line], report: Report) -> None:
         assert line.proofs or line.event == "by-hand"
         for name in line.proofs:
             verified = verify_proof_untrusted(decode_proof_untrusted((folder / name).read_bytes()), CONSORTIUM.genesis)
-            if name.endswith(".lien.proof"):
+            if name.endswith("lien.proof"):
                 assert isinstance(verified.claim, StateClaim)
             else:
                 assert isinstance(verified.claim, ReceiptClaim)
@@ -463,6 +465,27 @@ async def test_each_proof_has_a_file_of_its_own_whatever_ids_are_chosen(tmp_path
     world.block()
     report, lines = await world.report(tmp_path / "proofs")
     assert len(lines) == 6
+    check_proofs(tmp_path / "proofs", lines, report)
+
+
+async def test_who_delivers_under_a_reversals_id_breaks_its_line_and_not_the_report(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.block(time_ms=NOON_MS)
+    world.deliver("back", "back.reverse")
+    world.deliver("back.reverse", seller="user-e")
+    world.deliver("back.reverse2", seller="user-e", agent=address("bank-a"))
+    world.block(("bank-a", [lift_call("back.reverse2", OTHER)]))  # another agent's
+    world.close("back", is_back=True)
+    world.put("back", REVERSED)
+    for name in ("back.reverse", "back.reverse2"):
+        world.put(name, kind=Kind.REVERSAL, original="back")
+    world.block()
+    report, lines = await world.report(tmp_path / "proofs")
+    assert {line.event: [fault.kind for fault in line.breaks] for line in lines} == {
+        "back": [],
+        "back.reverse": ["parties_differ"],
+        "back.reverse2": [],
+    }
     check_proofs(tmp_path / "proofs", lines, report)
 
 
