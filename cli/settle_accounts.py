@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -14,7 +14,7 @@ from cli.agency_place import time_text
 from cli.options import Number, json_option
 from cli.output import EXIT_REFUSED, Output, leave, panel, table
 from cli.place import network_folder
-from cli.settle_place import ACCOUNTS_HOME, HINT, Pattern, Price, decimal_text, home_of, home_option, money
+from cli.settle_place import ACCOUNTS_HOME, HINT, Pattern, Price, decimal_text, fits, home_of, home_option, money
 
 if TYPE_CHECKING:
     from services.accounts.faults import FaultAt
@@ -304,21 +304,31 @@ def entries(from_ms: int, until_ms: int, after: int, limit: int, door: Door, out
     """
     page = door.ask(lambda link: link.entries(from_ms=from_ms, until_ms=until_ms, after=after, limit=limit))
     data = {"simulated": True, "entries": [_entry_json(item) for item in page.items], "next": page.next or None}
-    columns = [">number", "time (UTC)", "event", "operation", "from", "to", ">amount"]
 
     def draw(console: Any) -> None:
-        rows = [
+        columns = [">number", "time (UTC)", "event", "operation", "from", "to", ">amount"]
+        rows: list[tuple[object, ...]] = [
             (
                 *(item.number, time_text(item.time_ms), item.event, item.operation, item.debit, item.credit),
                 f"{money(item.amount)} {item.currency}",
             )
             for item in page.items
         ]
+        if not fits(console, columns, rows):
+            columns = [">no.", "time (UTC)", "event, operation", "from, to", ">amount"]
+            rows = [row for item in page.items for row in _two_rows(item)]
         table(console, columns, rows, title=f"Postings ({SIMULATED})")
         if page.next:
             console.print(f"There are more: --after {page.next}", markup=False, soft_wrap=True)
 
     output.show(data, draw)
+
+
+def _two_rows(item: "Entry") -> Iterator[tuple[object, ...]]:
+    """Yield a posting as two rows of a table that is narrow."""
+    day, moment = time_text(item.time_ms).split()
+    yield item.number, day, item.event, item.debit, money(item.amount)
+    yield "", moment, item.operation, item.credit, item.currency
 
 
 # -- faults ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import rich_click as click
 from cli.options import json_option, network_option
 from cli.output import Output, panel, table
 from cli.place import Place
-from cli.settle_place import decimal_text, home_of, home_option, money
+from cli.settle_place import home_of, home_option, money
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BRIDGE_HOME = "settle-bridge"
+SHOWN_MAX = 20
+"""How many failed sales the status shows; --json gives more."""
 
 
 @click.group()
@@ -72,7 +74,10 @@ def retry(sales: tuple[str, ...], place: Place, output: Output) -> None:
     from services.settlement.bridge_interface import Retried, Retry
 
     found = _ask(place, lambda link: link.call("retry", Retry([*sales]), Retried))
-    output.show({"opened": found.count}, lambda console: panel(console, "Bridge", {"opened again": found.count}))
+    shown: dict[str, object] = {"opened again": found.count}
+    if (other := len({*sales}) - found.count) > 0:
+        shown["left alone"] = f"{other}, for no failed sale has that id: hansa settle bridge status"
+    output.show({"opened": found.count}, lambda console: panel(console, "Bridge", shown))
 
 
 def _ask(place: Place, use: "Callable[[LocalLink], Awaitable[T]]") -> T:
@@ -106,10 +111,9 @@ def _draw(console: "Console", found: "BridgeStatus") -> None:
     trouble = {name: text for name, text in found.trouble.items() if text}
     shown = {name.lower(): count for name, count in found.totals.items()} | trouble
     panel(console, "Settlement bridge", shown, good=not trouble and not found.failed)
-    rows = [
-        (sale.id, sale.code, sale.asset, decimal_text(sale.units), f"{money(sale.price)} {sale.currency}", sale.payer)
-        for sale in found.failed
-    ]
+    rows = [(sale.id, sale.code, f"{money(sale.price)} {sale.currency}") for sale in found.failed[:SHOWN_MAX]]
     if rows:
-        table(console, ("sale", "why", "asset", ">units", ">price", "payer"), rows)
+        table(console, ("sale", "why", ">price"), rows, title="Failed")
+        if (more := found.totals.get("FAILED", 0) - len(rows)) > 0:
+            console.print(f"… and {more} more", markup=False)
         console.print("Next: hansa settle bridge retry, once what stood in the way is mended", markup=False)

@@ -19,6 +19,7 @@ from cli.settle_place import (
     age_text,
     ask_events,
     event_json,
+    fits,
     history_json,
     home_of,
     home_option,
@@ -51,7 +52,7 @@ _MONEY = {
     "receipts_disagree": "validators prove different ends: hansa consensus doctor",
     "delivered_late": "the units moved after it was given up; they go back",
     "event_reversed": "the units went back to the seller, and nothing is paid",
-    "event_unfinished": "the event system goes on with it; hansa network status shows which programs run",
+    "event_unfinished": "not over yet; hansa settle events status, hansa network status say what stands in the way",
 }
 """What a code means to people while the chain has not refused; the others speak for themselves."""
 _CHAIN = {
@@ -169,7 +170,7 @@ def _draw_list(console: "Console", rows: Sequence[Json]) -> None:
     ended = [row for row in rows if not row["flagged"] and row["state"] not in open_states]
     currencies = sorted({row["currency"] for row in ended})
     is_one = len(currencies) == 1
-    cells = [
+    cells: list[tuple[object, ...]] = [
         (
             row["event"],
             _end(row),
@@ -179,8 +180,10 @@ def _draw_list(console: "Console", rows: Sequence[Json]) -> None:
         for row in ended
     ]
     if cells:
-        price = f">price ({currencies[0]})" if is_one else ">price"
-        table(console, ["event", "end", ">units", price], cells, title="Finished")
+        columns = ["event", "end", ">units", f">price ({currencies[0]})" if is_one else ">price"]
+        if not fits(console, columns, cells):
+            columns, cells = [columns[0], columns[1], columns[3]], [(*row[:2], row[3]) for row in cells]
+        table(console, columns, cells, title="Finished")
 
 
 def _end(row: Json) -> str:
@@ -379,12 +382,14 @@ def status(socket: Path | None, place: Place, output: Output) -> None:
         fields |= {
             "need an operator": found.flagged,
             "notices waiting": found.waiting_notices,
-            "chain read to block": found.height,
+            "chain read to block": found.height if found.is_relay_on else None,
             "relay": "on" if found.is_relay_on else "off",
             "scan": f"on, {found.ratio} validators must agree" if found.is_scan_on else "off",
             "agent": data["agent"],
         }
+        if not (found.is_relay_on or found.is_scan_on):
+            fields["trouble"] = "with relay and scan off nothing goes on but registering: service.toml"
         fields |= {f"trouble: {part}": why for part, why in found.trouble.items() if why}
-        panel(console, "Event system", fields, good=not data["trouble"])
+        panel(console, "Event system", fields, good="trouble" not in fields and not data["trouble"])
 
     output.show(data, draw)

@@ -12,6 +12,8 @@ from cli.place import Place, network_folder
 from consensus.ledger.errors import LocalError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from services.local.link import LocalLink
     from services.settlement.states import Event, HistoryRow
 
@@ -24,6 +26,8 @@ EVENTS_HOME, ACCOUNTS_HOME, PAYER_HOME = "settle-events", "settle-accounts", "se
 WORDS = {"REGISTERED": "登记", "ACCOUNT_PENDING": "待账户系统处理", "CANCELLED": "取消", "COMPLETED": "完成"}
 """The four states as the business calls them."""
 PRICE_DIGITS_MAX = 14
+BETWEEN_COLUMNS = 3
+"""How many columns of the screen a column of a table takes beside its text."""
 _PRICE = re.compile(rf"([0-9]{{1,{PRICE_DIGITS_MAX}}})(?:\.([0-9]{{1,2}}))?", re.ASCII)
 
 
@@ -58,6 +62,14 @@ class Price(click.ParamType[int]):
         if not 0 < cents <= 10**15:
             self.fail(f"{str(value)[:40]!r} is not between 0.01 and {money(10**15)}", param, ctx)
         return cents
+
+
+def fits(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
+    """Tell whether a table of one-line cells is no wider than the console."""
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(str(cell)) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+    return sum(widths) + BETWEEN_COLUMNS * len(columns) <= console.width
 
 
 def money(cents: int) -> str:

@@ -176,8 +176,12 @@ def _draw(console: "Console", report: "Report", csv_file: Path | None) -> None:
     from services.settlement.reconcile import shown_event
 
     heights = f"{report.first_height} to {report.last_height}" if report.last_height else "none"
+    if not report.is_complete:
+        read = _time(report.now_ms)
+        when = "has not begun" if read < report.date else "goes on"
+        heights += f"; the day {when}: read up to {read}"
     shown: dict[str, object] = {
-        "blocks": heights if report.is_complete else f"{heights}; the day goes on: read up to {_time(report.now_ms)}",
+        "blocks": heights,
         "events": report.events,
         "matched": report.matched,
         "open": report.open,

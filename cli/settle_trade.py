@@ -134,7 +134,7 @@ class Wanted:
     type=Number(1, WAIT_S_MAX),
     default=120,
     show_default=True,
-    help="How long its end is waited for.",
+    help="How long this command takes at the most.",
 )
 @socket_option
 @click.option("--accounts", metavar="URL", help="The account system; else the one that the network's payer uses.")
@@ -175,14 +175,14 @@ def trade(
     doors = doors_of(place, socket, accounts, token_file)
     signer = place.signer(seller, keys, passphrase_file)
     wanted = Wanted(event or f"t-{secrets.token_hex(6)}", **terms, validity_ms=1_000 * validity_s)
-    answer = _run(place, doors, signer, wanted, None if no_wait else 1_000 * timeout_s, output)
+    answer = _run(place, doors, signer, wanted, timeout_s, output, must_end=not no_wait)
     show_event(answer, place, output, is_asked=True, must_end=not no_wait)
 
 
 def _run(
-    place: Place, doors: Doors, signer: "Signer", wanted: Wanted, wait_ms: int | None, output: Output
+    place: Place, doors: Doors, signer: "Signer", wanted: Wanted, timeout_s: int, output: Output, *, must_end: bool
 ) -> "EventAnswer":
-    """Bring a trade to its end, or as far as it is submitted without ``wait_ms``."""
+    """Bring a trade to its end, or as far as it is submitted; return it as it stands when time is up."""
     import trio
 
     from services.accounts.link import open_accounts
@@ -202,7 +202,13 @@ def _run(
             trade = await _trade(client, signer, wanted)
             note_error_details(event=wanted.event)
             output.progress(f"event {wanted.event}")
-            return await _bring(trader, trade, wait_ms, output)
+            until = trio.current_time() + timeout_s
+            with trio.move_on_at(until) as placing:
+                await _place(trader, trade, output)
+            if placing.cancelled_caught:
+                output.progress(f"not submitted within {timeout_s} s; the same with --event {wanted.event} goes on")
+            left_ms = max(0, int(1_000 * (until - trio.current_time())))
+            return await trader.wait(trade.event, timeout_ms=left_ms if must_end else 0)
 
     with place.explaining(), explaining(doors.socket), _speaking(output):
         return trio.run(run)
@@ -214,7 +220,7 @@ def _speaking(output: Output) -> Iterator[None]:
     import structlog
 
     def say(_logger: object, _name: str, entry: "EventDict") -> "EventDict":
-        output.progress(f"{entry['event']}: {entry.get('why', '')}; trying again")
+        output.progress(f"{entry.get('why') or entry['event']}; trying again")
         raise structlog.DropEvent
 
     before = structlog.get_config()
@@ -225,8 +231,8 @@ def _speaking(output: Output) -> Iterator[None]:
         structlog.configure(**before)
 
 
-async def _bring(trader: "Trader", trade: "Trade", wait_ms: int | None, output: Output) -> "EventAnswer":
-    """Place a trade and wait for its end.
+async def _place(trader: "Trader", trade: "Trade", output: Output) -> None:
+    """Bring a trade to the chain, and say how far it went.
 
     Raises:
         Refused: it went no further, with the code that says why.
@@ -238,9 +244,10 @@ async def _bring(trader: "Trader", trade: "Trade", wait_ms: int | None, output: 
         raise Refused(kept.code, kept.message or kept.code)
     note_error_details(event=trade.event, transactionId=f"0x{kept.event.transaction_id.hex()}")
     if not kept.event.is_finished:
-        said = f"{kept.code}: {kept.message}; the event system goes on" if kept.code else "submitted"
+        said = "submitted" if kept.event.is_released else "not sent, for its time is over; the event system ends it"
+        if kept.code:
+            said = f"{kept.code}: {kept.message}; the event system goes on"
         output.progress(f"{said} (transaction 0x{kept.event.transaction_id.hex()})")
-    return await trader.wait(trade.event, timeout_ms=wait_ms or 0)
 
 
 async def _trade(client: "Client", signer: "Signer", wanted: Wanted) -> "Trade":

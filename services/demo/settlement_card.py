@@ -114,7 +114,7 @@ def _fields(report: Report) -> dict[str, str]:
         "relay, scan off": f"{len(facts.silent_states):,} trades final on the chain stayed "
         f"{', '.join(Counter(facts.silent_states))}; the scan alone finished them",
         "not payable": f"{facts.flagged} waited for an operator; {sum(facts.reversals.values())} were taken back",
-        "reconciled": f"{facts.reconciled:,} events, {len(facts.breaks)} breaks"
+        "reconciled": f"{facts.reconciled:,} events, reversals and refused ones too, {len(facts.breaks)} breaks"
         + "".join(f"; {text}" for text in facts.breaks[:5]),
         "work": f"{report.play_s:.1f} s after {report.start_s:.1f} s of start",
         "network": report.place,

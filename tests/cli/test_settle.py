@@ -276,3 +276,20 @@ def test_a_list_shows_first_who_needs_an_operator(capsys: pytest.CaptureFixture[
     assert "delivered_late" in lines[2]
     assert [line.split()[1] for line in lines[-3:]] == ["PAID", "insufficient_funds", "gave"]
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_finished_events_of_long_ids_are_still_a_table_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    from cli.output import console
+
+    events = [changed(event=f"a-{number:032x}", state=State.CANCELLED, code="insufficient_funds") for number in (1, 2)]
+    _draw_list(console(), [{**event_json(event, NAMES), "ageMs": 0} for event in events])
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "insufficient_funds" in line and "1,250.50" in line]) == 2
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_database_of_another_kind_is_refused_without_its_password() -> None:
+    result = hansa("settle", "setup", "--database", "mysql://user:hunter2@host/name")
+    assert result.exit_code == 2
+    assert "postgresql://USER@HOST/NAME" in result.output
+    assert "hunter2" not in result.output

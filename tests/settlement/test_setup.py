@@ -24,7 +24,7 @@ from services.client.outcome import Outcome
 from services.local.files import read_service, replace_file, write_service
 from services.messages.config import CenterFile, center_settings
 from services.settlement.config import EventsFile, PayerFile, events_settings, payer_settings
-from services.settlement.setup import AGENT, BANK, UNIT, UNITS, Plan, Prepared, open_people, set_up
+from services.settlement.setup import AGENT, BANK, OPENING_CENTS, UNIT, UNITS, Plan, Prepared, open_people, set_up
 from tests.client.support import CONSORTIUM, SoloNode, client_of, running
 
 PASSPHRASE = b"correct horse"
@@ -214,9 +214,11 @@ async def test_everybody_gets_money_once(tmp_path: Path, plan: Plan) -> None:
         prepared = replace(prepared, accounts_url=f"http://127.0.0.1:{port}")
         async with open_accounts(prepared.accounts_url, token=settings.token) as accounts:
             # Whoever was interrupted between opening and money, goes on.
-            await accounts.open([("shop", "CNY")])
-            assert await open_people(prepared) == [f"account {name} with simulated money" for name in (BANK, "user-b")]
+            await accounts.open([("shop", "CNY"), ("user-b", "CNY")])
+            # One that got another amount at its opening keeps that.
+            await accounts.deposit("user-b", 7, key="opening-user-b")
+            assert await open_people(prepared) == [f"account {BANK} with simulated money"]
             assert await open_people(prepared) == []
             found = {account.id: account.available for account in await accounts.accounts()}
-            assert found == dict.fromkeys(ROLES, 100_000_000)
+            assert found == dict.fromkeys(ROLES, OPENING_CENTS) | {"user-b": 7}
         stopping.set()
