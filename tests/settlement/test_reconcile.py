@@ -446,10 +446,12 @@ async def test_a_day_that_has_not_ended_says_so_and_what_is_under_way_is_open(tm
 async def test_a_delivery_under_what_is_no_events_id_is_a_break_by_itself(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.block(time_ms=NOON_MS)
-    world.deliver("/")
+    names = sorted(["/", "\0", "a\0b", "\U0001f600" * 64, "\ue000", " ", "..", "a\r\n"])
+    world.deliver(*names)
     world.block()
-    report, lines = await world.report()
-    assert ([line.event for line in lines], report.breaks) == (["/"], {"unknown_event": 1})
+    report, lines = await world.report(tmp_path / "proofs")
+    assert ([line.event for line in lines], report.breaks) == (names, {"unknown_event": len(names)})
+    check_proofs(tmp_path / "proofs", lines, report)
 
 
 async def test_each_proof_has_a_file_of_its_own_whatever_ids_are_chosen(tmp_path: Path) -> None:
