@@ -160,7 +160,8 @@ class Bridge:
 
         Raises:
             Unreachable, Refused, PeerError: the issuer end.
-            LocalError: ``unknown_bank``, ``unknown_currency``: service.toml or this program knows it not.
+            LocalError: ``unknown_bank``, ``unknown_currency``: service.toml or this program knows it not;
+                ``issuer_anew``: the issuer end has fewer answers than were read.
         """
         position = self._store.position
         if position is None:
@@ -169,6 +170,11 @@ class Bridge:
             self._store.take(position, [], [])
         page = await self._confirmed(position, wait_ms)
         if page.newest < position:
+            if not self._settings.is_from_beginning:
+                # What was confirmed before the first start was left alone, and cannot be told from what is new now.
+                raise LocalError(
+                    "issuer_anew", "the issuer end counts its answers anew: from_beginning has all settled"
+                )
             log.warning("the issuer end counts its answers anew: all are read again", newest=page.newest)
             self._store.take(0, [], [])
             return

@@ -32,7 +32,7 @@ class EventsFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_fields=T
         agent: the key there that lifts liens and gives units back; ``passphrase`` names the file that opens it.
         center: the message centre, ``center_token`` the file of what is shown to it.
         database: ``embedded``, a file in ``data``; or a PostgreSQL server's URL.
-        relay, scan: what looks after events; either alone is enough.
+        relay, scan: what looks after events; the scan alone ends all, the relay alone what does not get stuck.
         scan_interval_ms: pause between two scans.
         ratio: how many validators must say the same in a scan; 0: as many as a certificate needs.
     """

@@ -312,6 +312,23 @@ async def test_at_its_first_start_it_leaves_what_was_before(tmp_path: Path) -> N
         await found.check_settled(purchase(2))
 
 
+async def test_what_it_left_at_its_first_start_stays_left_when_the_issuer_end_counts_anew(tmp_path: Path) -> None:
+    async with site(tmp_path) as found:
+        found.settings = replace(found.settings, is_from_beginning=False)
+        for number in (1, 2):
+            found.issuer.answer(purchase(number))
+        with open_bridge_store(found.settings.data) as store:
+            bridge = found.bridge(store)
+            await bridge.read(0)
+            del found.issuer.answers[1]
+            found.issuer.numbered = 1  # put back: it knows the first one alone
+            for _ in range(2):
+                with pytest.raises(LocalError) as caught:
+                    await bridge.read(0)
+                assert (caught.value.code, store.position) == ("issuer_anew", 2)
+            assert not any(store.totals().values())
+
+
 async def test_an_issuer_end_that_counts_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
     async with site(tmp_path) as found:
         for number in (1, 2, 3):
