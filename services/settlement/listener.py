@@ -29,7 +29,7 @@ from services.client.answers import RawBlock, Subscribed, bytes_of
 from services.client.client import Client
 from services.client.connection import Connection
 from services.client.errors import Refused, Unreachable
-from services.client.reader import list_leaves_untrusted, raw_blocks
+from services.client.reader import Reader, list_leaves_untrusted, raw_blocks
 from services.settlement import decision
 from services.settlement.states import Change, Event, Kind
 from services.settlement.store import PAGE_MAX, Cursor, EventStore
@@ -198,16 +198,19 @@ class Listener:
         answer = await raw_blocks(connection, start, BLOCKS_MAX)
         certified: dict[bytes, Certified] = {}
         for raw in answer.blocks:
-            place, receipts = await self._verify(place, raw)
+            place, receipts = await self._verify(place, raw, self._nodes[self._node])
             certified |= _outcomes(receipts, place.height)
         if place.height >= start:
             await self._keep(certified, place)
             self._place = place
         return start <= place.height < answer.head
 
-    async def _verify(self, parent: _Place, raw: RawBlock) -> tuple[_Place, list[Receipt]]:
-        """Return the next block's place with its receipts, both under a certificate of a quorum."""
-        validators = parent.validators or (await self._reader.prove_block(parent.height + 1)).validators
+    async def _verify(self, parent: _Place, raw: RawBlock, node: Reader) -> tuple[_Place, list[Receipt]]:
+        """Return the next block's place with its receipts, both under a certificate of a quorum.
+
+        Who shows the block proves its validators too: another node may not have it.
+        """
+        validators = parent.validators or (await node.prove_block(parent.height + 1)).validators
         header, receipts = read_block_untrusted(raw, parent.header, validators)
         if (header.chain_id, header.height) != (self._reader.chain_id, parent.height + 1):
             raise PeerError("bad_answer", f"block {header.height} does not follow {parent.height} of this chain")
@@ -223,7 +226,7 @@ class Listener:
                     connection = await self._nodes[number].connection()
                     answer = await raw_blocks(connection, self.height + 1, 1)
                     if answer.blocks:
-                        await self._verify(self._at, answer.blocks[0])
+                        await self._verify(self._at, answer.blocks[0], self._nodes[number])
                         ahead.append(number)
                 except (Unreachable, Refused, PeerError):
                     return

@@ -160,6 +160,14 @@ MUTANTS = (
         _HEARD + "test_r60_a_node_that_stands_still_is_left",
     ),
     Mutant(
+        "validators proven by any node",
+        _LISTENER,
+        "(await node.prove_block(parent.height + 1)).validators",
+        "(await self._reader.prove_block(parent.height + 1)).validators",
+        "a node that stands still where the validators change stops all settlement (R60)",
+        _HEARD + "test_r60_a_node_that_stands_still_where_the_validators_change_is_left",
+    ),
+    Mutant(
         "claimed head believed",
         _LISTENER,
         "return start <= place.height < answer.head",

@@ -323,6 +323,23 @@ async def test_r60_a_node_that_stands_still_is_left(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_r60_a_node_that_stands_still_where_the_validators_change_is_left(tmp_path: Path) -> None:
+    """As one does that has no seat any more: it cannot prove the set of the block after."""
+    nodes, leave = seated(tmp_path)
+    genesis = nodes[0].consortium.genesis
+    commit(nodes, *leave)
+    store = BellStore()
+    await store.apply([], cursor=cursor_at(nodes[0]))
+    commit(nodes[1:])
+    async with running(*nodes), client_of(*nodes, genesis=genesis) as client, trio.open_nursery() as nursery:
+        listener = listener_of(client, store)
+        await nursery.start(listener.run)
+        with trio.fail_after(TIMEOUT_S):
+            while listener.height < 2:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
 async def test_r61_what_a_node_says_of_blocks_that_it_does_not_show_holds_up_nobody(tmp_path: Path) -> None:
     """It claims a height that nobody has, and gives notice of new blocks all the time."""
     nodes, store, event = peers(tmp_path, 2), BellStore(), event_of("e-1")
