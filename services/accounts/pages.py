@@ -31,10 +31,9 @@ STATUSES = {
     "unknown_account": 404,
     "no_fault_panel": 404,
     "database_unreachable": 503,
-    "store_closed": 503,
-    "disk_full": 503,
-    "disk_failed": 503,
-    "corrupted": 503,
+    # What the database says is no refusal: it is unknown what was done.
+    **dict.fromkeys(("store_closed", "store_locked", "bad_database", "wrong_format"), 503),
+    **dict.fromkeys(("disk_full", "disk_failed", "corrupted"), 503),
     "invariant": 500,
 }
 HEADER = (b"hansa-money", b"simulated")

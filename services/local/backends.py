@@ -29,7 +29,7 @@ from services.local.urls import shown
 CONNECTIONS_MAX = 5
 """One that writes, the others read."""
 _BUSY_S = 5.0
-"""How long a reader of the file, an operator's shell say, may hold up a write."""
+"""How long one attempt waits for who holds the file, an operator's shell say."""
 _LOCK_MS = 5_000
 """How long a new owner waits for the session of one that died to end."""
 _CONNECT_S = 5
@@ -153,7 +153,7 @@ class SqliteFile(Backend):
         """See :class:`Backend`."""
         if self._writer is None:
             raise InvariantError(f"{self.name} is not open")
-        with self._typed(), self._writer.begin():
+        with self._typed(is_waiting=True), self._writer.begin():
             return work(self._writer)
 
     def ready(self) -> None:
@@ -167,13 +167,19 @@ class SqliteFile(Backend):
             return work(connection)
 
     @contextmanager
-    def _typed(self) -> Iterator[None]:
-        """Say what the driver's errors mean; those of a work's own statements stay as they are."""
+    def _typed(self, *, is_waiting: bool = False) -> Iterator[None]:
+        """Say what the driver's errors mean; those of a work's own statements stay as they are.
+
+        With ``is_waiting`` somebody else's lock, an operator's shell say, is as a server that is away.
+        """
         try:
             yield
         except DBAPIError as error:
             if not isinstance(error.orig, sqlite3.Error) or _is_of_the_statement(error.orig):
                 raise
+            if is_waiting and _primary(error.orig) == sqlite3.SQLITE_BUSY:
+                self.trouble = _words(error)
+                raise ServerLost(self.trouble) from None
             with typed_errors(self._path):
                 raise error.orig from None
 
@@ -342,6 +348,8 @@ def _locked(path: Path, *, is_shared: bool) -> int:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Not the file itself: to close any descriptor of it would drop SQLite's own locks.
         descriptor = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not path.exists():  # its log takes the same mode
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise disk_error(path.parent, error.errno, error.strerror or "") from None
     try:
@@ -384,8 +392,11 @@ def _is_of_the_statement(error: sqlite3.Error) -> bool:
     """Whether the statement or its values are wrong, which is a bug or a broken rule of the tables: not the disk."""
     if not isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError):
         return True
-    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return primary in (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH)
+    return _primary(error) in (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH)
+
+
+def _primary(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _state(error: DBAPIError) -> str:

@@ -5,9 +5,9 @@ want at the same time is one transaction, so one sync of the disk; a work that r
 that group has a transaction to itself. ``Database.read(work)`` runs beside the writer and sees one moment; whatever it
 should write is rolled back.
 
-While a database server is away, works wait and are run again, also one whose commit was not answered: a work must
-therefore have the same effect when it is run twice. For the same reason a caller that is cancelled, or has waited too
-long, cannot tell whether its work takes effect.
+While a database server is away, or a shell locks a file, works wait and are run again, also one whose commit was not
+answered: a work must therefore have the same effect when it is run twice. For the same reason a caller that is
+cancelled, or has waited too long, cannot tell whether its work takes effect.
 
 Only one process at a time has a store open: a lock beside SQLite's file, an advisory lock in PostgreSQL held by the
 very session that writes, so that it cannot be lost without the session.
@@ -35,7 +35,7 @@ GROUP_MAX = 256
 READERS_MAX = CONNECTIONS_MAX - 1
 """Works that read at the same time."""
 PATIENCE_S = 30.0
-"""How long a work waits for a database server that is away."""
+"""How long a work waits for a database server that is away, or for a file that somebody has locked."""
 _CLOSE_S = 5.0
 """How long the end waits for a server's answers."""
 _RETRY_S = 0.1
@@ -71,7 +71,7 @@ class Database:
         """Run a work in a transaction with others, and return what it returns once that is durable.
 
         Raises:
-            Unreachable: ``database_unreachable``: the server was away for too long; the work may still take effect.
+            Unreachable: ``database_unreachable``: it could not be used for too long; the work may still take effect.
             StorageError: ``disk_full``, ``disk_failed``, ``corrupted``.
             LocalError: ``store_closed``; ``store_locked``: another process took the store while the server was away.
         """
@@ -177,7 +177,8 @@ class Database:
 
     def _unreachable(self) -> Unreachable:
         return Unreachable(
-            f"{self._backend.name} was away for {self._patience_s:g} s: {self._backend.trouble}", "database_unreachable"
+            f"{self._backend.name} could not be used for {self._patience_s:g} s: {self._backend.trouble}",
+            "database_unreachable",
         )
 
     def _closed(self) -> LocalError:
@@ -195,7 +196,7 @@ async def open_database(
         migrations: the package with the steps of this store's tables, e.g. ``services.settlement.migrations``; its
             last name but one is the store's.
         is_shared: let other processes write too.
-        patience_s: how long a work, and the start, wait for a database server that is away.
+        patience_s: how long a work, and the start, wait for a database server that is away, or for a locked file.
 
     Raises:
         LocalError: ``bad_database`` (the URL), ``store_locked``.
@@ -203,7 +204,7 @@ async def open_database(
         Unreachable: ``database_unreachable``.
     """
     backend = backend_of(url, migrations, is_shared=is_shared)
-    database = Database(backend, patience_s if backend.is_server else math.inf)
+    database = Database(backend, patience_s)
     with single_errors():
         async with trio.open_nursery() as nursery:
             try:

@@ -33,7 +33,9 @@ BATCH_MAX = 256
 """Orders in one request to the account system."""
 WINDOW = 2 * BATCH_MAX
 KEEP_S = 20.0
-"""How long deliveries are tried before they go back; well below the time of a lease."""
+"""How long deliveries are tried before they go back."""
+ASK_S = 30.0
+"""How long one try may take; with the time before it, below the time of a lease."""
 PAUSE_FIRST_MS = 50
 PAUSE_MAX_MS = 1_000
 STOP_TIMEOUT_S = 5.0
@@ -149,12 +151,12 @@ class Payer:
         until = trio.current_time() + KEEP_S
         while True:
             try:
-                verdicts = await self.ask(orders)
+                verdicts = await self._ask_in_time(orders)
             except (Unreachable, Refused, PeerError) as error:
                 self._on_trouble(error)
                 if trio.current_time() + pause_ms / 1000 >= until:
                     if isinstance(error, Refused) and len(orders) > 1:
-                        return [await self._order_alone(order) for order in orders]
+                        return await self._order_one_by_one(orders)
                     return [(Verdict.RETRY, error.code)] * len(orders)
             else:
                 self._on_progress()
@@ -162,13 +164,22 @@ class Payer:
             await trio.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, PAUSE_MAX_MS)
 
-    async def _order_alone(self, order: Order) -> tuple[Verdict, str]:
-        """Ask once for one order of a batch that was refused, so that no other waits for the one that is meant."""
-        try:
-            (verdict,) = await self.ask([order])
-        except (Unreachable, Refused, PeerError) as error:
-            return Verdict.RETRY, error.code
-        return verdict
+    async def _order_one_by_one(self, orders: Sequence[Order]) -> list[tuple[Verdict, str]]:
+        """Ask once for each order of a batch that was refused, so that no other waits for the one that is meant."""
+        ends: list[tuple[Verdict, str]] = []
+        for order in orders:
+            try:
+                ends += await self._ask_in_time([order])
+            except Unreachable as error:
+                return ends + [(Verdict.RETRY, error.code)] * (len(orders) - len(ends))
+            except (Refused, PeerError) as error:
+                ends.append((Verdict.RETRY, error.code))
+        return ends
+
+    async def _ask_in_time(self, orders: Sequence[Order]) -> list[tuple[Verdict, str]]:
+        with trio.move_on_after(ASK_S):
+            return await self.ask(orders)
+        raise Unreachable(f"no answer within {ASK_S:g} s", "accounts_unreachable")
 
     def _on_trouble(self, error: HansaError) -> None:
         if error.code != self._trouble:

@@ -11,7 +11,7 @@ import trio
 from starlette.routing import Route
 
 from bench.postgres import PostgresCluster
-from consensus.ledger.errors import InvariantError, LocalError, StorageError
+from consensus.ledger.errors import HansaError, InvariantError, LocalError, StorageError
 from services.accounts.faults import DELAY_MS_MAX, FAULTS_MAX, Fault
 from services.accounts.metrics import AccountsMetrics
 from services.accounts.pages import Pages
@@ -346,13 +346,24 @@ async def test_what_no_request_can_mend_ends_the_program(
                 await world.stopping.wait()
 
 
-async def test_a_database_that_is_away_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Unreachable("away", "database_unreachable"),
+        LocalError("store_locked", "another process took it after the commit that nobody heard of"),
+        LocalError("bad_database", "it came back without fsync"),
+    ],
+    ids=lambda failure: failure.code,
+)
+async def test_a_database_that_is_away_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: HansaError
+) -> None:
     async def away(*_: object) -> list[Answer]:
-        raise Unreachable("away", "database_unreachable")
+        raise failure
 
     async with world_in(tmp_path) as world:
         monkeypatch.setattr(AccountStore, "run", away)
-        assert "database_unreachable" in await unreachable(world.link.run([order(PAY)]))
+        assert failure.code in await unreachable(world.link.run([order(PAY)]))
         answer = await world.http.post("/orders", json=ORDER)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 

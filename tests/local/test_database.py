@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -292,17 +292,22 @@ async def test_other_programs_files_and_what_is_no_database_are_refused(tmp_path
     assert await code_of_opening(f"sqlite:///{file}/things.db") == "disk_failed"
 
 
-async def test_a_shell_in_the_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_shell_in_the_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.local.backends._BUSY_S", 0.0)
-    async with opened(f"sqlite:///{tmp_path}/things.db") as database:
-        shell = sqlite3.connect(tmp_path / "things.db", isolation_level=None)
-        shell.execute("BEGIN IMMEDIATE")
-        with pytest.raises(LocalError) as caught:
-            await database.write(partial(put, "a", 1))
-        assert caught.value.code == "store_locked"
-        shell.execute("ROLLBACK")
-        shell.close()
-        await database.write(partial(put, "a", 1))
+    url = f"sqlite:///{tmp_path}/things.db"
+    async with opened(url):
+        pass
+    with closing(sqlite3.connect(tmp_path / "things.db", isolation_level=None)) as shell:
+        async with opened(url, patience_s=0.3) as database, trio.open_nursery() as nursery:
+            shell.execute("BEGIN IMMEDIATE")
+            with pytest.raises(Unreachable, match="locked") as caught:
+                await database.write(partial(put, "a", 1))
+            assert caught.value.code == "database_unreachable"
+            nursery.start_soon(database.write, partial(put, "b", 2))
+            await trio.testing.wait_all_tasks_blocked()
+            shell.execute("ROLLBACK")
+        shell.execute("BEGIN EXCLUSIVE")
+        assert await code_of_opening(url) == "store_locked"
 
 
 async def test_every_commit_is_synced_whatever_a_server_does_by_default(url: str) -> None:
@@ -324,6 +329,7 @@ async def test_a_file_is_its_owners_alone_and_rows_do_not_wait_for_a_busy_loop(t
         sys.setswitchinterval(0.005)
         async with opened(f"sqlite:///{tmp_path}/data/things.db"):
             assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+            assert {file.stat().st_mode & 0o777 for file in (tmp_path / "data").iterdir()} == {0o600}
             assert sys.getswitchinterval() < 0.001
     finally:
         sys.setswitchinterval(before_s)

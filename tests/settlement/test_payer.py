@@ -209,6 +209,24 @@ async def test_what_stays_away_gives_deliveries_back(
         assert record.attempts > 1, "through the centre, not in the payer's hands"
 
 
+async def test_a_bank_that_says_nothing_gives_deliveries_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payer_module, "KEEP_S", 0.01)
+    monkeypatch.setattr(payer_module, "ASK_S", 0.01)
+    async with way(tmp_path) as found:
+        await delivered(found.desk, "T-1")
+        run, left = found.bank.run, [2]
+
+        async def silent(orders: Sequence[Order]) -> list[Answer]:
+            if left[0]:
+                left[0] -= 1
+                await trio.sleep_forever()
+            return await run(orders)
+
+        monkeypatch.setattr(found.bank, "run", silent)
+        await found.pay()
+        assert found.state("T-1") == PAID
+
+
 async def test_an_order_that_the_bank_takes_never_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
