@@ -139,8 +139,10 @@ def settlement(rows: str, trades: int, database: str, finished: int, quick: bool
     Example: hansa bench settlement --rows sqlite,postgresql
     """
     from bench.settlement import QUICK, Sizes, main
+    from cli.settle_place import check_database
     from cli.settlement_trial import settlement_trial
 
+    check_database(database or None)
     sizes = QUICK if quick else Sizes(trades=trades, finished_many=finished)
     names = _names(rows)
     leave(main(open_network=settlement_trial, rows=names, sizes=sizes, database=database, as_json=output.as_json))

@@ -119,6 +119,9 @@ def settlement(trades: int, database: str | None, seed: int, keep: bool, folder:
 
     Example: hansa demo settlement --trades 200
     """
+    from cli.settle_place import check_database
+
+    check_database(database)
     leave(_play_settlement(folder, output, seed=seed, keep=keep, trades=trades, database=database or ""))
 
 

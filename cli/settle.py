@@ -13,10 +13,9 @@ from cli.place import Place
 from cli.settle_accounts import accounts
 from cli.settle_bridge import bridge
 from cli.settle_events import events
-from cli.settle_place import PAYER_HOME, home_of, home_option
+from cli.settle_place import PAYER_HOME, check_database, home_of, home_option
 from cli.settle_reconcile import reconcile
 from cli.settle_trade import trade
-from consensus.ledger.errors import LocalError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +67,7 @@ def setup(
 
     Example: hansa settle setup --network net --database postgresql://hansa@localhost/settlement
     """
-    _check_database(database)
+    check_database(database)
     place = Place(folder, (), None)
     prepared = prepare(place, output, database=database, allow_faults=allow_faults, may_leave_events=leave_events)
     data = {
@@ -94,22 +93,6 @@ def setup(
         console.print(f"Next: {following}", markup=False, soft_wrap=True)
 
     output.show(data, draw)
-
-
-def _check_database(name: str | None) -> None:
-    """Refuse what is no database's name, without saying it again: there may be a password in it.
-
-    Raises:
-        LocalError: ``bad_config``.
-    """
-    import msgspec
-
-    from services.local.urls import DatabaseName
-
-    try:
-        msgspec.convert(name, DatabaseName | None)
-    except msgspec.ValidationError:
-        raise LocalError("bad_config", "--database is neither embedded nor postgresql://USER@HOST/NAME") from None
 
 
 def _outdated(place: Place, prepared: "Prepared") -> list[str]:

@@ -64,6 +64,22 @@ class Price(click.ParamType[int]):
         return cents
 
 
+def check_database(name: str | None) -> None:
+    """Refuse what is no database's name, without saying it again: there may be a password in it.
+
+    Raises:
+        LocalError: ``bad_config``.
+    """
+    import msgspec
+
+    from services.local.urls import DatabaseName
+
+    try:
+        msgspec.convert(name, DatabaseName | None)
+    except msgspec.ValidationError:
+        raise LocalError("bad_config", "--database is neither embedded nor postgresql://USER@HOST/NAME") from None
+
+
 def fits(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
     """Tell whether a table of one-line cells is no wider than the console."""
     from rich.cells import cell_len

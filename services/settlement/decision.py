@@ -439,7 +439,7 @@ def _undecided(event: Event, tally: Tally, *, is_certified: bool, is_expired: bo
     if is_expired:
         return Wait("no longer valid, absence not proven yet", alarm)
     if not event.is_released:
-        return Wait("not released, may still be", alarm)
+        return Wait("not released yet", alarm)
     return Resend("may still come", alarm)
 
 

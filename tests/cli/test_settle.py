@@ -288,8 +288,9 @@ def test_finished_events_of_long_ids_are_still_a_table_within_80_columns(capsys:
     assert max(map(len, lines)) <= 80
 
 
-def test_a_database_of_another_kind_is_refused_without_its_password() -> None:
-    result = hansa("settle", "setup", "--database", "mysql://user:hunter2@host/name")
+@pytest.mark.parametrize("command", [("settle", "setup"), ("demo", "settlement"), ("bench", "settlement")])
+def test_a_database_of_another_kind_is_refused_without_its_password(command: tuple[str, str]) -> None:
+    result = hansa(*command, "--database", "mysql://user:hunter2@host/name")
     assert result.exit_code == 2
     assert "postgresql://USER@HOST/NAME" in result.output
     assert "hunter2" not in result.output
