@@ -4,8 +4,8 @@ A block counts once a quorum certified its header and all its receipts together 
 it came from: a node can hold blocks back, but not make an outcome up. What follows from the receipts is kept together
 with the cursor, so that a block whose receipts were not taken is read again after a crash.
 
-Notices of new blocks only say that it is worth asking. When a node tells nothing new for ``QUIET_MS``, the others are
-asked for the next block, and one that has it is followed from then on.
+Notices of new blocks only say that it is worth asking. When a node tells nothing new for ``QUIET_MS``, and every
+``FOLLOW_MS``, the others are asked for the next block, and one that has it is followed from then on.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,6 +43,8 @@ CURSOR_BLOCKS = 64
 ATTEMPTS_MAX = 100
 """How often a block is decided anew, when others change its events meanwhile, before that is a fault."""
 QUIET_MS = 3_000
+FOLLOW_MS = 30_000
+"""How long one node is followed before the others are asked whether they have more: it may hold blocks back."""
 UNSUBSCRIBE_MS = 500
 PAUSE_MIN_MS = 50
 PAUSE_MAX_MS = 2_000
@@ -163,18 +165,18 @@ class Listener:
         return _Place(0, block_hash, genesis.time_ms, genesis.validator_set(), None)
 
     async def _follow(self, connection: Connection) -> None:
-        """Read from one node; return when it has shown no new block for a while, whatever it says."""
+        """Read from one node for a while; return early when it shows no new block, whatever it says."""
         async with connection.notifications() as heard:
             subscribed = await connection.request("subscribe", {"topic": "blocks"}, Subscribed)
             try:
-                height, quiet_at = -1, 0.0
+                height, quiet_at, leave_at = -1, 0.0, trio.current_time() + FOLLOW_MS / 1000
                 while True:
                     while await self._read_page(connection):
                         pass
                     if self.height > height:
                         height, quiet_at = self.height, trio.current_time() + self._quiet_s
                         self._on_progress()
-                    with trio.move_on_at(quiet_at) as waited:
+                    with trio.move_on_at(min(quiet_at, leave_at)) as waited:
                         await heard.receive()
                     if waited.cancelled_caught:
                         return

@@ -340,6 +340,30 @@ async def test_r60_a_node_that_stands_still_where_the_validators_change_is_left(
         nursery.cancel_scope.cancel()
 
 
+async def test_r61_a_node_that_shows_blocks_one_by_one_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has always one more, and is far behind the others."""
+    nodes, store, event = peers(tmp_path, 2), BellStore(), event_of("e-1")
+    await registered(store, event)
+    monkeypatch.setattr("services.settlement.listener.FOLLOW_MS", 0)
+    async with running(*nodes), client_of(*nodes) as client, trio.open_nursery() as nursery:
+        listener = listener_of(client, store)
+        await nursery.start(listener.run)
+        for _ in range(100):
+            commit(nodes[1:])
+        commit(nodes[1:], transaction_of(event))
+
+        async def drip() -> None:
+            while True:
+                if listener.height == nodes[0].chain.head.header.height:
+                    commit(nodes[:1])
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(drip)
+        await store.until(lambda: store.events["e-1"].state is PENDING)
+        assert nodes[0].chain.head.header.height < 100
+        nursery.cancel_scope.cancel()
+
+
 async def test_r61_what_a_node_says_of_blocks_that_it_does_not_show_holds_up_nobody(tmp_path: Path) -> None:
     """It claims a height that nobody has, and gives notice of new blocks all the time."""
     nodes, store, event = peers(tmp_path, 2), BellStore(), event_of("e-1")
