@@ -54,7 +54,11 @@ class AccountsLink:
         """See :class:`services.accounts.port.AccountSystem`."""
         if not events:
             return []
-        return (await self._post("/standings", wire.Events(list(events)), wire.Stood)).standings
+        found = (await self._post("/standings", wire.Events(list(events)), wire.Stood)).standings
+        asked = zip(found, events, strict=False)
+        if len(found) != len(events) or any(one is not None and one.event != event for one, event in asked):
+            raise self._unreachable("answers something else than it was asked")
+        return found
 
     async def entries(self, *, from_ms: int, until_ms: int, after: int, limit: int) -> Entries:
         """See :class:`services.accounts.port.AccountSystem`."""

@@ -1,6 +1,7 @@
 """``hansa settle accounts`` against a program of its own: what people see, what scripts read, what is refused."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,22 @@ def test_a_day_at_the_counter(network: str) -> None:
     assert "frozen" in run("freeze", "shop")
     assert not read("unfreeze", "shop")["frozen"]
     assert "48,749.50 CNY" in run("show", "buyer")
+
+
+def test_a_deposit_whose_answer_is_lost_can_be_given_again(network: str) -> None:
+    ask("open", "lost", HANSA_NETWORK=network)
+    ask("faults", "--set", "lose_answer", HANSA_NETWORK=network)
+    lost = ask("deposit", "lost", "10", "--json", HANSA_NETWORK=network)
+    assert (lost.exit_code, "accounts_unreachable" in lost.stdout) == (1, True)
+    (key,) = re.findall("--key ([a-z0-9-]+)", lost.stdout)
+    ask("faults", "--clear", HANSA_NETWORK=network)
+    again = answer(ask("deposit", "lost", "10", "--key", key, "--json", HANSA_NETWORK=network))
+    assert again["available"] == "10.00"
+
+
+def test_no_event_of_many_is_left_out(network: str) -> None:
+    events = [f"none-{number}" for number in range(1_001)]
+    assert answer(ask("standing", *events, "--json", HANSA_NETWORK=network))["unknown"] == events
 
 
 def test_what_is_refused(network: str) -> None:

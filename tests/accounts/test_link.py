@@ -70,6 +70,18 @@ async def test_an_answer_that_is_none(answer: bytes) -> None:
         assert url in error.value.message
 
 
+@pytest.mark.parametrize(
+    "standings",
+    [[], [None, None], [{"event": "t-2", "payer": "a", "payee": "b", "amount": 1, "currency": "CNY"}]],
+    ids=["none", "two", "another"],
+)
+async def test_what_stands_for_other_events_than_were_asked_for(standings: list[object]) -> None:
+    said = http(msgspec.json.encode({"standings": standings}))
+    async with saying(said) as url, open_accounts(url) as accounts:
+        with pytest.raises(Unreachable):
+            await accounts.look_up(["t-1"])
+
+
 async def test_an_answer_that_is_one_and_a_refusal() -> None:
     async with saying(answered(DONE)) as url, open_accounts(url) as accounts:
         assert [answer.is_done for answer in await accounts.run([order(PAY)])] == [True]
