@@ -254,11 +254,25 @@ class Bridge:
             Unreachable, Refused, PeerError: chain, event system or account system; the same again is safe.
             LocalError: ``foreign_unit``.
         """
+        foreign: LocalError | None = None
         for issue in self._store.unissued(ISSUES_MAX):
-            await self._issue(issue)
-        sales = {sale.event: sale for sale in self._store.open_sales(BATCH)}
+            try:
+                await self._issue(issue)
+            except LocalError as error:  # of these units alone: no other sale waits for them
+                foreign = error
+        ended = await self._place({sale.event: sale for sale in self._store.open_sales(BATCH)})
+        self._store.put(ended)
+        for sale in ended:
+            if sale.state is SaleState.FAILED:
+                log.warning("a sale failed", sale=sale.id, code=sale.code)
+        if foreign is not None and not ended:
+            raise foreign
+        return len(ended)
+
+    async def _place(self, sales: Mapping[str, Sale]) -> list[Sale]:
+        """Place sales by their events, and return those that stand otherwise now."""
         if not sales:
-            return 0
+            return []
         trader = await self._traded()
         trades = [Trade(name, self._settings.signer, sale.terms, VALIDITY_MS) for name, sale in sales.items()]
         ended: list[Sale] = []
@@ -271,11 +285,7 @@ class Bridge:
         if placed:
             events = await trader.wait_many(placed, timeout_ms=ENDS_WAIT_MS)
             ended += [after for name, event in events.items() if (after := _after(sales[name], event)) != sales[name]]
-        self._store.put(ended)
-        for sale in ended:
-            if sale.state is SaleState.FAILED:
-                log.warning("a sale failed", sale=sale.id, code=sale.code)
-        return len(ended)
+        return ended
 
     async def _traded(self) -> Trader:
         if self._trader is None:

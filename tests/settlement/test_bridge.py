@@ -10,8 +10,10 @@ import msgspec
 import pytest
 import trio
 
+from consensus.ledger.codec import Value
 from consensus.ledger.errors import LocalError
-from services.client.keystore import KeyStore
+from consensus.ledger.keys import PrivateKey
+from services.client.keystore import KeyStore, Signer
 from services.local.files import existing, read_service, write_service
 from services.local.link import LocalLink
 from services.local.service import LocalService, serve
@@ -284,6 +286,31 @@ async def test_what_no_block_took_in_time_gets_its_next_attempt_by_itself(tmp_pa
             assert (sale.attempt, sale.event) == (2, f"{sale.id}-2")
             found.house.go_on()
         assert await found.run() == {"OPEN": 0, "SETTLED": 1, "FAILED": 0}
+        await found.check_settled(item)
+
+
+async def test_another_s_unit_holds_up_its_own_sales_alone(tmp_path: Path) -> None:
+    async with site(tmp_path) as found:
+        client, other = found.house.client, Signer.of("other", PrivateKey.from_secret(77))
+        public = other.key.public.compressed
+        account: dict[str, Value] = {"name": "other", "public_key": public, "roles": ["unit-issuer"]}
+        unit: dict[str, Value] = {"unit": "FUND-000199", "description": "another's"}
+        (await client.call(ISSUER, "membership", "register_account", account)).check()
+        (await client.call(other, "tokens", "define", unit)).check()
+        for number in range(1, 4):
+            found.issuer.answer(purchase(number, product="000199"))
+        item = purchase(4)
+        found.issuer.answer(item)
+        with open_bridge_store(found.settings.data) as store, trio.fail_after(30):
+            bridge = found.bridge(store)
+            while store.position != 4:
+                await bridge.read(0)
+            while not store.totals()["SETTLED"]:
+                with suppress(LocalError):
+                    await bridge.settle()
+            with pytest.raises(LocalError) as refusal:
+                await bridge.settle()
+            assert (refusal.value.code, store.totals()["OPEN"]) == ("foreign_unit", 3)
         await found.check_settled(item)
 
 
