@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, Select, bindparam
 from services.local.database import PATIENCE_S, Database, open_database
 from services.local.rows import insert_new, insert_or_update, lists_of
 from services.settlement.states import Change, Event, HistoryRow, Kind, Notice, Outcome, State, Terms, Topic, Wish
-from services.settlement.store import Cursor, Selection
+from services.settlement.store import HISTORY_MAX, Cursor, Selection
 from services.settlement.tables import CURSOR, EVENTS, FLAGGED, HISTORY, OUTBOX, UNFINISHED
 
 MIGRATIONS = "services.settlement.migrations"
@@ -120,11 +120,11 @@ class EventDatabase:
 
     async def history(self, event: str) -> list[HistoryRow]:
         """See the port."""
-        query = sa.select(HISTORY).where(HISTORY.c.event == event).order_by(HISTORY.c.version)
+        query = sa.select(HISTORY).where(HISTORY.c.event == event).order_by(HISTORY.c.version.desc()).limit(HISTORY_MAX)
         rows = await self._database.read(lambda connection: connection.execute(query).all())
         return [
             HistoryRow(event, version, before, after, outcome, code, why, topics.split(), ms)
-            for event, version, before, after, outcome, code, why, topics, ms in rows
+            for event, version, before, after, outcome, code, why, topics, ms in reversed(rows)
         ]
 
     async def listed(self, selection: Selection, after: str, limit: int) -> list[Event]:

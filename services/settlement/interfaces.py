@@ -111,7 +111,7 @@ class EventQuery(Params, frozen=True):
 
 
 class EventAnswer(Result, frozen=True):
-    """An event and every change of it, oldest first."""
+    """An event and its newest 500 changes, oldest first."""
 
     event: Event
     history: list[HistoryRow]

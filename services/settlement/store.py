@@ -8,6 +8,8 @@ from services.settlement.states import Change, Event, HistoryRow, Notice, State,
 
 PAGE_MAX = 1_000
 """How many rows one call returns or takes."""
+HISTORY_MAX = 500
+"""How many changes of an event are shown; an event that is stuck for weeks has more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class EventStore(Protocol):
         ...
 
     async def history(self, event: str) -> list[HistoryRow]:
-        """Return all changes of an event, oldest first."""
+        """Return the newest ``HISTORY_MAX`` changes of an event, oldest first."""
         ...
 
     async def listed(self, selection: Selection, after: str, limit: int) -> list[Event]:

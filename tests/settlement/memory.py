@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from services.settlement.states import Change, Event, HistoryRow, Notice, State, Topic
-from services.settlement.store import Cursor, Selection
+from services.settlement.store import HISTORY_MAX, Cursor, Selection
 
 
 class MemoryStore:
@@ -65,7 +65,7 @@ class MemoryStore:
             self.outbox.pop(number, None)
 
     async def history(self, event: str) -> list[HistoryRow]:
-        return list(self.rows.get(event, []))
+        return self.rows.get(event, [])[-HISTORY_MAX:]
 
     async def listed(self, selection: Selection, after: str, limit: int) -> list[Event]:
         found = [

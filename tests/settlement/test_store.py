@@ -32,7 +32,7 @@ from services.settlement.states import (
     Wish,
     changed,
 )
-from services.settlement.store import Cursor, EventStore, Selection
+from services.settlement.store import HISTORY_MAX, Cursor, EventStore, Selection
 from services.settlement.tables import EVENTS, METADATA
 from tests.settlement.stores import (
     NOW_MS,
@@ -105,6 +105,18 @@ async def test_an_id_twice_in_one_call_is_one_event(site: Site) -> None:
     async with site.opened() as store:
         assert await store.register([first, other]) == [first, first]
         assert len(await store.history("a")) == 1
+
+
+async def test_of_a_long_history_the_newest_changes_are_shown(site: Site) -> None:
+    async with site.opened() as store:
+        (event,) = await store.register([trade("a")])
+        for number in range(HISTORY_MAX):
+            change = changed(event, f"look {number}", now_ms=NOW_MS + number)
+            assert await store.apply([change]) == [True]
+            event = change.after
+        rows = await store.history("a")
+        assert [row.version for row in rows] == [*range(2, HISTORY_MAX + 2)]
+        assert rows[-1].why == f"look {HISTORY_MAX - 1}"
 
 
 async def test_history_tells_every_change_from_the_first(site: Site) -> None:

@@ -4,6 +4,7 @@ import base64
 from functools import partial
 
 import msgspec
+import pytest
 import trio
 import trio.testing
 
@@ -13,6 +14,7 @@ from consensus.ledger.proof import proof_from_json_untrusted, verify_proof_untru
 from consensus.ledger.transaction import EACH, make_call
 from consensus.ledger.validators import certificate_codec
 from node.driver import Commit
+from node.rpc import methods_chain
 from node.rpc.methods import methods
 from tests.node.rpc.support import CONSORTIUM, Server, TestNode
 from tests.node.support import GENESIS_TIME_MS
@@ -41,6 +43,20 @@ async def test_status_blocks_and_raw_bytes(node: TestNode, server: Server) -> No
     assert (await server.result("chain_getBlock", height=0))["certificate"] is None
     assert await server.code("chain_getBlock", height=2) == "not_found"
     assert await server.code("chain_getBlock", hash=hex_of(bytes(32))) == "not_found"
+
+
+async def test_a_page_of_raw_blocks_ends_early_by_its_blocks_and_receipts(
+    node: TestNode, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.commit([node.money()])
+    node.commit([])
+    node.commit([])
+    first = await server.result("chain_getBlock", height=1, raw=True)
+    both = (len(first["raw"]) + len(first["receiptsRaw"])) // 2
+    for limit_bytes, count in ((both, 1), (both + 2, 2)):
+        monkeypatch.setattr(methods_chain, "RAW_PAGE_BYTES_MAX", limit_bytes)
+        page = await server.result("chain_getBlocks", start=1, order="ascending", raw=True)
+        assert (len(page["blocks"]), page["next"]) == (count, 1 + count)
 
 
 async def test_pages_of_blocks_meet_without_gap(node: TestNode, server: Server) -> None:
