@@ -50,6 +50,9 @@ _PRAGMAS = (
     "PRAGMA temp_store = MEMORY",
 )
 
+_NOTICED = ("-c tcp_keepalives_idle=10", "-c tcp_keepalives_interval=5", "-c tcp_keepalives_count=3")
+"""The server notices within half a minute that we vanished: by default it keeps our session and lock for two hours."""
+
 _LOST = {"57P01", "57P02", "57P03", "53300"}
 """The server ends, starts, or has no room for one more session."""
 _REPEAT = {"40001", "40P01", "55P03", "57014"}
@@ -256,7 +259,7 @@ class PostgresServer(Backend):
 
     def _new_engine(self) -> sqlalchemy.Engine:
         # What was returned survives a power cut, whatever the server does by default.
-        options = [*self._url.normalized_query.get("options", ()), "-c synchronous_commit=on"]
+        options = [*self._url.normalized_query.get("options", ()), "-c synchronous_commit=on", *_NOTICED]
         engine = sqlalchemy.create_engine(
             self._url,
             poolclass=QueuePool,

@@ -472,6 +472,13 @@ async def refused_write(database: Database) -> None:
     assert caught.value.code == "store_locked"
 
 
+async def test_a_server_is_told_to_notice_when_we_vanish(postgres_url: str) -> None:
+    query = sa.text("SELECT source FROM pg_settings WHERE name LIKE 'tcp_keepalives%'")
+    async with opened(postgres_url) as database:
+        for run in (database.read, database.write):
+            assert await run(lambda connection: list(connection.scalars(query))) == 3 * ["client"]
+
+
 async def test_a_server_that_says_nothing_is_not_waited_for_longer_than_said() -> None:
     (mute,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with mute:
