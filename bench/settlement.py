@@ -41,7 +41,10 @@ NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much is measured: ``trades`` in batches of ``batch``, ``in_flight`` batches at a time; rows of the scan."""
+    """How much is measured: ``trades`` in batches of ``batch``, ``in_flight`` batches at a time; rows of the scan.
+
+    So few that they only show that it runs are not held against the goals.
+    """
 
     trades: int = 2_000
     batch: int = 50
@@ -50,9 +53,12 @@ class Sizes:
     finished_few: int = 10_000
     finished_many: int = 1_000_000
     stuck: int = 1_000
+    are_judged: bool = True
 
 
-QUICK = Sizes(trades=40, batch=10, in_flight=2, alone=5, finished_few=100, finished_many=10_000, stuck=10)
+QUICK = Sizes(
+    trades=40, batch=10, in_flight=2, alone=5, finished_few=100, finished_many=10_000, stuck=10, are_judged=False
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ async def _measure(
                 measured.append(await bench.measure(name, stores[name]))
     if "scan" in wanted and server is not None:
         measured += await _measure_scan(server, sizes)
-    goals = [judged for goal in GOALS if (judged := goal.judge(measured)) is not None]
+    goals = [judged for goal in GOALS if sizes.are_judged and (judged := goal.judge(measured)) is not None]
     report: Figures = {"ok": True, "cores": cores(), "simulated": True, "rows": measured, "goals": goals}
     rates = {str(row["row"]): number(row["events_per_s"]) for row in measured if "events_per_s" in row}
     if len(rates) == len(NAMES):

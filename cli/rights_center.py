@@ -81,7 +81,7 @@ class Operator:
 
         from services.client.errors import Unreachable
         from services.local.files import SERVICE_FILE, read_service
-        from services.messages.config import CenterFile, read_token
+        from services.messages.config import CenterFile, read_token, token_at
         from services.messages.link import open_link
 
         home = network_folder(self.place.given) / "services" / self._home
@@ -93,7 +93,7 @@ class Operator:
             file = read_service(home, CenterFile)
             center, token = file.listen, read_token(home, "token", file.token)
         if self._token_file is not None:
-            token = read_token(Path(), "--token-file", str(self._token_file))
+            token = token_at(self._token_file, "--token-file")
         address = center
 
         async def run() -> T:

@@ -92,7 +92,7 @@ def _door(url: str | None, token_file: Path | None, folder: Path | None) -> Door
     """Raises ``no_home``, ``bad_config``, ``key_permissions``."""
     from services.accounts.config import AccountsFile
     from services.local.files import read_service
-    from services.messages.config import read_token
+    from services.messages.config import read_token, token_at
 
     token = ""
     if url is None:
@@ -100,7 +100,7 @@ def _door(url: str | None, token_file: Path | None, folder: Path | None) -> Door
         file = read_service(home, AccountsFile)
         url, token = f"http://{file.listen}", read_token(home, "token", file.token)
     if token_file is not None:
-        token = read_token(Path(), "--token-file", str(token_file))
+        token = token_at(token_file, "--token-file")
     return Door(url, token)
 
 

@@ -334,7 +334,7 @@ def doors_of(place: Place, socket: Path | None, accounts: str | None, token_file
         LocalError: ``no_home``, ``bad_config``, ``key_permissions``.
     """
     from services.local.files import read_service
-    from services.messages.config import read_token
+    from services.messages.config import read_token, token_at
     from services.settlement.config import PayerFile
 
     events = socket_of(place, socket)
@@ -344,5 +344,5 @@ def doors_of(place: Place, socket: Path | None, accounts: str | None, token_file
         file = read_service(home, PayerFile)
         accounts, token = file.accounts, read_token(home, "accounts_token", file.accounts_token)
     if token_file is not None:
-        token = read_token(Path(), "--accounts-token-file", str(token_file))
+        token = token_at(token_file, "--accounts-token-file")
     return Doors(events, accounts, token)

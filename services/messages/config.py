@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from consensus.ledger.errors import LocalError
-from services.local.files import ServiceFile, resolved, wrong
+from services.local.files import SERVICE_FILE, ServiceFile, resolved, wrong
 
 if TYPE_CHECKING:
     from services.messages.program import CenterSettings
@@ -86,24 +86,26 @@ def split_place(place: str) -> tuple[str, int]:
 
 
 def read_token(home: Path, field: str, name: str) -> str:
-    """Return the token in a file that a field names, "" where it names none.
+    """Return the token in a file that a field names, "" where it names none; errors as :func:`token_at`."""
+    return token_at(resolved(home, name), f"{home / SERVICE_FILE}: {field}") if name else ""
+
+
+def token_at(path: Path, named_by: str) -> str:
+    """Return the token in a file; errors say who named it.
 
     Raises:
         LocalError: ``bad_config``, or ``key_permissions`` when others may read the file.
     """
-    if not name:
-        return ""
-    path = resolved(home, name)
     try:
         if path.stat().st_mode & 0o077:
             raise LocalError("key_permissions", f"others may read {path}: chmod 600 it")
         token = path.read_bytes()[: TOKEN_BYTES_MAX + 1].strip().decode()
     except OSError as error:
-        raise wrong(home, field, f"{path}: {error.strerror}") from None
+        raise LocalError("bad_config", f"{named_by}: {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise wrong(home, field, f"{path} holds no text") from None
+        raise LocalError("bad_config", f"{named_by}: {path} holds no text") from None
     if not 0 < len(token) <= TOKEN_BYTES_MAX:
-        raise wrong(home, field, f"{path} must hold 1 to {TOKEN_BYTES_MAX} bytes")
+        raise LocalError("bad_config", f"{named_by}: {path} must hold 1 to {TOKEN_BYTES_MAX} bytes")
     return token
 
 
