@@ -53,8 +53,8 @@ _PRAGMAS = (
 _NOTICED = ("-c tcp_keepalives_idle=10", "-c tcp_keepalives_interval=5", "-c tcp_keepalives_count=3")
 """The server notices within half a minute that we vanished: by default it keeps our session and lock for two hours."""
 
-_LOST = {"57P01", "57P02", "57P03", "53300"}
-"""The server ends, starts, or has no room for one more session."""
+_LOST = {"57P01", "57P02", "57P03", "53300", "25006"}
+"""The server ends, starts, has no room for one more session, or has become a standby that takes no writes."""
 _REPEAT = {"40001", "40P01", "55P03", "57014"}
 """The transaction lost against another one, or was ended by an administrator."""
 

@@ -448,6 +448,21 @@ async def test_a_server_that_stays_away_is_said_and_comes_back(restarted: Postgr
         assert await database.read(names) == ["a", "b"]
 
 
+async def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(postgres_url: str) -> None:
+    refusals = 0
+
+    def write(connection: sa.Connection) -> None:
+        nonlocal refusals
+        if refusals < 2:
+            refusals += 1
+            connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+        put("a", 1, connection)
+
+    async with opened(postgres_url) as database:
+        await database.write(write)
+        assert await database.read(names) == ["a"]
+
+
 async def test_who_lost_its_session_to_another_owner_writes_nothing_more(
     restarted: PostgresCluster, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
