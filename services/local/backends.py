@@ -53,8 +53,10 @@ _PRAGMAS = (
 _NOTICED = ("-c tcp_keepalives_idle=10", "-c tcp_keepalives_interval=5", "-c tcp_keepalives_count=3")
 """The server notices within half a minute that we vanished: by default it keeps our session and lock for two hours."""
 
-_LOST = {"57P01", "57P02", "57P03", "53300", "25006"}
-"""The server ends, starts, has no room for one more session, or has become a standby that takes no writes."""
+_LOST = {"57P01", "57P02", "57P03", "53300"}
+"""The server ends, starts, or has no room for one more session."""
+_STANDBY = "25006"
+"""To who writes: the server has become a standby. A reader's work that writes gets the same, and is wrong."""
 _REPEAT = {"40001", "40P01", "55P03", "57014"}
 """The transaction lost against another one, or was ended by an administrator."""
 
@@ -225,7 +227,7 @@ class PostgresServer(Backend):
         """See :class:`Backend`."""
         if self._writer is None:
             raise InvariantError(f"{self.name} is not open")
-        with self._typed(), self._writer.begin():
+        with self._typed(is_writing=True), self._writer.begin():
             return work(self._writer)
 
     def read(self, work: Work[Result]) -> Result:
@@ -297,11 +299,14 @@ class PostgresServer(Backend):
             raise
 
     @contextmanager
-    def _typed(self) -> Iterator[None]:
+    def _typed(self, *, is_writing: bool = False) -> Iterator[None]:
         """Say what the driver's errors mean; those of a work's own statements stay as they are."""
         try:
             yield
         except DBAPIError as error:
+            if is_writing and _state(error) == _STANDBY:
+                self.trouble = _words(error)
+                raise ServerLost(self.trouble) from None
             self._raise_typed(error)
 
     def _raise_typed(self, error: DBAPIError) -> NoReturn:
