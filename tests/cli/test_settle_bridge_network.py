@@ -59,6 +59,14 @@ class Commands:
                 return status
         raise TimeoutError(status)
 
+    def until_seen_to(self) -> None:
+        """Return once the outbox is empty: liens are lifted after a trade is COMPLETED."""
+        for _ in range(LOOKS_MAX):
+            status = self.ask("settle", "events", "status")
+            if not status["waitingNotices"]:
+                return
+        raise TimeoutError(status)
+
 
 def test_what_is_bought_is_settled_by_itself_and_reconciles(folder: str, tmp_path: Path) -> None:
     net = Commands(folder)
@@ -72,6 +80,7 @@ def test_what_is_bought_is_settled_by_itself_and_reconciles(folder: str, tmp_pat
     net.ask("settle", "accounts", "unfreeze", "bank-a")
     assert net.ask("settle", "bridge", "retry")["opened"] == len(bought)
     net.until_ended(len(bought), "SETTLED")
+    net.until_seen_to()
     events = net.ask("settle", "events", "list", "--all", "--state", "COMPLETED", "--limit", "500")["events"]
     assert sorted((event["asset"], int(event["units"])) for event in events) == sorted(
         (f"FUND-{row['product']}", int(row["confirmed_volume"])) for row in bought
