@@ -112,7 +112,7 @@ class Payer:
             place.release()
         try:
             await self._subscription.settle(settlements)
-        except Refused as error:
+        except (Refused, PeerError) as error:
             log.warning("centre refuses", code=error.code, why=error.message)  # the lease ends, and they come again
 
     async def pay(self, batch: Sequence[Delivery]) -> list[Settlement]:

@@ -8,10 +8,12 @@ import msgspec
 import pytest
 import trio
 
+from consensus.ledger.errors import PeerError
 from services.accounts.port import Answer, Operation, Order
 from services.client.errors import Refused, Unreachable
 from services.client.tasks import single_errors
-from services.messages.queue import Queue
+from services.messages.port import Settlement
+from services.messages.queue import Consumer, Queue
 from services.messages.store import NewMessage
 from services.messages.store import State as MessageState
 from services.settlement import payer as payer_module
@@ -163,6 +165,23 @@ async def test_without_money_the_event_waits_with_its_reason(tmp_path: Path) -> 
         await found.pay()
         assert found.state("T-1") == (State.ACCOUNT_PENDING, Outcome.NONE, "insufficient_funds")
         assert found.bank.parts(BUYER) == (PRICE - 1, 0)
+
+
+async def test_a_centre_that_answers_nonsense_does_not_end_the_payer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with way(tmp_path) as found:
+        await delivered(found.desk, "T-1", "T-2")
+        settle, confused = Consumer.settle, once(PeerError("malformed", "the centre answers something else"))
+
+        async def settled(consumer: Consumer, settlements: Sequence[Settlement]) -> list[bool]:
+            counted = await settle(consumer, settlements)
+            confused(counted)
+            return counted
+
+        monkeypatch.setattr(Consumer, "settle", settled)
+        await found.pay()
+        assert found.state("T-1") == found.state("T-2") == PAID
 
 
 async def test_more_than_a_batch_at_once(tmp_path: Path) -> None:
