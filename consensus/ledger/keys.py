@@ -30,7 +30,7 @@ class Purpose(StrEnum):
     """What a signature is for.
 
     A key is for one group of purposes only: clients, votes, sessions, business events, business agreements
-    (from ``AGREEMENT`` to ``ANSWER``), private channels.
+    (from ``AGREEMENT`` to ``ANSWER``), private channels, payees: a merchant's, a platform's, an environment's.
     """
 
     TRANSACTION = "transaction"
@@ -49,6 +49,12 @@ class Purpose(StrEnum):
     ANSWER = "answer"
     CHANNEL_MESSAGE = "channel-message"
     CHANNEL_RECEIPT = "channel-receipt"
+    PAYEE_MERCHANT = "payee-merchant"
+    PAYEE_CODE = "payee-code"
+    PAYEE_PLATFORM = "payee-platform"
+    PAYEE_QUERY = "payee-query"
+    PAYEE_QUOTE = "payee-quote"
+    PAYEE_ANSWER = "payee-answer"
 
 
 def signed_bytes(purpose: Purpose, chain_id: ChainId, payload: bytes) -> bytes:

@@ -1,0 +1,238 @@
+"""What a platform program offers: to its owner on ``run/platform.sock``, to its payers' clients over HTTP.
+
+The owner's calls are ``LocalService`` methods. Each may be repeated: a draft is known by its commitment, a version is
+written once, and an order of a merchant is paid once. Over HTTP the same Structs travel as JSON with camelCase names.
+Bytes travel in base64 on the socket and in 0x-hex over HTTP; identities are 26 characters everywhere
+(:mod:`services.payee.identity`); amounts are integers in 1/100 of the currency. Money is simulated.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from services.accounts.port import AccountId, AmountCents, Currency
+
+PAYLOAD_CHARACTERS_MAX = 10_000
+RECORDS_PAGE_MAX = 500
+PAYMENTS_PAGE_MAX = 500
+
+IdentityText = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-hjkmnp-tv-z]{26}\Z")]
+"""An identity as codes and people write it: 16 bytes in Crockford's base32, lower case."""
+OrderId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,24}\Z")]
+"""An order of a merchant, as it fits EMVCo's reference label (62-05)."""
+EnvironmentText = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z")]
+
+
+class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Base of parameters: JSON objects with camelCase names."""
+
+
+class Result(msgspec.Struct, frozen=True, rename="camel"):
+    """Base of results."""
+
+
+class Acquiring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Acquiring information (收单信息): how a platform pays a merchant. A record's plaintext is this as JSON.
+
+    ``account`` is the merchant's in the account system; ``name`` is shown to the payer before the payment.
+    """
+
+    account: AccountId
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    currency: Currency
+    terminal: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    note: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
+# -- the owner's: run/platform.sock ----------------------------------------------------------------------
+
+
+class DraftRecord(Params, frozen=True):
+    """``draft_record``: encrypt acquiring information for an identity, and say what the merchant has to sign.
+
+    The draft is kept until ``put_record``; drafted again, the same content gives the same draft while its version is
+    the next one. Codes: ``unknown_merchant``, ``too_large``. Answered by ``Draft``.
+    """
+
+    identity: IdentityText
+    acquiring: Acquiring
+    is_shareable: bool = False
+
+
+class Draft(Result, frozen=True):
+    """A record that lacks the merchant's signature: over ``content_hash(identity, server, version, commitment, …)``.
+
+    The merchant recomputes the commitment from salt and plaintext, so that it signs what it sees.
+    """
+
+    server: str
+    identity: str
+    version: int
+    commitment: bytes
+    salt: bytes
+    plaintext: bytes
+    is_shareable: bool
+
+
+class PutRecord(Params, frozen=True):
+    """``put_record``: write a draft to the chain with the merchant's signature. Answered by ``RecordPut``.
+
+    Codes: ``unknown_draft``, ``bad_signature``, ``wrong_version`` (draft again), and the contract's.
+    """
+
+    identity: IdentityText
+    commitment: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    merchant_signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+class RecordPut(Result, frozen=True):
+    """A record as it stands on the chain now; ``height`` is of the block that holds the change."""
+
+    identity: str
+    version: int
+    epoch: int
+    transaction: bytes
+    height: int
+
+
+class RemoveRecord(Params, frozen=True):
+    """``remove_record``: dissociate from a merchant; leaves a tombstone. Answered by ``RecordPut``.
+
+    Codes: ``unknown_record``, ``record_removed``.
+    """
+
+    identity: IdentityText
+
+
+class Rotate(Params, frozen=True):
+    """``rotate``: begin a new epoch with a new key for these environments alone, and encrypt all records anew.
+
+    What an environment could read before stays exposed to it. Interrupted, the same call goes on. Answered by
+    ``Rotated``. Codes: ``unknown_environment``.
+    """
+
+    environments: Annotated[list[EnvironmentText], msgspec.Meta(min_length=1, max_length=32)]
+
+
+class Rotated(Result, frozen=True):
+    """The epoch in force, and how many records were encrypted anew under it by this call."""
+
+    epoch: int
+    encrypted: int
+
+
+class Trust(Params, frozen=True):
+    """``trust``: give more environments the key of the epoch in force. Answered by ``PlatformStatus``."""
+
+    environments: Annotated[list[EnvironmentText], msgspec.Meta(min_length=1, max_length=32)]
+
+
+class NoParams(Params, frozen=True):
+    """``status``: answered by ``PlatformStatus``."""
+
+
+class PlatformStatus(Result, frozen=True):
+    """A platform as it stands: its epoch, whom it trusts with the epoch's key, how much it has."""
+
+    server: str
+    epoch: int
+    environments: list[str]
+    records: int
+    outdated: int
+    """Active records that are still under an earlier epoch's key."""
+    payments: int
+    unfinished: int
+
+
+class RecordsQuery(Params, frozen=True):
+    """``records``: the platform's own records by identity, from ``after`` on. Answered by ``Records``."""
+
+    after: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=RECORDS_PAGE_MAX)] = 100
+
+
+class RecordRow(Result, frozen=True):
+    """One of the platform's own records, in the clear: the owner's eyes only."""
+
+    identity: str
+    version: int
+    epoch: int
+    is_shareable: bool
+    is_removed: bool
+    acquiring: Acquiring | None
+
+
+class Records(Result, frozen=True):
+    """A page of records; ``next`` is the ``after`` of the following page, "" at the end."""
+
+    items: list[RecordRow]
+    next: str
+
+
+class PaymentsQuery(Params, frozen=True):
+    """``payments``: newest first; of one merchant where ``identity`` is given. Answered by ``Payments``."""
+
+    identity: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=PAYMENTS_PAGE_MAX)] = 100
+
+
+# -- the payers': HTTP, with the platform's payers' token ------------------------------------------------
+
+
+class Delegate(Params, frozen=True):
+    """``POST /delegations``: let a client's key sign queries for the platform. Answered by ``Delegated``."""
+
+    key: Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{66}\Z")]
+
+
+class Delegated(Result, frozen=True):
+    """A delegation, see :class:`consensus.ledger.payees.Delegation`."""
+
+    server: str
+    key: str
+    until_ms: int
+    signature: str
+
+
+class Pay(Params, frozen=True):
+    """``POST /payments``: pay what a code asks for, once for (merchant, order). Answered by ``Payment``.
+
+    The platform reads and checks the code itself. ``amount`` and ``order`` are needed where the code names none, and
+    must not differ from it where it does. ``payee`` is the account that the client resolved: it must be the platform's
+    own. Codes: ``bad_code`` and others of :mod:`services.payee.codes`, ``code_expired``, ``unknown_merchant``,
+    ``no_platform``, ``wrong_payee``, ``wrong_amount``, ``wrong_currency``, ``amount_missing``, ``order_missing``,
+    ``order_conflict`` (the order was paid on other terms), and the account system's, as ``insufficient_funds``.
+    """
+
+    payload: Annotated[str, msgspec.Meta(max_length=PAYLOAD_CHARACTERS_MAX)]
+    payer: AccountId
+    payee: AccountId
+    amount: AmountCents | None = None
+    order: OrderId | None = None
+
+
+class Payment(Result, frozen=True):
+    """A payment: ``state`` is ``PAID``, ``REFUSED`` (``code`` says why; the same may be tried again) or ``OPEN``.
+
+    ``OPEN`` is one whose outcome the account system has not told yet: ask again with the same. ``is_first`` tells
+    whether this call made the payment, ``time_ms`` when it was paid, 0 before. The money is simulated.
+    """
+
+    server: str
+    identity: str
+    order: str
+    payer: str
+    payee: str
+    amount: int
+    currency: str
+    state: str
+    code: str
+    event: str
+    time_ms: int
+    is_first: bool
+
+
+class Payments(Result, frozen=True):
+    """A page of payments."""
+
+    items: list[Payment]
