@@ -1,5 +1,7 @@
 """Makes proofs out of what a node holds: a certified header, what it commits to, and the set changes since genesis."""
 
+from collections.abc import Sequence
+
 from consensus.ledger import state_tree
 from consensus.ledger.errors import LocalError, StorageError
 from consensus.ledger.proof import (
@@ -11,6 +13,7 @@ from consensus.ledger.proof import (
     prove_receipt,
     prove_transaction,
 )
+from consensus.ledger.states import CertifiedChange, StateEntry, StatesProof
 from consensus.ledger.transaction import Transaction, decode_transaction_untrusted
 from node.chain import Chain
 from node.storage.layout import Location
@@ -21,6 +24,8 @@ class ProofMaker:
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
+        self._changes: list[CertifiedChange] = []
+        self._changes_height = 0
 
     def block(self, height: int) -> Proof:
         """Return the proof that a block is final.
@@ -57,9 +62,36 @@ class ProofMaker:
         path = state_tree.prove(self._chain.tree, key)
         return self._certified(self._chain.head.header.height, StateClaim(key, value, path))
 
+    def states(self, keys: Sequence[str]) -> StatesProof:
+        """Return the proof of several keys' values at the last seal, under the head's header.
+
+        Raises:
+            LocalError: ``genesis_unsigned`` while there is no block above genesis.
+        """
+        head, sealed, tree = self._chain.head, self._chain.state.sealed, self._chain.tree
+        if head.certificate is None:
+            raise _genesis_unsigned()
+        entries: list[StateEntry] = []
+        for text in sorted(set(keys)):
+            key = text.encode()
+            entries.append(StateEntry(text, sealed.get(key), state_tree.prove(tree, key)))
+        return StatesProof(self._chain.chain_id, self._certified_changes(), head.header, head.certificate, entries)
+
+    def _certified_changes(self) -> list[CertifiedChange]:
+        """Return the changes up to the head; each is read from the store once, and looked for once a head."""
+        height = self._chain.head.header.height
+        if height != self._changes_height:
+            known = len(self._changes)
+            firsts = [first for first in self._change_heights() if 1 < first <= height]
+            for first in firsts[known:]:
+                change = self._set_change(first - 1)
+                self._changes.append(CertifiedChange(change.header, change.certificate, change.validators.encode()))
+            self._changes_height = height
+        return self._changes
+
     def _certified(self, height: int, claim: Claim) -> Proof:
         if height == 0:
-            raise LocalError("genesis_unsigned", "block 0 follows from the genesis file; nobody signs it")
+            raise _genesis_unsigned()
         reader = self._chain.reader
         block, certificate = reader.block(height), reader.certificate(height)
         if block is None or certificate is None:
@@ -84,3 +116,7 @@ class ProofMaker:
         if block is None:
             raise LocalError("not_found", f"no block {height}")
         return [decode_transaction_untrusted(raw) for raw in block.transactions]
+
+
+def _genesis_unsigned() -> LocalError:
+    return LocalError("genesis_unsigned", "block 0 follows from the genesis file; nobody signs it")

@@ -145,16 +145,8 @@ def verify_proof_untrusted(proof: Proof, genesis: Genesis) -> Verified:
         raise PeerError("wrong_chain", "the proof belongs to another chain")
     validators, height = genesis.validator_set(), 0
     for change in proof.set_changes:
-        header = change.header
-        if header.chain_id != chain_id:
-            raise PeerError("wrong_chain", "a set change of another chain")
-        if header.height <= height:
-            raise PeerError("bad_proof", "set changes must ascend")
-        check_certified_untrusted(header, change.certificate, validators)
-        announced = change.validators.hash()
-        if announced == header.validators_hash or announced != header.next_validators_hash:
-            raise PeerError("bad_proof", f"block {header.height} does not announce the set that the proof names")
-        validators, height = change.validators, header.height
+        validators = following_set_untrusted(change, validators, above=height, chain_id=chain_id)
+        height = change.header.height
     if proof.header.height <= height:
         raise PeerError("bad_proof", "the header must follow the last set change")
     check_certified_untrusted(proof.header, proof.certificate, validators)
@@ -169,6 +161,26 @@ def verify_proof_untrusted(proof: Proof, genesis: Genesis) -> Verified:
         validators=validators,
         claim=proof.claim,
     )
+
+
+def following_set_untrusted(
+    change: SetChange, validators: ValidatorSet, *, above: int, chain_id: ChainId
+) -> ValidatorSet:
+    """Return the set that follows ``validators``, who have certified the change, at a height above the last one's.
+
+    Raises:
+        PeerError: ``wrong_chain``, ``bad_certificate`` or ``bad_proof``.
+    """
+    header = change.header
+    if header.chain_id != chain_id:
+        raise PeerError("wrong_chain", "a set change of another chain")
+    if header.height <= above:
+        raise PeerError("bad_proof", "set changes must ascend")
+    check_certified_untrusted(header, change.certificate, validators)
+    announced = change.validators.hash()
+    if announced == header.validators_hash or announced != header.next_validators_hash:
+        raise PeerError("bad_proof", f"block {header.height} does not announce the set that the proof names")
+    return change.validators
 
 
 def _check_claim_untrusted(header: Header, claim: Claim) -> None:
