@@ -6,7 +6,6 @@ through one place, as one line with its code: exit 0 for done, 1 for refused by 
 """
 
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import rich_click as click
 from click.exceptions import Exit
 
+from cli.lazy import LazyCommands
 from cli.output import (
     ERROR_DETAILS,
     EXIT_INTERRUPTED,
@@ -45,38 +45,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "channel": ("cli.channel:channel", "Private channels of bank and issuer: agreements, opening, revoking."),
     "agency": ("cli.agency:agency", "Agency sale: orders of a bank for an issuer's products, records, evidence."),
     "settle": ("cli.settle:settle", "Settlement: an asset and its payment move both, or neither."),
+    "payee": ("cli.payee:payee", "One merchant code, many payment platforms: merchants, codes, paying."),
     "demo": ("cli.demo:demo", "The business stories on a network of their own."),
     "bench": ("cli.bench:bench", "The benchmarks."),
 }
 
 
-class LazyGroup(click.RichGroup):
-    """A group that knows its commands by name and imports each when it is called or explained."""
+class LazyGroup(LazyCommands):
+    """All groups and commands; whatever goes wrong in one leaves through here."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command; for a help page or a completion a stand-in with its one line is enough."""
-        if cmd_name not in COMMANDS:
-            return None
-        place, line = COMMANDS[cmd_name]
-        if ctx.params.get("explaining"):
-            return click.RichCommand(name=cmd_name, short_help=line, help=line)
-        module, attribute = place.split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help page without importing any group."""
-        ctx.params["explaining"] = True
-        super().format_help(ctx, formatter)
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        """Complete the names of groups without importing any."""
-        ctx.params["explaining"] = True
-        return super().shell_complete(ctx, incomplete)
+    table = COMMANDS
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Note whether ``--json`` stands anywhere: also an error of usage is told as JSON then."""
