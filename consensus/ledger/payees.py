@@ -186,6 +186,10 @@ class Content(Record, frozen=True):
     salt: Annotated[bytes, msgspec.Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
     plaintext: Annotated[bytes, msgspec.Meta(max_length=PLAINTEXT_BYTES_MAX)]
 
+    def __repr__(self) -> str:
+        """Say nothing of what it holds: logs and errors may show any object."""
+        return "Content(…)"
+
 
 content_codec: RecordCodec[Content] = RecordCodec(Content, bytes_max=PLAINTEXT_BYTES_MAX + 64)
 
