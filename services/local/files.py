@@ -7,6 +7,7 @@ same.
 
 import json
 import os
+import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,9 +32,12 @@ PROGRAMS = {
     "events": "event system",
     "payer": "payer",
     "bridge": "settlement bridge",
+    "environment": "environment",
+    "platform": "platform",
 }
 """All programs in words, by the ``program`` of their files: a folder that is another's is said to be so."""
 SERVICE_BYTES_MAX = 256 * 1024
+TOKEN_BYTES = 32
 PASSPHRASE_VARIABLE = "HANSA_PASSPHRASE"
 
 Level = Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")]
@@ -124,6 +128,13 @@ def replace_file(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(handle)
     temporary.replace(path)
+
+
+def make_token(path: Path) -> None:
+    """Make the file of a token that callers show, unless it is there."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(path, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
 
 
 def resolved(home: Path, name: str) -> Path:

@@ -6,7 +6,6 @@ Paths and addresses come from whoever calls: a network folder is nothing that se
 """
 
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,14 @@ import msgspec
 from consensus.ledger.codec import Value
 from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.transaction import ATOMIC, make_call
+from services.accounts import opening
 from services.accounts.config import AccountsFile
-from services.accounts.link import open_accounts
 from services.client.client import Client
 from services.client.errors import Refused
 from services.client.keystore import KeyStore, Signer, read_passphrase
-from services.local.files import SERVICE_FILE, ServiceFile, changed, existing, replace_file, write_service
+from services.local.files import SERVICE_FILE, ServiceFile, changed, existing, make_token, write_service
 from services.local.urls import EMBEDDED, without_password
-from services.messages.config import CenterFile, read_token
+from services.messages.config import CenterFile
 from services.settlement.config import DATABASE, EVENTS_SOCKET, EventsFile, PayerFile
 
 ACCOUNTS, CENTER, EVENTS, PAYER = "settle-accounts", "settle-center", "settle-events", "settle-payer"
@@ -36,12 +35,10 @@ BANK = "bank-a"
 UNIT, UNITS = "BOND-1", 1_000_000
 """A unit to trade, without decimals, and how many each seller begins with."""
 SELLERS = (BANK, "issuer-c", "issuer-f", "shop")
-CURRENCY, OPENING_CENTS = "CNY", 10_000_000_000
-"""What each identity's account begins with, in 1/100: simulated money."""
 ADMIN_ROLE, ISSUER_ROLE = "admin", "unit-issuer"
 RATE_PER_S = 100_000.0
 """Of the message centre; the payer's own pace is what counts."""
-TOKEN_FILE, TOKEN_BYTES = "token", 32
+TOKEN_FILE = "token"
 PORT_MAX = 65_535
 
 
@@ -247,9 +244,8 @@ def _beside(home: Path, token: str, other: Path) -> str:
 def _write(files: _Files, done: list[str]) -> None:
     """Make the folders; a file that says what is wanted stays, however an operator wrote it."""
     for home, token in ((files.accounts[0], files.accounts[1].token), (files.center[0], files.center[1].token)):
-        if token and not (home / token).exists():
-            (home / token).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(home / token, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
+        if token:
+            make_token(home / token)
     each: Sequence[tuple[Path, ServiceFile]] = files
     for home, file in each:
         if file != existing(home, type(file)):
@@ -258,22 +254,5 @@ def _write(files: _Files, done: list[str]) -> None:
 
 
 async def open_people(prepared: Prepared) -> list[str]:
-    """Open an account of simulated money for everybody, once the account system runs; return what was made, in words.
-
-    Raises:
-        Unreachable: ``accounts_unreachable``.
-        Refused: the account system's; ``wrong_currency`` where an account of another currency has the name.
-    """
-    token = read_token(prepared.accounts_token.parent, "token", prepared.accounts_token.name)
-    async with open_accounts(prepared.accounts_url, token=token) as accounts:
-        known = {account.id for account in await accounts.accounts()}
-        new = [name for name in prepared.people if name not in known]
-        if new:
-            await accounts.open([(name, CURRENCY) for name in new])
-        for name in prepared.people:
-            try:
-                await accounts.deposit(name, OPENING_CENTS, key=f"opening-{name}")
-            except Refused as error:
-                if error.code != "operation_conflict":  # it was opened with another amount
-                    raise
-    return [f"account {name} with simulated money" for name in new]
+    """Open an account of simulated money for everybody; as :func:`services.accounts.opening.open_people`."""
+    return await opening.open_people(prepared.accounts_url, prepared.accounts_token, prepared.people)

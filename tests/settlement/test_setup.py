@@ -16,6 +16,7 @@ from consensus.ledger.genesis import Account, Genesis, Organisation
 from consensus.ledger.transaction import Call
 from services.accounts.config import AccountsFile, accounts_settings
 from services.accounts.link import open_accounts
+from services.accounts.opening import OPENING_CENTS
 from services.accounts.program import serve
 from services.client.client import Client
 from services.client.errors import Refused, Unreachable
@@ -24,7 +25,7 @@ from services.client.outcome import Outcome
 from services.local.files import read_service, replace_file, write_service
 from services.messages.config import CenterFile, center_settings
 from services.settlement.config import EventsFile, PayerFile, events_settings, payer_settings
-from services.settlement.setup import AGENT, BANK, OPENING_CENTS, UNIT, UNITS, Plan, Prepared, open_people, set_up
+from services.settlement.setup import AGENT, BANK, UNIT, UNITS, Plan, Prepared, open_people, set_up
 from tests.client.support import CONSORTIUM, SoloNode, client_of, running
 
 PASSPHRASE = b"correct horse"
