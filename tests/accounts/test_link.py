@@ -8,9 +8,9 @@ import pytest
 import trio
 
 from consensus.ledger.errors import LocalError
-from services.accounts import link
 from services.accounts.link import open_accounts
 from services.client.errors import Refused, Unreachable
+from services.local import asking
 from tests.accounts.support import PAY, RESERVE, order
 
 DONE = {"event": "t-1", "operation": "pay", "code": "", "message": "", "timeMs": 5}
@@ -58,7 +58,7 @@ async def saying(answer: bytes) -> AsyncIterator[str]:
         answered({**DONE, "event": "t-2"}),
         answered({**DONE, "operation": "reserve"}),
         answered({**DONE, "operation": "steal"}),
-        http(b" " * (link.ANSWER_BYTES_MAX + 1)),
+        http(b" " * (asking.ANSWER_BYTES_MAX + 1)),
         b"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
     ],
 )
@@ -103,7 +103,7 @@ async def test_nobody_is_there() -> None:
 
 
 async def test_who_does_not_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "ANSWER_MS_MAX", 50)
+    monkeypatch.setattr(asking, "ANSWER_MS_MAX", 50)
 
     async def silent(stream: trio.SocketStream) -> None:
         await trio.sleep_forever()

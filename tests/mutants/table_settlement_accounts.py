@@ -6,6 +6,7 @@ _LEDGER = "services/accounts/ledger.py"
 _STORE = "services/accounts/store.py"
 _PAGES = "services/accounts/pages.py"
 _LINK = "services/accounts/link.py"
+_ASKING = "services/local/asking.py"
 _RULES = "pytest tests/accounts/test_ledger.py::"
 _CELL = _RULES + "test_a_cell_of_the_table"
 _BOOKS = "pytest tests/accounts/test_store.py::"
@@ -128,7 +129,7 @@ MUTANTS = (
     ),
     Mutant(
         "server errors are refusals",
-        _LINK,
+        _ASKING,
         "        if status >= SERVER_ERRORS:",
         "        if status > 599:",
         "an order that may have been done is taken for refused",

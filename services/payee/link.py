@@ -1,0 +1,47 @@
+"""The payers' side of a platform program, over HTTP: delegations and payments (:mod:`services.payee.interfaces`)."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from consensus.ledger.errors import PeerError
+from consensus.ledger.payees import Delegation
+from services.local.asking import Program, ProgramLink, open_program
+from services.payee.interfaces import Delegate, Delegated, Pay, Payment
+
+
+class PlatformLink:
+    """Asks a platform program; made by :func:`open_platform`.
+
+    All calls raise ``Unreachable`` (``platform_unreachable``: it is unknown what was done, and the same again is safe)
+    and ``Refused`` with the platform's code.
+    """
+
+    def __init__(self, program: ProgramLink) -> None:
+        self._program = program
+
+    async def delegate(self, key: bytes) -> Delegation:
+        """Have the platform let a key (33 bytes) sign queries for it, for some time."""
+        asked = f"0x{key.hex()}"
+        given = await self._program.post("/delegations", Delegate(asked), Delegated)
+        if given.key != asked:
+            raise self._program.unreachable("lets another key sign than it was asked for")
+        try:
+            signature = bytes.fromhex(given.signature.removeprefix("0x"))
+        except ValueError:
+            raise PeerError("bad_answer", "a delegation's signature is no hex") from None
+        return Delegation(given.server, key, given.until_ms, signature)
+
+    async def pay(self, asked: Pay) -> Payment:
+        """Pay; the same again is the same payment."""
+        return await self._program.post("/payments", asked, Payment)
+
+
+@asynccontextmanager
+async def open_platform(url: str, *, token: str = "") -> AsyncIterator[PlatformLink]:
+    """Give a link to ``http://HOST:PORT``; nothing is asked before the first call.
+
+    Raises:
+        LocalError: ``bad_url``.
+    """
+    async with open_program(Program(url, "platform", "platform_unreachable"), token=token) as program:
+        yield PlatformLink(program)
