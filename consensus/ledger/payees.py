@@ -30,6 +30,7 @@ PLATFORMS_MAX = 32
 """How many platforms have an active record of one identity."""
 ENVIRONMENTS_MAX = 32
 """How many environments one platform trusts with one epoch's key."""
+WRAP_BYTES_MAX = 256
 DELEGATION_MS_MAX = 24 * 3_600 * 1_000
 QUERY_AGE_MS_MAX = 60_000
 """How far a query's time may be from the clock of who answers it."""
@@ -149,6 +150,14 @@ def record_hash(
     return _hash(
         "payee-record", identity, server, version, content_version, epoch, commitment_, ciphertext, is_shareable
     )
+
+
+def log_hash(log: bytes, number: int, signed: bytes) -> Hash:
+    """Return a merchant's log after its ``number``-th change, from 1 on, for which ``signed`` was signed.
+
+    Before the first the log is 32 zero bytes; a change's event names ``number`` and ``signed``.
+    """
+    return _hash("payee-log", log, number, signed)
 
 
 def wrap_hash(server: str, epoch: int, environment: str, wrap: bytes) -> Hash:
