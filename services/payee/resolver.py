@@ -7,13 +7,14 @@ fit the commitment, another record not the version, and that there is none is pr
 is passed over; one that answers falsely is named in the error, and is not asked first again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
 from consensus.ledger.errors import HansaError, LocalError, PeerError
+from consensus.ledger.genesis import Genesis
 from consensus.ledger.ids import ChainId, Hash
 from consensus.ledger.keys import PrivateKey, PublicKey, Purpose
 from consensus.ledger.payees import (
@@ -39,9 +40,9 @@ from consensus.ledger.payees import (
 )
 from consensus.ledger.states import ProvenStates, StatesChecker
 from services.client.client import Client
+from services.client.connection import Transport
 from services.client.errors import Refused, Unreachable
 from services.client.keystore import Signer
-from services.client.reader import Reader
 from services.payee.interfaces import Acquiring
 from services.payee.sealing import ExchangeKey, check_commitment, open_answer
 
@@ -154,12 +155,23 @@ class Resolved:
         return next((one for one in self.candidates if one.server == self.server), None)
 
 
+class Nodes(Protocol):
+    """Who can be asked: a :class:`services.client.reader.Reader`."""
+
+    genesis: Genesis
+    chain_id: ChainId
+
+    def each_node(self) -> Mapping[str, Transport]:
+        """Return the nodes by their URLs."""
+        ...
+
+
 class Resolver:
     """Asks the nodes of a consortium about identities, for one platform."""
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Nodes,
         signer: QuerySigner,
         *,
         now_ms: Callable[[], int],
