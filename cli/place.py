@@ -83,10 +83,10 @@ class Place:
         Raises:
             LocalError: ``unknown_key``, ``wrong_passphrase``, ``key_permissions``, ``bad_passphrase_file``.
         """
-        from services.client.keystore import KeyStore, read_passphrase
+        from services.client.keystore import KeyStore
 
         folder = keys or self.network.keystore
-        store, own = KeyStore(folder), folder / "passphrase"
+        store = KeyStore(folder)
         try:
             path = store.entry(name).path  # an unknown name is said before anything is asked
         except LocalError as error:
@@ -94,15 +94,7 @@ class Place:
                 raise
             known = ", ".join(entry.name for entry in store.entries()) or "none"
             raise LocalError(error.code, f"{error.message}; the identities there: {known}") from None
-        if passphrase_file is not None:
-            passphrase, source = read_passphrase(passphrase_file), str(passphrase_file)
-        elif os.environ.get(PASSPHRASE_VARIABLE):
-            passphrase, source = os.environ[PASSPHRASE_VARIABLE].encode(), PASSPHRASE_VARIABLE
-            source += f" (unset it, and {own} is taken)" if own.is_file() else ""
-        elif own.is_file():
-            passphrase, source = read_passphrase(own), str(own)
-        else:
-            passphrase, source = _ask_passphrase(f"Passphrase of {name}").encode(), "the prompt"
+        passphrase, source = find_passphrase(name, folder / "passphrase", passphrase_file)
         try:
             return store.load(name, passphrase)
         except LocalError as error:
@@ -165,6 +157,26 @@ def read_genesis(path: Path) -> "Genesis":
         raise LocalError("bad_genesis", f"{path}: {error.strerror}") from None
     except LocalError as error:
         raise LocalError(error.code, f"{path}: {error.message}") from None
+
+
+def find_passphrase(name: str, own: Path, passphrase_file: Path | None) -> tuple[bytes, str]:
+    """Return the passphrase of a key that exists, and where it is from.
+
+    From the file, else ``HANSA_PASSPHRASE``, else the folder's ``own`` file, else asked.
+
+    Raises:
+        LocalError: ``bad_passphrase_file``, ``no_passphrase``.
+    """
+    from services.client.keystore import read_passphrase
+
+    if passphrase_file is not None:
+        return read_passphrase(passphrase_file), str(passphrase_file)
+    if os.environ.get(PASSPHRASE_VARIABLE):
+        hint = f" (unset it, and {own} is taken)" if own.is_file() else ""
+        return os.environ[PASSPHRASE_VARIABLE].encode(), f"{PASSPHRASE_VARIABLE}{hint}"
+    if own.is_file():
+        return read_passphrase(own), str(own)
+    return _ask_passphrase(f"Passphrase of {name}").encode(), "the prompt"
 
 
 def new_passphrase(name: str, passphrase_file: Path | None, network_file: Path) -> bytes:

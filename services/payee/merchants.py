@@ -1,8 +1,7 @@
 """The merchant's side: identities and keys on disk, what a merchant signs, and its errands on the chain.
 
 A folder holds of each merchant ``NAME.pem``, its key, encrypted (:mod:`services.client.keystore`), and ``NAME.json``,
-``{"identity": …, "height": …}``: the height of the block that registered it, 0 before. ``next/NAME.pem`` is a key that
-is about to take the place of the first.
+its identity and whether the chain is known to have it. ``next/NAME.pem`` is a key about to take the first one's place.
 
 Every errand may be interrupted and run again: what is made stays, and what the chain has is not sent twice.
 """
@@ -41,17 +40,17 @@ T = TypeVar("T")
 
 class _MerchantFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: IdentityText
-    height: int = 0
+    registered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MerchantEntry:
-    """A merchant as its files can be read without a passphrase; ``height`` of its registration, 0 before."""
+    """A merchant as its files can be read without a passphrase."""
 
     name: str
     identity: bytes
     public_key: bytes
-    height: int
+    is_registered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,26 +125,39 @@ class Merchants:
             raise LocalError("key_change_open", f"{message} goes on")
         return Merchant(entry.name, entry.identity, self._keys.load(entry.name, passphrase).key)
 
-    def make(self, name: str, passphrase: bytes) -> Merchant:
-        """Make a merchant with a random identity, or return the one of this name that is not registered yet.
+    def has(self, name: str) -> bool:
+        """Tell whether there is a key of this name.
 
         Raises:
-            LocalError: ``bad_name``, also for a name that could be an identity; ``merchant_exists``, ``bad_merchant``,
-                ``wrong_passphrase``.
+            LocalError: ``bad_name``, also for a name that could be an identity.
         """
         if _is_identity(name):
             raise LocalError("bad_name", f"{name} could be an identity: choose another name")
+        try:
+            self._keys.check_free(name)
+        except LocalError as error:
+            if error.code != "key_exists":
+                raise
+            return True
+        return False
+
+    def make(self, name: str, passphrase: bytes) -> Merchant:
+        """Make a merchant with a random identity, or return the one that this name has.
+
+        Raises:
+            LocalError: as :meth:`has`; ``unknown_key``, ``bad_merchant``, ``wrong_passphrase``, ``key_permissions``.
+        """
         path = self._path(name)
-        if not (self.folder / f"{name}.pem").exists() and not path.exists():
+        if not self.has(name) and not path.exists():
             self._keys.create(name, passphrase)
         key = self._keys.load(name, passphrase).key
         if not path.exists():
             self._write_first(path, _MerchantFile(identity_text(secrets.token_bytes(payees.IDENTITY_BYTES))))
         return Merchant(name, self._entry(name).identity, key)
 
-    def note_registered(self, name: str, height: int) -> None:
-        """Note that the chain has a merchant since the block at ``height``."""
-        file = msgspec.structs.replace(self._read(name), height=height)
+    def note_registered(self, name: str) -> None:
+        """Note that the chain has a merchant."""
+        file = msgspec.structs.replace(self._read(name), registered=True)
         replace_file(self._path(name), msgspec.json.encode(file))
 
     def has_next(self, name: str) -> bool:
@@ -168,7 +180,7 @@ class Merchants:
 
     def _entry(self, name: str) -> MerchantEntry:
         file = self._read(name)
-        return MerchantEntry(name, identity_of(file.identity), self._keys.entry(name).public_key, file.height)
+        return MerchantEntry(name, identity_of(file.identity), self._keys.entry(name).public_key, file.registered)
 
     def _read(self, name: str) -> _MerchantFile:
         path = self._path(name)
@@ -363,7 +375,12 @@ async def _merchant_at(reader: Reader, identity: bytes, height: int) -> Merchant
 
 
 async def _proven(reader: Reader, key: str, kind: type[T], *, height_min: int = 0) -> T | None:
-    found = await reader.state(key, height_min=height_min, is_newest=not height_min)
+    try:
+        found = await reader.state(key, height_min=height_min, is_newest=not height_min)
+    except Refused as error:
+        if error.code == "genesis_unsigned":
+            return None  # before its first block a chain has no merchants
+        raise
     if found.value is None:
         return None
     try:
