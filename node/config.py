@@ -15,6 +15,7 @@ from consensus.ledger.ids import NodeName
 from consensus.ledger.validators import NodeNameText
 
 CONFIG_FILE = "node.toml"
+ENVIRONMENT_FILE = "environment.toml"
 CONFIG_BYTES_MAX = 256 * 1024
 PRIVATE_FOLDER = "private"
 """Below ``data``: what goes through private channels, sealed."""
@@ -139,6 +140,11 @@ class NodeConfig(msgspec.Struct, frozen=True):
     def owner_socket(self) -> Path:
         """Where the owner's programs reach the node."""
         return self.run / "owner.sock"
+
+    @property
+    def environment(self) -> Path:
+        """What names the node's trusted environment; a node without one has no such file."""
+        return self.path.parent / ENVIRONMENT_FILE
 
     def validate(self) -> None:
         """Check what holds between fields.

@@ -37,6 +37,7 @@ from node.clock import Clock, SystemClock
 from node.config import NodeConfig, load_config
 from node.divergence import Divergence, write_bundle
 from node.driver import Commit, Driver
+from node.environment import EnvironmentLink
 from node.intake import Intake
 from node.members import VALIDATOR, Members
 from node.mempool import Mempool, PoolLimits
@@ -233,6 +234,7 @@ class Node:
             clock=self.clock,
             on_work=self.driver.work_changed,
         )
+        self.environment = EnvironmentLink(config.environment, self.chain.chain_id)
         self.backend = NodeBackend(
             name=config.name,
             chain=self.chain,
@@ -247,6 +249,7 @@ class Node:
             evidence=lambda: tuple(self.driver.evidence),
             certified_height=lambda: self.driver.certified_height,
             private_figures=dict if self.private is None else self.private.figures,
+            environment=self.environment,
         )
         self.driver.on_commit(self._on_commit)
         self.driver.on_commit(self.backend.on_commit)
@@ -380,6 +383,7 @@ async def _run(node: Node) -> None:
                 await nursery.start(node.private.run, node.network)
             await nursery.start(node.driver.run)
             nursery.start_soon(node.intake.run)
+            nursery.start_soon(node.environment.run)
             async with trio.open_nursery() as serving:
                 port = await serving.start(_serve, node, stopping)
                 node.is_ready = True

@@ -65,6 +65,7 @@ PURITY_EXCEPTIONS = {
 # file → why it may catch everything without raising it again; only a task's border may.
 BROAD_HANDLERS = {
     "cli/main.py": "the program's border: people get one line, HANSA_DEBUG=1 a traceback",
+    "node/environment.py": "a bug in the link to the trusted environment must not end the chain; it is logged",
     "node/private.py": "a bug in private channels must not end the chain; it is logged, and their users are told",
     "node/rpc/dispatch.py": "a bug in one method must not end other callers' sessions; it is logged",
     "services/local/service.py": "a bug in one method must not end the program's other callers; it is logged",

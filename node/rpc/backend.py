@@ -14,6 +14,7 @@ from consensus.ledger.validators import Certificate
 from consensus.pbft.events import EngineStatus, Head
 from contracts.runtime.registry import Description
 from contracts.runtime.state import StateReader
+from node.payees import PayeeDesk
 from node.reader import HistoryEntry
 from node.rpc.doctor import Facts
 from node.rpc.explain import Explanation
@@ -100,6 +101,11 @@ class Backend(Protocol):
     @property
     def final(self) -> FinalReads:
         """Reads of committed blocks."""
+        ...
+
+    @property
+    def payees(self) -> PayeeDesk:
+        """Queries for payees."""
         ...
 
     def head(self) -> Head:

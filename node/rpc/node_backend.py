@@ -17,8 +17,10 @@ from contracts.runtime.state import StateReader
 from node.chain import Chain
 from node.clock import Clock
 from node.driver import Commit
+from node.environment import EnvironmentLink
 from node.intake import Answer
 from node.mempool import Mempool
+from node.payees import PayeeDesk
 from node.proofs import ProofMaker
 from node.reader import HistoryEntry
 from node.rpc.backend import Committed, Submission
@@ -104,6 +106,7 @@ class NodeBackend:
         evidence: what validators have been proven guilty of lately, oldest first.
         certified_height: the highest block that a certificate has been seen for.
         private_figures: what the private channels count, for ``/metrics``.
+        environment: the link to the node's trusted environment.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class NodeBackend:
         evidence: Callable[[], Sequence[Evidence]] = tuple,
         certified_height: Callable[[], int] = lambda: 0,
         private_figures: Callable[[], dict[str, int]] = dict,
+        environment: EnvironmentLink | None = None,
     ) -> None:
         self._name = name
         self._chain = chain
@@ -138,6 +142,7 @@ class NodeBackend:
         self._private_figures = private_figures
         self.final = NodeReads(chain)
         self._proofs = ProofMaker(chain)
+        self.payees = PayeeDesk(chain, self._proofs, environment, self.settled)
         self._committed = trio.Event()
         self._consensus_changes = 0
         self._consensus_changed = trio.Event()
@@ -314,4 +319,5 @@ class NodeBackend:
             "validators": len(status.validators),
             "quorum": status.quorum,
             **self._private_figures(),
+            **self.payees.figures(),
         }
