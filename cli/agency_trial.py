@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import trio
-
 from cli.agency_plan import plan_of
 from cli.trial import ProgramsTrial
 from consensus.ledger.keys import PrivateKey
@@ -68,15 +66,8 @@ async def agency_trial(
     """
     async with trial_network(folder, keep=keep, prepare=_record if records_frames else None) as trial:
         agency = AgencyTrial(trial)
-        ran_before = agency.ran
-        is_left = False
-        try:
+        async with agency.ended_with(keep=keep):
             yield agency
-            is_left = keep or ran_before
-        finally:
-            if not is_left:
-                with trio.CancelScope(shield=True):
-                    await agency.stop_programs()
 
 
 def _record(network: LocalNetwork) -> None:

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
-import trio
 
 from cli.rights_plan import plan_of
 from cli.trial import ProgramsTrial
@@ -69,12 +68,5 @@ async def rights_trial(folder: Path | None = None, *, keep: bool = False) -> Asy
     """
     async with trial_network(folder, keep=keep) as trial:
         rights = RightsTrial(trial)
-        ran_before = rights.ran
-        is_left = False
-        try:
+        async with rights.ended_with(keep=keep):
             yield rights
-            is_left = keep or ran_before
-        finally:
-            if not is_left:
-                with trio.CancelScope(shield=True):
-                    await rights.stop_programs()

@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import trio
-
 from cli.settle_plan import plan_of
 from cli.trial import ProgramsTrial
 from consensus.ledger.keys import PrivateKey
@@ -69,12 +67,5 @@ async def settlement_trial(folder: Path | None = None, *, keep: bool = False) ->
     """
     async with trial_network(folder, keep=keep) as trial:
         settlement = SettlementTrial(trial)
-        ran_before = settlement.ran
-        is_left = False
-        try:
+        async with settlement.ended_with(keep=keep):
             yield settlement
-            is_left = keep or ran_before
-        finally:
-            if not is_left:
-                with trio.CancelScope(shield=True):
-                    await settlement.stop_programs()

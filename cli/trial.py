@@ -1,5 +1,10 @@
 """A trial network with a system's programs on it, and the accidents that nodes and programs may meet."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
 from consensus.ledger.genesis import Genesis
 from consensus.ledger.keys import PrivateKey
 from node.network import programs
@@ -88,3 +93,16 @@ class ProgramsTrial:
     async def stop_programs(self) -> None:
         """End all programs in order, those that start last first."""
         await programs.stop(self.network, self.all_programs)
+
+    @asynccontextmanager
+    async def ended_with(self, *, keep: bool) -> AsyncIterator[None]:
+        """End all programs with the block, unless they ran before or are kept after a good end."""
+        ran_before = self.ran
+        is_left = False
+        try:
+            yield
+            is_left = keep or ran_before
+        finally:
+            if not is_left:
+                with trio.CancelScope(shield=True):
+                    await self.stop_programs()
