@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +157,12 @@ def usage_of(homes: Sequence[NodeHome]) -> Usage:
 
 def processor_seconds(home: NodeHome) -> float:
     """Return the processor time that a running node has used: it says most on a machine with guests."""
-    fields = Path(f"/proc/{_pid(home)}/stat").read_text().rpartition(")")[2].split()
+    return seconds_of(_pid(home))
+
+
+def seconds_of(pid: int) -> float:
+    """Return the processor time that a running process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -217,11 +222,16 @@ def cores() -> int:
 
 async def wait_until_idle(homes: Sequence[NodeHome]) -> None:
     """Wait until the nodes use next to no processor time, for at most half a minute: what runs behind has ended."""
+    await wait_until_still(lambda: sum(map(processor_seconds, homes)))
+
+
+async def wait_until_still(used_s: Callable[[], float]) -> None:
+    """Wait until next to no processor time is used, for at most half a minute."""
     with trio.move_on_after(30):
-        used = sum(map(processor_seconds, homes))
+        used = used_s()
         while True:
             await trio.sleep(0.5)
-            before, used = used, sum(map(processor_seconds, homes))
+            before, used = used, used_s()
             if used - before < 0.1:
                 return
 

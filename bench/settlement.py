@@ -12,8 +12,6 @@ network; client, four programs and four validators share the machine. The money 
 """
 
 import json
-import math
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +23,7 @@ from pathlib import Path
 import trio
 from rich.console import Console
 
+from bench.goals import Goal, percentiles
 from bench.harness import check_names, cores, interrupted_by_signals, say
 from bench.postgres import PostgresCluster, postgres_server
 from bench.report import Figures, number, print_table, rows_of
@@ -59,28 +58,6 @@ class Sizes:
 QUICK = Sizes(
     trades=40, batch=10, in_flight=2, alone=5, finished_few=100, finished_many=10_000, stuck=10, are_judged=False
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What a figure of a row should reach, or not exceed where ``is_most``."""
-
-    row: str
-    key: str
-    name: str
-    unit: str
-    bound: float
-    is_most: bool = False
-
-    def judge(self, rows: Sequence[Figures]) -> Figures | None:
-        """Return the figure beside its goal, None where its row was not measured."""
-        row = next((row for row in rows if row["row"] == self.row), None)
-        if row is None:
-            return None
-        figure = number(row[self.key])
-        is_met = figure <= self.bound if self.is_most else figure >= self.bound
-        shown = {"name": self.name, "figure": round(figure, 2), "unit": self.unit}
-        return {**shown, "goal": f"{'≤' if self.is_most else '≥'} {self.bound:g}", "met": "yes" if is_met else "no"}
 
 
 GOALS = (
@@ -236,13 +213,6 @@ async def _timed(till: Till, deal: Deal) -> float:
     began = time.monotonic()
     await _trade_all(till, [deal])
     return 1_000 * (time.monotonic() - began)
-
-
-def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
-    """Return median, 99th percentile and largest of some times, ms."""
-    ordered = sorted(times_ms)
-    p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
-    return {"p50_ms": round(statistics.median(ordered), 1), "p99_ms": round(p99, 1), "max_ms": round(ordered[-1], 1)}
 
 
 # -- the scan's selection ------------------------------------------------------------------------------

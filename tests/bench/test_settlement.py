@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bench.settlement import GOALS, PARTS, Sizes, main, percentiles
+from bench.goals import percentiles
+from bench.settlement import GOALS, PARTS, Sizes, main
 from cli.settlement_trial import settlement_trial
 from tests.cli.support import fault, hansa
 
