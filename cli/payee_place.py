@@ -77,16 +77,21 @@ def open_merchant(
 
 
 def payload_of(text: str) -> str:
-    """Return the payload that an argument is, or the one in the image that it names.
+    """Return the payload that an argument is, or the one in the image or text file that it names.
 
     Raises:
         LocalError: ``no_code``, ``several_codes``, ``bad_image``, ``image_too_large``.
+        PeerError: ``bad_payload``, ``too_large``.
     """
     if text.startswith(PAYLOAD_START):
         return text
-    from services.payee.images import read_image
+    from services.payee.emv import text_of
+    from services.payee.images import read_content, read_file
 
-    return read_image(Path(text))
+    content = read_file(Path(text))
+    if content.startswith(PAYLOAD_START.encode()):
+        return text_of(content.rstrip(b"\r\n"))
+    return read_content(content, Path(text).name)
 
 
 @dataclass(frozen=True, slots=True)

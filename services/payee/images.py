@@ -8,6 +8,7 @@ text of whoever made the image: :mod:`services.payee.emv` judges it.
 import io
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import segno
@@ -60,8 +61,16 @@ def image_kind(path: Path) -> str:
     return kind
 
 
-def terminal_text(payload: str, *, is_colored: bool) -> str:
-    """Return a payload as lines of half blocks, a module being one column wide; readable on dark and light screens.
+@dataclass(frozen=True, slots=True)
+class TerminalCode:
+    """A code as lines of half blocks: a module is one column wide and half a line high."""
+
+    text: str
+    columns: int
+
+
+def terminal_text(payload: str, *, is_colored: bool) -> TerminalCode:
+    """Return a payload as a terminal draws it: with colours black on white, readable on dark and light screens.
 
     Without colours the screen's own are used, light modules in the colour of letters: right on dark screens, inverted
     on light ones, which most readers take too.
@@ -71,14 +80,14 @@ def terminal_text(payload: str, *, is_colored: bool) -> str:
     """
     made = _symbol(payload, "l")  # a screen is not spoilt, and has few columns
     rows = [list(row) for row in made.matrix_iter(border=TERMINAL_BORDER_MODULES)]
-    if len(rows) % 2:
-        rows.append([0] * len(rows[0]))
+    columns = len(rows[0])
+    rows.append([0] * columns)  # the number of modules is odd
     blocks = " ▄▀█" if is_colored else "█▀▄ "
     lines = []
     for upper, lower in zip(rows[::2], rows[1::2], strict=True):
         line = "".join(blocks[2 * top + bottom] for top, bottom in zip(upper, lower, strict=True))
         lines.append(f"{_DARK_ON_LIGHT}{line}{_PLAIN}" if is_colored else line)
-    return "\n".join(lines)
+    return TerminalCode("\n".join(lines), columns)
 
 
 def read_image(path: Path) -> str:
@@ -90,15 +99,24 @@ def read_image(path: Path) -> str:
         LocalError: ``bad_image`` (not readable or no image of these kinds), ``image_too_large``, ``no_code``,
             ``several_codes``.
     """
+    return read_content(read_file(path), path.name)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what a file holds, at most a byte more than an image may have.
+
+    Raises:
+        LocalError: ``bad_image`` where it cannot be read or is none.
+    """
     try:
         if not path.is_file():
             raise LocalError("bad_image", f"{path} is no file" if path.exists() else f"there is no file {path}")
         with path.open("rb") as source:
-            content = source.read(FILE_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else "no name of a file"
-        raise LocalError("bad_image", f"{path}: {said}") from None
-    return read_content(content, path.name)
+            return source.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise LocalError("bad_image", f"{str(path)[:80]}: {error.strerror}") from None
+    except ValueError:
+        raise LocalError("bad_image", "a file's name has no byte of zero") from None
 
 
 def read_content(content: bytes, name: str) -> str:
