@@ -209,7 +209,7 @@ def _fields(text: str, start: int, end: int) -> Iterator[Field]:
     tags = set()
     while start < end:
         tag, length = text[start : start + 2], text[start + 2 : start + 4]
-        if not emv_fields.is_digits(tag):
+        if end - start < 2 or not emv_fields.is_digits(tag):
             raise PayloadError(start, f"a tag has two digits, not {shown(tag)}")
         if end - start < 4 or not emv_fields.is_digits(length):
             raise PayloadError(start + 2, f"the length of {tag} has two digits")
@@ -254,16 +254,18 @@ def make_field(tag: str, value: str) -> Field:
     Raises:
         LocalError: ``too_large`` for a value above 99 characters, ``bad_field`` for one that is empty or no text.
     """
-    if len(value) > VALUE_CHARACTERS_MAX:
-        raise LocalError("too_large", f"field {tag} would have {len(value)} characters, {VALUE_CHARACTERS_MAX} is most")
     if not value or not value.isprintable():
         raise LocalError("bad_field", f"field {tag} cannot hold {shown(value)}")
-    return Field(tag, value)
+    return _with_room(Field(tag, value))
 
 
 def make_template(tag: str, parts: Sequence[Field]) -> Field:
-    """Make a template of these parts; raises as :func:`make_field`."""
-    return replace(make_field(tag, "".join(part.build() for part in parts)), parts=tuple(parts))
+    """Make a template of these parts.
+
+    Raises:
+        LocalError: ``too_large``.
+    """
+    return _with_room(Field(tag, "".join(part.build() for part in parts), tuple(parts)))
 
 
 def add_template(payload: Payload, parts: Sequence[Field]) -> Payload:
@@ -310,6 +312,14 @@ def insert_part(payload: Payload, tag: str, part: Field) -> Payload:
     parts = [kept for kept in template.parts if kept.tag != part.tag]
     place = next((index for index, kept in enumerate(template.parts) if kept.tag >= part.tag), len(parts))
     return insert(payload, make_template(tag, [*parts[:place], part, *parts[place:]]))
+
+
+def _with_room(made: Field) -> Field:
+    if len(made.value) > VALUE_CHARACTERS_MAX:
+        raise LocalError(
+            "too_large", f"{made.tag} would have {len(made.value)} characters, {VALUE_CHARACTERS_MAX} is most"
+        )
+    return made
 
 
 # -- findings --------------------------------------------------------------------------------------------
