@@ -126,8 +126,9 @@ def consent_hash(identity: bytes, number: int, is_given: bool) -> Hash:
 
 
 def removal_hash(identity: bytes, server: str, version: int) -> Hash:
-    """Return what merchant or platform signs to remove a record; ``version`` is the tombstone's.
+    """Return what merchant or platform signs to remove a record; ``version`` is the next one.
 
+    The merchant's counts also while the platform goes on to encrypt the same content anew.
     The platform's signature of it is for ``Purpose.PAYEE_PLATFORM``.
     """
     return _hash("payee-removal", identity, server, version)
@@ -348,7 +349,7 @@ def _parts(body: QueryBody) -> list[Value]:
         body.chain_id,
         body.server,
         body.identity,
-        body.mode,
+        int(body.mode),
         body.exchange_key,
         body.nonce,
         body.time_ms,

@@ -30,7 +30,7 @@ State, under ``payees/``; IDENTITY, KEY, MEASUREMENT and HASH are in hex, SERVER
   changes, log}
 - ``record/SERVER/IDENTITY`` = {version, contentVersion: the one that the merchant signed, epoch, commitment,
   ciphertext, isShareable, platformSignature, merchantSignature, status: ACTIVE or REMOVED}. In a tombstone the
-  ciphertext is empty, and the only signature is of who removed it
+  ciphertext is empty, and the one signature that is not is of who removed it, over ``contentVersion``
 - ``platform/SERVER`` = {key, epoch: 0 before the first}; ``wrap/SERVER/EPOCH/ENVIRONMENT`` = {wrap, signature}, EPOCH
   with 6 digits
 - ``environment/ENVIRONMENT`` = {organisation, exchangeKey, signingKey, measurement, status: ACTIVE or WITHDRAWN}
@@ -293,20 +293,25 @@ class Payees(Contract):
     ) -> None:
         """Remove a platform's record of an identity, signed by the merchant or by the platform; leaves a tombstone.
 
-        ``version`` is the tombstone's. Sent by an account with the role merchant or wallet. Fails with
-        ``unknown_merchant``, ``unknown_record``, ``record_removed``, ``wrong_version`` or ``bad_signature``.
+        ``version`` is the next one. The merchant may have signed an earlier one after that of the content: a platform
+        that encrypts anew all the time does not outrun it. Sent by an account with the role merchant or wallet. Fails
+        with ``unknown_merchant``, ``unknown_record``, ``record_removed``, ``wrong_version`` or ``bad_signature``.
         """
         _carrier(context)
         merchant = _merchant(context, identity)
         old = _active_record(context, server, identity)
-        _require_next(context, old, version)
+        next_version = old["version"] + 1
+        is_near = old["contentVersion"] < version <= next_version
+        context.require(is_near, "wrong_version", f"version {next_version} is next")
         signed = context.hash("payee-removal", identity, server, version)
         by_merchant = context.verifies(merchant["key"], signature, Purpose.PAYEE_MERCHANT, signed)
         if not by_merchant:
+            _require_next(context, old, version)
             _require_signed(context, _platform(context, server)["key"], signature, Purpose.PAYEE_PLATFORM, signed)
         removed: Record = {
             **old,
-            "version": version,
+            "version": next_version,
+            "contentVersion": version,
             "ciphertext": b"",
             "platformSignature": b"" if by_merchant else signature,
             "merchantSignature": signature if by_merchant else b"",
@@ -316,7 +321,7 @@ class Payees(Contract):
         servers = [item for item in merchant["servers"] if item != server]
         change = _log(context, identity, {**merchant, "servers": servers}, signed)
         signer = "merchant" if by_merchant else "platform"
-        context.emit("record_removed", **change, server=server, version=version, signer=signer)
+        context.emit("record_removed", **change, server=server, version=next_version, signer=signer)
 
     # -- environments ------------------------------------------------------------------------------------
 
