@@ -69,6 +69,7 @@ BROAD_HANDLERS = {
     "node/private.py": "a bug in private channels must not end the chain; it is logged, and their users are told",
     "node/rpc/dispatch.py": "a bug in one method must not end other callers' sessions; it is logged",
     "services/local/service.py": "a bug in one method must not end the program's other callers; it is logged",
+    "services/payee/enclave_program.py": "a bug in one ask must not end the others', nor say what it was about",
 }
 
 FUNCTION_LINES, FILE_LINES, CLASS_METHODS = 70, 600, 20
