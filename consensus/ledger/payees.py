@@ -332,7 +332,7 @@ class Told(Record, frozen=True):
 
     Codes: ``malformed``, ``wrong_chain``, ``bad_query`` (signature or delegation), ``query_expired``,
     ``unknown_platform``, ``bad_states`` (a proof does not hold or one is missing), ``stale_states`` (the head
-    is too old or older than one seen before).
+    is too old or older than one seen before), ``busy`` (too many are connected), ``internal`` (a bug).
     """
 
     code: Code
