@@ -234,21 +234,32 @@ class Resolver:
             seen = self._height
             try:
                 told = await node.request("payee_resolve", {"query": asked.raw}, _Told)
-                code, resolved = self._check_untrusted(asked, told, url, seen)
             except (Unreachable, Refused) as error:
                 failures.append((url, error))
                 continue
             except PeerError as error:
-                if error.code == "wrong_chain":
-                    failures.append((url, error))
-                    continue
-                self._preferred = (index + 1) % len(self._nodes)
+                if error.code != "wrong_chain":
+                    self._leave(index)
+                    raise
+                failures.append((url, error))
+                continue
+            try:
+                code, resolved = self._check_untrusted(asked, told, url, seen)
+            except Refused as error:
+                failures.append((url, error))
+                continue
+            except PeerError as error:
+                self._leave(index)
                 raise PeerError("bad_answer", f"{url} answers falsely: {error.message}") from None
             self._preferred = index
             if code:
                 raise Refused(code, _WORDS[code].format(server=asked.body.server))
             return resolved
         raise _told_best(failures)
+
+    def _leave(self, index: int) -> None:
+        """Begin with the next node from now on."""
+        self._preferred = (index + 1) % len(self._nodes)
 
     def _check_untrusted(self, asked: Asked, told: _Told, url: str, seen: int) -> tuple[str, Resolved]:
         """Return what an answer says, with a code where there is nothing to show.
