@@ -43,6 +43,7 @@ from consensus.ledger.payees import (
     told_codec,
 )
 from contracts.runtime.state import StateReader
+from node.sockets import short_name
 
 ENVIRONMENT_FILE_BYTES_MAX = 16 * 1024
 ASKS_MAX = 128
@@ -183,7 +184,7 @@ class Session:
             return item.told.body
         if item.told.code in TOLD_CODES:
             raise PeerError(item.told.code, item.told.message)
-        raise self.broken("the environment answered with a code that it does not have")
+        raise PeerError("environment_down", f"the environment says {item.told.code}")
 
     def end(self, why: str) -> None:
         """End the connection; asks under way fail with these words."""
@@ -322,7 +323,8 @@ class EnvironmentLink:
         file = _load(self._path)
         try:
             with trio.fail_after(CONNECT_MS_MAX / 1_000):
-                stream = await trio.open_unix_socket(self._path.parent / file.socket)
+                with short_name(self._path.parent / file.socket) as name:
+                    stream = await trio.open_unix_socket(name)
                 try:
                     user = _check_user(stream, file)
                     return Session(stream, await self._quote(stream, file), user)
@@ -340,10 +342,12 @@ class EnvironmentLink:
         await _send_frame(stream, ask_codec.encode(AskQuote(nonce)))
         try:
             told = told_codec.decode_untrusted(await _receive_frame(stream))
+            if told.code:
+                raise PeerError(told.code, f"it says {told.code}")
             quote = quote_codec.decode_untrusted(told.body)
             key = PublicKey.load_untrusted(quote.signing_key)
         except PeerError as error:
-            raise PeerError("environment_down", f"environment {file.name} talks nonsense: {error}") from None
+            raise PeerError("environment_down", f"environment {file.name} shows no quote: {error}") from None
         signed = quote_hash(quote.environment, quote.measurement, quote.exchange_key, quote.signing_key, nonce)
         if quote.nonce != nonce or not key.verifies(quote.signature, Purpose.PAYEE_QUOTE, self._chain_id, signed):
             raise _refused(f"the quote of environment {file.name} is not signed for this node")

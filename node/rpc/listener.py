@@ -9,10 +9,8 @@ for an interval after the end.
 """
 
 import errno
-import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +26,7 @@ from anycorn.worker_context import WorkerContext
 from consensus.ledger.errors import LocalError
 from node.rpc.line import Line
 from node.rpc.metrics import RpcMetrics
+from node.sockets import short_name
 
 BACKLOG = 128
 SEND_BUFFER_BYTES = 256 * 1024
@@ -78,7 +77,7 @@ def open_unix_socket(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _short_name(path) as name:
+        with short_name(path) as name:
             if path.is_socket():
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                     if probe.connect_ex(name) == 0:
@@ -95,16 +94,6 @@ def open_unix_socket(path: Path) -> socket.socket:
         listening.close()
         raise
     return listening
-
-
-@contextmanager
-def _short_name(path: Path) -> Iterator[str]:
-    """Give a name of a socket file that fits into an address, which has room for 107 bytes."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 async def serve(

@@ -66,12 +66,16 @@ def make_genesis(registry: Registry) -> Genesis:
 
 @dataclass
 class Chain:
-    """Blocks applied one by one to a state in memory; ``keys`` may be extended with further accounts."""
+    """Blocks applied one by one to a state in memory; ``keys`` may be extended with further accounts.
+
+    ``sent`` is every transaction so far, so that another chain of this genesis document can take them over.
+    """
 
     registry: Registry = field(default_factory=make_registry)
     keys: dict[str, PrivateKey] = field(default_factory=lambda: dict(KEYS))
     height: int = 0
     time_ms: int = START_MS
+    sent: list[Transaction] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.genesis = make_genesis(self.registry)
@@ -114,6 +118,7 @@ class Chain:
         context = self.block_context()
         execution = self.executor.execute(self.state, context, transactions)
         self.state.apply(execution.writes)
+        self.sent += transactions
         self.height, self.time_ms = context.height, context.time_ms
         return execution
 

@@ -148,11 +148,13 @@ class TestNode:
 
 
 @contextmanager
-def make_node(folder: Path, limits: PoolLimits | None = None) -> Iterator[TestNode]:
+def make_node(
+    folder: Path, limits: PoolLimits | None = None, consortium: Consortium = CONSORTIUM
+) -> Iterator[TestNode]:
     """Give a node with its data in a folder."""
     store = LevelStore.open(folder / "data")
     try:
-        yield TestNode(store, limits=limits or PoolLimits())
+        yield TestNode(store, consortium, limits=limits or PoolLimits())
     finally:
         store.close()
 
