@@ -10,7 +10,14 @@ from pathlib import Path
 from random import Random
 
 from consensus.ledger.errors import HansaError
-from tests.fuzz import targets_agency, targets_ledger, targets_node, targets_services, targets_settlement
+from tests.fuzz import (
+    targets_agency,
+    targets_ledger,
+    targets_node,
+    targets_payee_codes,
+    targets_services,
+    targets_settlement,
+)
 from tests.fuzz.mutate import absences, draw
 from tests.fuzz.target import Target
 
@@ -85,4 +92,5 @@ def all_targets(folder: Path) -> Iterator[list[Target]]:
     """Give all targets; their databases are in a folder."""
     with targets_node.targets(folder) as rest:
         services = [*targets_services.targets(folder), *targets_agency.targets(folder), *targets_settlement.targets()]
-        yield [*targets_ledger.targets(), *rest, *services]
+        payee = targets_payee_codes.targets()
+        yield [*targets_ledger.targets(), *rest, *services, *payee]

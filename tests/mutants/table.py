@@ -13,6 +13,8 @@ from tests.mutants import (
     table_membership,
     table_messages,
     table_node,
+    table_payee_codes,
+    table_payees,
     table_rights,
     table_settlement,
     table_settlement_accounts,
@@ -49,4 +51,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_settlement_day.MUTANTS,
     *table_settlement_demo.MUTANTS,
     *table_settlement_flow.MUTANTS,
+    *table_payees.MUTANTS,
+    *table_payee_codes.MUTANTS,
 )

@@ -156,6 +156,13 @@ def test_a_payload_of_10_000_characters_is_refused_before_it_is_read() -> None:
     assert refused.value.code == "too_large"
 
 
+@pytest.mark.parametrize("text", [BARE + "6304" + "x" * 99, "00" + "99" + "x" * 99 + "6304ABCD"])
+def test_messages_repeat_little_of_what_they_refuse(text: str) -> None:
+    error = refusal(parse_unchecked, text)
+    assert error is not None
+    assert "x" * (ECHO_CHARACTERS_MAX + 1) not in error.message
+
+
 def test_bytes_that_are_no_utf_8_are_refused_with_the_character() -> None:
     with pytest.raises(PayloadError) as refused:
         emv.text_of("0002北".encode() + b"\xff")
