@@ -24,7 +24,7 @@ from services.accounts.port import AccountId, Answer, Operation, Order
 from services.accounts.store import AccountStore
 from services.client.errors import Refused
 from services.local import pages
-from services.local.pages import Bodies, check_once, error_handlers, error_response, json_response
+from services.local.pages import Bodies, decoded_untrusted, error_handlers, error_response, json_response
 
 STATUSES = {
     **pages.STATUSES,
@@ -81,7 +81,7 @@ class Pages:
         try:
             body = await self._bodies.read(request)
             is_list = body.lstrip()[:1] == b"["
-            orders = _decode_untrusted(body, _orders) if is_list else [_decode_untrusted(body, _order)]
+            orders = decoded_untrusted(body, _orders) if is_list else [decoded_untrusted(body, _order)]
             return await self._run(orders)
         finally:
             self._metrics.request_seconds.observe(trio.current_time() - begin)
@@ -132,7 +132,7 @@ class Pages:
         return answer
 
     async def _standings(self, request: Request) -> Response:
-        asked = _decode_untrusted(await self._bodies.read(request), _events)
+        asked = decoded_untrusted(await self._bodies.read(request), _events)
         return _said(wire.Stood(standings=await self._store.look_up(asked.events)))
 
     async def _entries(self, request: Request) -> Response:
@@ -149,7 +149,7 @@ class Pages:
         return _said(wire.AccountPage(accounts=page, next=page[-1].id if len(found) > asked.limit else ""))
 
     async def _open(self, request: Request) -> Response:
-        asked = _decode_untrusted(await self._bodies.read(request), _openings)
+        asked = decoded_untrusted(await self._bodies.read(request), _openings)
         opened = await self._store.open([(account.id, account.currency) for account in asked.accounts])
         return _said(wire.AccountPage(accounts=opened))
 
@@ -158,7 +158,7 @@ class Pages:
 
     async def _deposit(self, request: Request) -> Response:
         name = _name(request)
-        asked = _decode_untrusted(await self._bodies.read(request), _deposit)
+        asked = decoded_untrusted(await self._bodies.read(request), _deposit)
         return _said(wire.AccountSaid(account=await self._store.deposit(asked.reference, name, asked.amount)))
 
     async def _freeze(self, request: Request) -> Response:
@@ -172,7 +172,7 @@ class Pages:
         if panel is None:
             raise Refused("no_fault_panel", "allow_faults in service.toml opens it")
         if request.method == "POST":
-            panel.add(_decode_untrusted(await self._bodies.read(request), _faults).faults)
+            panel.add(decoded_untrusted(await self._bodies.read(request), _faults).faults)
         elif request.method == "DELETE":
             panel.clear()
         return _said(wire.FaultsSaid(faults=panel.shown()))
@@ -234,22 +234,6 @@ _events = msgspec.json.Decoder(wire.Events)
 _openings = msgspec.json.Decoder(wire.Openings)
 _deposit = msgspec.json.Decoder(wire.Deposit)
 _faults = msgspec.json.Decoder(wire.Faults)
-
-
-def _decode_untrusted(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Return what a body says.
-
-    Raises:
-        PeerError: ``malformed``, or ``bad_field`` with the field's path.
-    """
-    try:
-        content = decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise PeerError("bad_field", str(error)) from None
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PeerError("malformed", str(error)) from None
-    check_once(body)
-    return content
 
 
 def _query_untrusted(request: Request, kind: type[T]) -> T:

@@ -62,7 +62,8 @@ class DraftRecord(Params, frozen=True):
 class Draft(Result, frozen=True):
     """A record that lacks the merchant's signature: over ``content_hash(identity, server, version, commitment, …)``.
 
-    The merchant recomputes the commitment from salt and plaintext, so that it signs what it sees.
+    The merchant recomputes the commitment from salt and plaintext, so that it signs what it sees. ``standing`` is how
+    the platform's record of it stands now: ``""`` where there was none, ``ACTIVE`` or ``REMOVED``.
     """
 
     server: str
@@ -72,6 +73,7 @@ class Draft(Result, frozen=True):
     salt: bytes
     plaintext: bytes
     is_shareable: bool
+    standing: str
 
 
 class PutRecord(Params, frozen=True):
@@ -86,7 +88,10 @@ class PutRecord(Params, frozen=True):
 
 
 class RecordPut(Result, frozen=True):
-    """A record as it stands on the chain now; ``height`` is of the block that holds the change."""
+    """A record as it stands on the chain now; ``height`` is of the block that holds the change.
+
+    ``transaction`` is empty where this program does not know it any more.
+    """
 
     identity: str
     version: int
@@ -121,6 +126,16 @@ class Rotated(Result, frozen=True):
     encrypted: int
 
 
+class Register(Params, frozen=True):
+    """``register``: register the platform's key on the chain. Answered by ``PlatformStatus``.
+
+    A platform does so by itself where the chain has none. Where it has another one, which is so when the vault was
+    lost or is another one's, ``is_replacing`` makes this vault's key the platform's. Codes: ``other_key``.
+    """
+
+    is_replacing: bool = False
+
+
 class Trust(Params, frozen=True):
     """``trust``: give more environments the key of the epoch in force. Answered by ``PlatformStatus``."""
 
@@ -132,14 +147,22 @@ class NoParams(Params, frozen=True):
 
 
 class PlatformStatus(Result, frozen=True):
-    """A platform as it stands: its epoch, whom it trusts with the epoch's key, how much it has."""
+    """A platform as it stands: its epoch, whom it trusts with the epoch's key, how much it has.
+
+    ``key`` is the one that signs for it, ``trouble`` what stands in its way, "" while it works. Environments are
+    emulated, without hardware isolation.
+    """
 
     server: str
+    key: bytes
+    trouble: str
     epoch: int
     environments: list[str]
     records: int
     outdated: int
     """Active records that are still under an earlier epoch's key."""
+    lost: int
+    """Active records under a key that the vault does not have: the merchant has to sign them anew."""
     payments: int
     unfinished: int
 
@@ -200,8 +223,10 @@ class Pay(Params, frozen=True):
     The platform reads and checks the code itself. ``amount`` and ``order`` are needed where the code names none, and
     must not differ from it where it does. ``payee`` is the account that the client resolved: it must be the platform's
     own. Codes: ``bad_code`` and others of :mod:`services.payee.codes`, ``code_expired``, ``unknown_merchant``,
-    ``no_platform``, ``wrong_payee``, ``wrong_amount``, ``wrong_currency``, ``amount_missing``, ``order_missing``,
-    ``order_conflict`` (the order was paid on other terms), and the account system's, as ``insufficient_funds``.
+    ``no_platform``, ``wrong_payee``, ``wrong_amount``, ``wrong_currency``, ``wrong_order``, ``amount_missing``,
+    ``order_missing``, ``order_conflict`` (the order was paid on other terms), ``missing_key``, ``stale_states`` (the
+    nodes know of no recent block), ``busy``. What the account system refuses, as ``insufficient_funds``, is a payment
+    of state REFUSED.
     """
 
     payload: Annotated[str, msgspec.Meta(max_length=PAYLOAD_CHARACTERS_MAX)]
@@ -236,3 +261,11 @@ class Payments(Result, frozen=True):
     """A page of payments."""
 
     items: list[Payment]
+
+
+class Ready(Result, frozen=True):
+    """To ``GET /healthz``, which asks for no token."""
+
+    server: str
+    ready: bool = True
+    simulated: bool = True

@@ -54,10 +54,11 @@ def test_every_untrusted_function_is_fuzzed(tmp_path: Path) -> None:
         "p2p/private/network.py:_take_untrusted": "tests/p2p/private/test_network.py",
         "services/messages/center.py:_greet_untrusted": "tests/messages/test_center.py",
         "services/messages/center.py:_read_untrusted": "tests/messages/test_center.py",
-        "services/accounts/pages.py:_decode_untrusted": "tests/accounts/test_program.py",
+        "services/local/pages.py:decoded_untrusted": "tests/accounts/test_program.py",
         "services/accounts/pages.py:_query_untrusted": "tests/accounts/test_program.py",
         "services/local/pages.py:_body_size_untrusted": "tests/rights/test_business.py",
         "services/local/pages.py:_read_body_untrusted": "tests/rights/test_business.py",
+        "services/payee/payments.py:_read_untrusted": "tests/payee/test_payments.py",
     }
     with all_targets(tmp_path) as targets:
         reached = {name for target in targets for name in target.reaches}
