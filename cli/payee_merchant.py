@@ -242,7 +242,7 @@ def remove_record(
     from services.payee.identity import identity_text
 
     opened = open_merchant(place, merchant, folder=merchants_folder, passphrase_file=carrier.passphrase_file)
-    version, height = carrier.submit(
+    record, height = carrier.submit(
         place,
         output,
         lambda client, account, on_signed: merchants.remove_record(
@@ -253,7 +253,7 @@ def remove_record(
         "merchant": opened.name,
         "identity": identity_text(opened.identity),
         "platform": platform,
-        "version": version,
+        "version": record.version,
         "changed": height is not None,
         "height": height,
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import segno
 import zxingcpp
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from consensus.ledger.errors import LocalError
 
@@ -22,7 +22,7 @@ SCALE_PIXELS = 8
 BORDER_MODULES = 4
 TERMINAL_BORDER_MODULES = 2
 FILE_BYTES_MAX = 32 * 1024 * 1024
-PIXELS_MAX = 64 * 1024 * 1024
+PIXELS_MAX = 50_000_000
 """How many pixels an image may claim to have; nothing is unpacked of one that claims more."""
 SVG_MODULES_MAX = 177 + 2 * BORDER_MODULES
 _ENLARGED_PIXELS_MAX = 2 * 1024 * 1024
@@ -149,16 +149,19 @@ def _opened(content: bytes, name: str) -> Image.Image:
     """Return a photo or drawing in shades of grey, what is transparent being white."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
             if image.width * image.height > PIXELS_MAX:
                 raise LocalError("image_too_large", f"{name} has {image.width} × {image.height} pixels")
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                return Image.alpha_composite(white, image.convert("RGBA")).convert("L")
-            return image.convert("L")
+            if not image.has_transparency_data:
+                return image.convert("L")
+            colored = image.convert("RGBA")
+            grey, alpha = colored.convert("L"), colored.getchannel("A")
+            grey.paste(255, (0, 0, *grey.size), ImageChops.invert(alpha))
+            return grey
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise LocalError("image_too_large", f"{name} has more than {PIXELS_MAX // 1024**2} million pixels") from None
+        raise LocalError("image_too_large", f"{name} has more than {PIXELS_MAX // 10**6} million pixels") from None
     except (OSError, SyntaxError, ValueError, EOFError):
         # Pillow raises any of these for bytes that are not what they begin like.
         raise LocalError("bad_image", f"{name} is no whole PNG or JPEG image, and no SVG image") from None
@@ -174,13 +177,11 @@ def _texts(image: Image.Image) -> set[str]:
 
 
 def _text(found: zxingcpp.Barcode) -> str:
-    """Return a code's text: EMVCo's is UTF-8 without saying so; who says what it is (ECI) is believed."""
-    if found.symbology_identifier == "]Q1":
-        try:
-            return found.bytes.decode("utf-8")
-        except UnicodeDecodeError:
-            pass
-    return found.text
+    """Return a code's text: UTF-8 as EMVCo has it, else what the code says that it is, or what it looks like."""
+    try:
+        return found.bytes.decode("utf-8")
+    except UnicodeDecodeError:
+        return found.text
 
 
 # -- SVG as we write it: runs of dark modules as one path of strokes -------------------------------------

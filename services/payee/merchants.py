@@ -31,7 +31,7 @@ from services.payee.interfaces import IdentityText
 
 FOLDER = "merchants"
 """Where a network's folder has its merchants."""
-ACTIVE, REMOVED = "ACTIVE", "REMOVED"
+REMOVED = "REMOVED"
 _NEXT = "next"
 _FILE_BYTES_MAX = 4_096
 
@@ -302,25 +302,27 @@ async def set_consent(
 
 async def remove_record(
     client: Client, account: Signer, merchant: Merchant, server: str, *, on_signed: OnSigned = nobody_hears
-) -> tuple[int, int | None]:
-    """Remove a platform's record; return the tombstone's version, and None for the height if it was removed before.
+) -> tuple[RecordState, int | None]:
+    """Remove a platform's record; return the tombstone, and None for the height if it was removed before.
 
     Raises:
         Refused: ``unknown_record``, ``bad_signature``, and others.
     """
-    found = await record_state(client, server, merchant.identity)
+    found, height = await record_state(client, server, merchant.identity), None
+    if found is not None and found.status != REMOVED:
+        version = found.version + 1
+        arguments: dict[str, Value] = {
+            "identity": merchant.identity,
+            "server": server,
+            "version": version,
+            "signature": merchant.sign_removal(client.chain_id, server, version),
+        }
+        height = (await _call(client, account, "remove_record", arguments, on_signed)).height
+        place = payees.record_key(server, merchant.identity)
+        found = await _proven(client, place, RecordState, height_min=height)
     if found is None:
         raise Refused("unknown_record", f"{server} never had a record of {merchant.name}")
-    if found.status == REMOVED:
-        return found.version, None
-    version = found.version + 1
-    arguments: dict[str, Value] = {
-        "identity": merchant.identity,
-        "server": server,
-        "version": version,
-        "signature": merchant.sign_removal(client.chain_id, server, version),
-    }
-    return version, (await _call(client, account, "remove_record", arguments, on_signed)).height
+    return found, height
 
 
 async def replace_key(
