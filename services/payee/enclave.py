@@ -119,7 +119,7 @@ class Environment:
         self.name = name
         self.measurement = measurement
         self.height = height
-        """The highest head's that states were proven under; it never falls."""
+        """Of the highest fresh head that was seen, whoever brought it; it never falls."""
         self._chain_id: ChainId = genesis.chain_id()
         self._keys = keys
         self._clock_ms = clock_ms
@@ -162,7 +162,6 @@ class Environment:
         if platform is None:
             raise PeerError("unknown_platform", f"the chain has no key of {body.server}")
         name = self._check_signed(asked, platform.key, proven.time_ms)
-        self.height = max(self.height, proven.height)
         return self._answer(name, body, proven.height, self._content(body, proven))
 
     def _body(self, data: bytes) -> bytes:
@@ -189,6 +188,7 @@ class Environment:
             raise PeerError("stale_states", f"head {proven.height} is older than {self.height}, which was seen before")
         if abs(now_ms - proven.time_ms) > HEAD_AGE_MS_MAX:
             raise PeerError("stale_states", f"the head's time is not within {HEAD_AGE_MS_MAX} ms of this clock")
+        self.height = proven.height
         return proven
 
     def _check_signed(self, query: Query, platform: bytes, time_ms: int) -> bytes:
@@ -298,7 +298,8 @@ def _needed(proven: ProvenStates, key: str, kind: type[S]) -> S | None:
     """
     try:
         value = proven.value(key)
-        return None if value is None else msgspec.convert(value, kind)
+        # Bytes are bytes: a text in their place is not taken for base64.
+        return None if value is None else msgspec.convert(value, kind, builtin_types=(bytes,))
     except (PeerError, msgspec.ValidationError):
         raise PeerError("bad_states", f"nothing that is understood is proven about {key}") from None
 

@@ -139,7 +139,7 @@ class Server:
                 stream = await listener.accept()
                 nursery.start_soon(self.serve, stream)
 
-    async def serve(self, stream: trio.SocketStream) -> None:
+    async def serve(self, stream: trio.abc.Stream) -> None:
         """Serve one connection until its other end closes it or breaks a rule."""
         async with stream:
             if self._connections >= CONNECTIONS_MAX:
@@ -177,7 +177,7 @@ class _FrameError(Exception):
 class _Frames:
     """Messages out of a stream: four bytes of length, big-endian, and as many bytes."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._buffer = bytearray()
 
@@ -210,7 +210,7 @@ class _Frames:
         return bool(data)
 
 
-async def _send(stream: trio.SocketStream, message: bytes) -> None:
+async def _send(stream: trio.abc.Stream, message: bytes) -> None:
     """Send a message; whoever does not take it in time, or has gone, does not get it."""
     with trio.move_on_after(FRAME_S_MAX) as sending, suppress(trio.BrokenResourceError):
         await stream.send_all(len(message).to_bytes(LENGTH_BYTES, "big") + message)
