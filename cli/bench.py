@@ -148,6 +148,35 @@ def settlement(rows: str, trades: int, database: str, finished: int, quick: bool
     leave(main(open_network=settlement_trial, rows=names, sizes=sizes, database=database, as_json=output.as_json))
 
 
+@bench.command("payee")
+@click.option(
+    "--merchants",
+    metavar="N",
+    type=Number(20, 10_000_000),
+    default=100_000,
+    show_default=True,
+    help="So many are on the chain in row many, and a hundredth of them in row few.",
+)
+@click.option("--clients", metavar="N", type=Number(1, 1_000), default=16, show_default=True)
+@_seconds(8)
+@click.option("--quick", is_flag=True, help="A hundred merchants: does it run?")
+@json_option
+def payee(merchants: int, clients: int, seconds: int, quick: bool, output: Output) -> None:
+    """Measure verified resolutions of merchants' codes, with few merchants on the chain and with many.
+
+    One client alone and 16 at once, through nodes and their environments, which are emulated, without hardware
+    isolation. Some four minutes, most of them to put the merchants on the chain.
+
+    Example: hansa bench payee --merchants 100000
+    """
+    from bench.payee import FEW_SHARE, QUICK, Sizes, main
+    from cli.payee_trial import payee_trial
+
+    few = max(1, merchants // FEW_SHARE)
+    sizes = QUICK if quick else Sizes(few=few, many=merchants, clients=clients, seconds=seconds)
+    leave(main(open_network=payee_trial, sizes=sizes, as_json=output.as_json))
+
+
 @bench.command("charts")
 @click.option("--only", metavar="A,B", default="", help="Of batch, calls, latency, stages, keys, validators; else all.")
 @click.option("--out", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default="docs/charts")

@@ -12,6 +12,7 @@ from cli.output import Output, leave
 if TYPE_CHECKING:
     from services.demo.agency_network import AgencyConsortium
     from services.demo.network import Consortium
+    from services.demo.payee_network import PayeeConsortium
     from services.demo.settlement_network import SettlementConsortium
 
 _keep = click.option("--keep", is_flag=True, help="Leave the network running at the end.")
@@ -125,6 +126,20 @@ def settlement(trades: int, database: str | None, seed: int, keep: bool, folder:
     leave(_play_settlement(folder, output, seed=seed, keep=keep, trades=trades, database=database or ""))
 
 
+@demo.command("payee")
+@_keep
+@_folder
+@json_option
+def payee(keep: bool, folder: Path | None, output: Output) -> None:
+    """Pay by one printed code through one platform and later through two, while environments, nodes and wallets die.
+
+    The environments are emulated, without hardware isolation, and the money is simulated.
+
+    Example: hansa demo payee --json
+    """
+    leave(_play_payee(folder, output, keep=keep))
+
+
 @demo.command("all")
 @_seed
 @_keep
@@ -139,7 +154,8 @@ def everything(seed: int, keep: bool, folder: Path | None, output: Output) -> No
     """
     code = _play_rights(folder, output, seed=seed, keep=keep)
     code = _play_agency(folder, output, seed=seed, keep=keep) or code
-    leave(_play_settlement(folder, output, seed=seed, keep=keep) or code)
+    code = _play_settlement(folder, output, seed=seed, keep=keep) or code
+    leave(_play_payee(folder, output, keep=keep) or code)
 
 
 def _play_rights(
@@ -192,3 +208,13 @@ def _play_settlement(
         return settlement_trial(folder, keep=keep)
 
     return main(open_network=open_network, trades=trades, database=database, seed=seed, as_json=output.as_json)
+
+
+def _play_payee(folder: Path | None, output: Output, *, keep: bool) -> int:
+    from cli.payee_trial import payee_trial
+    from services.demo.payee import main
+
+    def open_network() -> "AbstractAsyncContextManager[PayeeConsortium]":
+        return payee_trial(folder, keep=keep)
+
+    return main(open_network=open_network, as_json=output.as_json)

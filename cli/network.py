@@ -1,7 +1,7 @@
 """``hansa network``: a local consortium of real processes."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def init(
 @click.option(
     "--with",
     "systems",
-    metavar="rights,agency,settlement",
+    metavar="rights,agency,settlement,payee",
     type=Systems(),
     multiple=True,
     help="Set these systems up and start their programs too.",
@@ -116,7 +116,7 @@ def up(
     A folder without a network is initialised first; --validators and --port-base count for that alone.
     Exit code 1, and a line that says why, when all run and yet too few vote or a validator casts no vote.
 
-    Example: hansa network up net --with rights,agency,settlement
+    Example: hansa network up net --with rights,agency,settlement,payee
     """
     import trio
 
@@ -152,25 +152,29 @@ def _start_system(made: "LocalNetwork", system: str, output: Output) -> None:
     """Set a system up on the running network and start its programs."""
     import trio
 
-    from cli import agency, rights, settle
+    from cli import agency, payee_setup, rights, settle
     from cli.place import Place
     from node.network.programs import find_programs, start
 
     place = Place(made.folder, (), None)
-    prepared = None
+    then: list[Callable[[], None]] = []
     match system:
         case "agency":
             agency.prepare(place, output)
         case "settlement":
-            prepared = settle.prepare(place, output)
+            settled = settle.prepare(place, output)
+            then.append(lambda: settle.open_money(settled, output))
+        case "payee":
+            prepared = payee_setup.prepare(place, output)
+            then.append(lambda: payee_setup.finish(place, prepared, output))
         case _:
             rights.prepare(place, rights.BUSINESS, output)
     programs = find_programs(made, system)
     if stopped := [program.name for program in programs if program.process.pid() is None]:
         output.progress(f"starting {', '.join(stopped)} …")
     trio.run(partial(start, made, programs, timeout_ms=PROGRAMS_READY_MS_MAX))
-    if prepared is not None:
-        settle.open_money(prepared, output)
+    for finish in then:
+        finish()
 
 
 @network.command("status")

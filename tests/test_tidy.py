@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "services.agency",
         "services.accounts",
         "services.settlement",
+        "services.payee",
         "services.demo",
     ),
     "services/local": ("consensus.ledger", "services.client", "services.local"),

@@ -25,7 +25,7 @@ READY_FILE = "ready"
 PID_BYTES_MAX = 32
 PROGRAM_PORT_STEP = 200
 """Programs listen this far above a network's port base, on that port and those after it."""
-PROGRAM_PORTS = 4
+PROGRAM_PORTS = 7
 """How many ports the programs of a network take."""
 
 SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -50,9 +50,16 @@ SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
         "settle-payer": ("settle", "payer", "serve"),
         "settle-bridge": ("settle", "bridge", "serve"),
     },
+    "payee": {
+        "payee-accounts": ("settle", "accounts", "serve"),
+        "bank-a-enclave": ("payee", "enclave", "serve"),
+        "issuer-c-enclave": ("payee", "enclave", "serve"),
+        "wallet-p": ("payee", "platform", "serve"),
+        "wallet-q": ("payee", "platform", "serve"),
+    },
 }
 """The programs of each system in the order in which they start, with the commands that run them."""
-PATIENT = frozenset({"agency", "settlement"})
+PATIENT = frozenset({"agency", "settlement", "payee"})
 """Systems whose programs wait for each other by themselves, so that they start side by side."""
 
 
