@@ -169,7 +169,7 @@ def pay(
     door = door_of(place, server, url, token_file)
 
     async def run(session: "Session") -> "tuple[Looked, Payment]":
-        looked, _ = await session.look(read, "target", None)
+        looked = await session.payer.look(read, may_be_expired=True)
         asked = session.payer.terms(looked, payer=payer, amount=amount, order=order)
         again = _again(code, server, payer, asked, place, url, token_file)
         note_error_details(order=asked.order, again=again)

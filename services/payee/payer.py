@@ -43,7 +43,7 @@ class Platform(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A code that is good, and whom it is of, as far as one platform can say."""
+    """A code that its merchant's key bears out, and whom it is of, as far as one platform can say."""
 
     code: ReadCode
     resolved: Resolved
@@ -85,16 +85,6 @@ def read_payload(payload: str) -> ReadCode:
     return read_code(emv.parse(payload))
 
 
-def checked(code: ReadCode, resolved: Resolved, chain_id: ChainId, now_ms: int) -> Looked:
-    """Return a code with whom it is of, once its signature is shown to be the merchant's.
-
-    Raises:
-        PeerError: ``bad_code``, ``code_unsigned``, ``code_expired``.
-    """
-    verify_code(code, resolved.merchant_key, chain_id, now_ms)
-    return Looked(code, resolved)
-
-
 class Payer:
     """Pays what codes ask for through one platform."""
 
@@ -118,15 +108,21 @@ class Payer:
         """Return a signed query about a code's merchant, for whoever has it recorded before it is asked."""
         return self._resolver.query(code.identity, mode)
 
-    async def look(self, code: ReadCode, *, mode: Mode = Mode.TARGET, asked: Asked | None = None) -> Looked:
+    async def look(
+        self, code: ReadCode, *, mode: Mode = Mode.TARGET, asked: Asked | None = None, may_be_expired: bool = False
+    ) -> Looked:
         """Find out whose code it is, and whether it is good; nothing is paid.
+
+        ``asked`` is a query about the code's merchant that was made before, with its own mode. An expired code may have been paid while
+        it was good: the platform knows, and pays it no more.
 
         Raises:
             Refused, Unreachable, PeerError: as :meth:`Resolver.ask`.
             PeerError: ``bad_code``, ``code_unsigned``, ``code_expired``.
         """
         resolved = await self._resolver.ask(asked or self.query(code, mode))
-        return checked(code, resolved, self._chain_id, self._now_ms())
+        verify_code(code, resolved.merchant_key, self._chain_id, 0 if may_be_expired else self._now_ms())
+        return Looked(code, resolved)
 
     def terms(self, looked: Looked, *, payer: str, amount: int | None = None, order: str | None = None) -> Pay:
         """Return what is to be paid; ``amount`` in 1/100, and ``order``, must not differ from the code's.
