@@ -29,10 +29,10 @@ from consensus.ledger.keys import SIGNATURE_BYTES, PrivateKey, PublicKey, Purpos
 from services.payee import emv, emv_fields
 from services.payee.emv import Field, Payload, make_field, make_template, shown
 from services.payee.emv_fields import FIELDS, GUID
+from services.payee.emv_typed import Initiation, Typed, typed
 from services.payee.identity import identity_of, identity_text
 from services.payee.interfaces import OrderId
 
-STATIC, DYNAMIC = "11", "12"
 EXPIRY_SECONDS_MAX = 253_402_300_799
 """The end of the year 9999."""
 
@@ -65,9 +65,9 @@ class CodeTerms:
 class ReadCode:
     """What a code says, before anybody has verified it.
 
-    ``amount`` is in 1/100 of ``currency``, None where the payer chooses it; ``currency`` is None where the payload
-    names none that is known here. ``order`` and ``expires_ms`` (UTC) are a signed dynamic code's. ``key_part`` is the
-    code's part of a split key.
+    ``amount`` is in 1/100 of ``currency``, None where the payer chooses it, and without any tip or fee (55–57);
+    ``currency`` is None where the payload names none that is known here. ``order`` and ``expires_ms`` (UTC) are a
+    signed dynamic code's. ``key_part`` is the code's part of a split key.
     """
 
     identity: bytes
@@ -108,14 +108,15 @@ def read_code(payload: Payload) -> ReadCode:
         raise PeerError("duplicate_identity", f"the payload has {len(ours)} templates of {GUID}")
     identity, key_part = _read_identity(ours[0])
     signing = _signing_templates(payload)
-    is_dynamic = payload.value("01") == DYNAMIC
-    amount, currency = _read_amount(payload)
+    fields = typed(payload)
+    is_dynamic = fields.initiation is Initiation.DYNAMIC
+    amount = _read_amount(payload, fields)
     code = ReadCode(
         identity=identity,
         is_dynamic=is_dynamic,
         amount=amount,
-        currency=currency,
-        order=payload.value(*_ORDER_PATH) if is_dynamic and signing else None,
+        currency=None if fields.currency is None else fields.currency.letters,
+        order=fields.additional.reference_label if is_dynamic and signing else None,
         expires_ms=_read_expiry(signing[0]) if signing else None,
         key_part=key_part,
         signature=_read_signature(*signing) if signing else None,
@@ -206,16 +207,13 @@ def _half_text(half: bytes) -> str:
     return urlsafe_b64encode(half).decode("ascii").rstrip("=")
 
 
-def _read_amount(payload: Payload) -> tuple[int | None, str | None]:
-    currency, text = payload.currency, payload.value("54")
-    if text is None:
-        return None, None if currency is None else currency.letters
-    if currency is None:
+def _read_amount(payload: Payload, fields: Typed) -> int | None:
+    text = payload.value("54")
+    if text is not None and fields.currency is None:
         raise PeerError("bad_code", "the code has an amount in a currency that is not known here")
-    amount = emv_fields.amount_of(text, currency)
-    if amount is None:
-        raise PeerError("bad_code", f"{shown(text)} is no amount of {currency.letters} that can be paid")
-    return amount, currency.letters
+    if text is not None and fields.amount is None:
+        raise PeerError("bad_code", f"{shown(text)} is no amount that can be paid in the code's currency")
+    return fields.amount
 
 
 def _check_dynamic(code: ReadCode) -> None:
@@ -264,6 +262,7 @@ def make_code(
             ``bad_expiry``, ``bad_field`` for what the terms cannot be; ``duplicate_identity`` where ``into`` has an
             identity already, ``payload_conflict`` where it says something else than the terms; ``no_free_template``;
             ``too_large``.
+        PeerError: ``bad_code`` where ``into`` has an amount that nobody can pay.
     """
     terms = terms or CodeTerms()
     if into is not None and into.templates(range(100), GUID):
@@ -279,7 +278,7 @@ def make_code(
 
 def _empty(terms: CodeTerms) -> Payload:
     currency = emv_fields.currency_by_letters(terms.currency or _DEFAULT_CURRENCY)
-    values = {"00": "01", "01": STATIC, "53": currency.number, **_DEFAULTS}
+    values = {"00": "01", "01": Initiation.STATIC, "53": currency.number, **_DEFAULTS}
     given = {"52": terms.category, "58": terms.country, "59": terms.name, "60": terms.city}
     values |= {tag: value for tag, value in given.items() if value is not None}
     return Payload.of(make_field(tag, value) for tag, value in sorted(values.items()))
@@ -305,7 +304,7 @@ def _with_terms(payload: Payload, terms: CodeTerms, *, has_key: bool) -> Payload
     if terms.order is None:
         if terms.expires_ms is not None:
             raise LocalError("bad_expiry", "only a code for one order expires")
-        if payload.value("01") == DYNAMIC:
+        if typed(payload).initiation is Initiation.DYNAMIC:
             raise LocalError("bad_order", "the payload is for one payment: it needs an order and an expiry")
         return payload
     if not is_order(terms.order):
@@ -316,7 +315,7 @@ def _with_terms(payload: Payload, terms: CodeTerms, *, has_key: bool) -> Payload
         raise LocalError("bad_expiry", "a code for one order needs an expiry, before the year 10000")
     if not has_key:
         raise LocalError("code_unsigned", "a code for one order needs the merchant's key")
-    payload = emv.insert(payload, make_field("01", DYNAMIC))
+    payload = emv.insert(payload, make_field("01", Initiation.DYNAMIC))
     tag, part = _ORDER_PATH
     if payload.value(tag, part) not in (None, terms.order):
         raise LocalError("payload_conflict", f"the payload has another {tag}-{part}, the reference label")

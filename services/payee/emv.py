@@ -29,6 +29,7 @@ CRC_TAG = "63"
 ACCOUNTS = range(2, 52)
 """Tags of merchant account information; in 26–51 it is a template that names its scheme by a GUID."""
 ACCOUNT_TEMPLATES = range(26, 52)
+RESERVED = range(65, 80)
 UNRESERVED = range(80, 100)
 """Templates for whoever likes; they name their owner by a GUID."""
 SYSTEM_TEMPLATES = range(50, 100)
@@ -390,7 +391,7 @@ def _field_findings(payload: Payload, field: Field) -> Iterator[Finding]:
         yield Finding(tag, "form", fault)
     if number in ACCOUNTS and number not in ACCOUNT_TEMPLATES and not emv_fields.network_of(number):
         yield Finding(tag, "unknown", "this account number belongs to no network")
-    if number in range(65, 80):
+    if number in RESERVED:
         yield Finding(tag, "unknown", "reserved, without a meaning yet")
     if (number in ACCOUNT_TEMPLATES or number in UNRESERVED) and not field.guid:
         yield Finding(tag, "no_guid", "a template without the identifier of its scheme")

@@ -270,6 +270,13 @@ def test_a_code_gets_no_second_identity() -> None:
     assert refusal(twice.build()) == "duplicate_identity"
 
 
+def test_a_payload_whose_amount_is_none_does_not_become_a_code() -> None:
+    into = Payload.of(field for field in static().payload.fields if not field.is_of(GUID))
+    with pytest.raises(PeerError) as refused:
+        make_code(IDENTITY, chain_id=CHAIN, into=emv.insert(into, make_field("54", "0.00")))
+    assert refused.value.code == "bad_code"
+
+
 def test_a_payload_without_our_template_has_no_identity() -> None:
     for name, text in samples().items():
         with pytest.raises(PeerError) as refused:
@@ -450,6 +457,38 @@ def test_every_bit_of_a_dynamic_code_flipped_is_refused() -> None:
         except PeerError:
             continue
         assert_refused(altered, text)
+
+
+printable = st.characters(min_codepoint=32, max_codepoint=126)
+orders = st.builds(
+    CodeTerms,
+    amount=st.integers(1, 10**12 - 1),
+    currency=st.sampled_from(["CNY", "EUR", "SGD"]),
+    order=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,24}", fullmatch=True),
+    expires_ms=st.integers(1_000, 10**14),
+    name=st.text(printable, min_size=1, max_size=25),
+    city=st.text(printable, min_size=1, max_size=15),
+    country=st.text(printable, min_size=2, max_size=2),
+)
+
+
+@given(st.binary(min_size=16, max_size=16), orders, st.data())
+def test_any_order_is_read_as_it_was_made_and_no_bit_of_it_can_change(
+    identity: bytes, terms: CodeTerms, data: st.DataObject
+) -> None:
+    text = make_code(identity, terms, chain_id=CHAIN, key=KEY).text
+    code = accept(text, now_ms=0)
+    assert (code.identity, code.order, code.amount, code.currency) == (
+        identity,
+        terms.order,
+        terms.amount,
+        terms.currency,
+    )
+    assert terms.expires_ms is not None
+    assert code.expires_ms == terms.expires_ms // 1_000 * 1_000
+    flipped = bytearray(text.encode())
+    flipped[data.draw(st.integers(0, len(flipped) - 1))] ^= 1 << data.draw(st.integers(0, 6))
+    assert_refused(flipped.decode(), text)
 
 
 def test_every_bit_of_a_static_code_flipped_is_refused() -> None:

@@ -21,6 +21,7 @@ from services.payee.emv_fields import (
     currency_by_number,
 )
 from services.payee.emv_rows import describe
+from services.payee.emv_typed import Account, Additional, Initiation, LocalNames, Tip, typed
 from tests.conftest import data_folder
 
 ECHO_CHARACTERS_MAX = 40
@@ -312,6 +313,32 @@ def test_parts_go_into_a_template_in_their_order() -> None:
     assert emv.insert_part(payload, "62", make_field("05", "A-1")).value("62") == "0302AB0503A-10902CD"
     assert emv.insert_part(payload, "62", make_field("09", "X")).value("62") == "0302AB0901X"
     assert emv.insert_part(parse(sealed(BARE)), "62", make_field("05", "A-1")).value("62") == "0503A-1"
+
+
+# -- by name ---------------------------------------------------------------------------------------------
+
+
+def test_standard_fields_have_names_and_types() -> None:
+    fields = typed(parse(samples()["mvallim-C659"]))
+    assert (fields.initiation, fields.tip, fields.category) == (Initiation.STATIC, Tip.FIXED, "4111")
+    assert (fields.currency, fields.amount, fields.fee) == (currency_by_letters("CNY"), 23_72, 500_00)
+    assert (fields.country, fields.name, fields.city) == ("CN", "BEST TRANSPORT", "BEIJING")
+    assert (fields.postal_code, fields.fee_percent) == ("1234567", None)
+    assert fields.local == LocalNames("ZH", "北京", "最佳运输")
+    assert fields.accounts == (Account("02", "Visa", "", "0004hoge0104abcd", ()),)
+    assert [field.tag for field in (*fields.reserved, *fields.unreserved)] == ["65", "80"]
+    assert [part.value for part in fields.additional.systems] == ["ijkl"]
+    values = [getattr(fields.additional, name) for name in Additional.__slots__[:-1]]
+    assert values == ["12345", "67890", "09876", "54321", "abcde", "fghij", "klmno", "pqres", "tuv", "abcd", None]
+
+
+def test_what_stands_nowhere_has_no_value() -> None:
+    fields = typed(parse(samples()["promptpay-mobile"]))
+    assert (fields.name, fields.city, fields.category, fields.amount, fields.local) == (None, None, None, None, None)
+    assert fields.additional.reference_label is None
+    assert [(account.tag, account.scheme) for account in fields.accounts] == [("29", "PromptPay")]
+    odd = typed(parse(sealed(BARE.replace("010211", "010213") + "5404x.yz" + "550204")))
+    assert (odd.initiation, odd.amount, odd.tip) == (None, None, None)
 
 
 # -- amounts ---------------------------------------------------------------------------------------------
