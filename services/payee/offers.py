@@ -1,0 +1,107 @@
+"""A record on its way between platform and merchant where each has its key on a machine of its own.
+
+An *offer* is a draft as a file: the platform's owner writes it, the merchant reads what it says, checks that the
+commitment is to exactly that, and signs; what comes back holds the signature and nothing of the content.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from consensus.ledger.errors import LocalError, PeerError
+from consensus.ledger.ids import HASH_BYTES
+from consensus.ledger.keys import SIGNATURE_BYTES
+from consensus.ledger.payees import SALT_BYTES, Server, commitment
+from services.local.files import replace_file
+from services.payee.interfaces import Acquiring, Draft, IdentityText, PutRecord
+
+FILE_BYTES_MAX = 64 * 1024
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _OfferFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    kind: Literal["payee-offer"]
+    server: Server
+    identity: IdentityText
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+    commitment: Annotated[bytes, msgspec.Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
+    salt: Annotated[bytes, msgspec.Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    plaintext: bytes
+    is_shareable: bool
+    standing: Literal["", "ACTIVE", "REMOVED"]
+
+
+class _SignedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    kind: Literal["payee-signed"]
+    server: Server
+    identity: IdentityText
+    commitment: Annotated[bytes, msgspec.Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
+    merchant_signature: Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+
+
+def checked(draft: Draft) -> Acquiring:
+    """Return what a draft says, if it is that what its commitment is to: whoever signs it signs what is shown.
+
+    Raises:
+        PeerError: ``bad_draft``; nothing of its content is said.
+    """
+    try:
+        acquiring = msgspec.json.decode(draft.plaintext, type=Acquiring)
+        is_that = commitment(draft.salt, draft.plaintext) == draft.commitment
+    except (msgspec.MsgspecError, LocalError):
+        raise PeerError("bad_draft", "the draft holds no acquiring information") from None
+    if not is_that or msgspec.json.encode(acquiring) != draft.plaintext:
+        raise PeerError("bad_draft", "the draft's commitment is not to what it shows")
+    return acquiring
+
+
+def write_offer(path: Path, draft: Draft) -> None:
+    """Write a draft to a file, mode 0600: it holds the acquiring information in the clear."""
+    offer = _OfferFile("payee-offer", *(getattr(draft, name) for name in _OfferFile.__struct_fields__[1:]))
+    _write(path, offer)
+
+
+def read_offer(path: Path) -> Draft:
+    """Read a draft that somebody offers; ``LocalError`` ``bad_file``."""
+    offer = _read(path, _OfferFile)
+    return Draft(*(getattr(offer, name) for name in Draft.__struct_fields__))
+
+
+def write_signed(path: Path, draft: Draft, signature: bytes) -> None:
+    """Write a merchant's signature of a draft."""
+    _write(path, _SignedFile("payee-signed", draft.server, draft.identity, draft.commitment, signature))
+
+
+def read_signed(path: Path, server: str) -> PutRecord:
+    """Read a merchant's signature of a draft of this platform.
+
+    Raises:
+        LocalError: ``bad_file``.
+    """
+    found = _read(path, _SignedFile)
+    if found.server != server:
+        raise LocalError("bad_file", f"{path} is for {found.server}, not for {server}")
+    return PutRecord(found.identity, found.commitment, found.merchant_signature)
+
+
+def _write(path: Path, content: msgspec.Struct) -> None:
+    try:
+        replace_file(path, msgspec.json.encode(content) + b"\n")
+    except OSError as error:
+        raise LocalError("bad_file", f"{path}: {error.strerror}") from None
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        with path.open("rb") as source:
+            content = source.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise LocalError("bad_file", f"{path}: {error.strerror}") from None
+    try:
+        return msgspec.json.decode(content[:FILE_BYTES_MAX], type=kind)
+    except msgspec.ValidationError as error:
+        raise LocalError("bad_file", f"{path}: {error}") from None
+    except msgspec.MsgspecError:
+        raise LocalError("bad_file", f"{path} is no such file") from None
