@@ -40,10 +40,10 @@ class Street:
 
     world: PlatformWorld
     folder: Path
-    puppet: Puppet
     programs: trio.Nursery
     stack: AsyncExitStack
     doors: dict[str, Doors] = field(default_factory=dict)
+    _environment: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     async def open(self, server: str) -> Owner:
         """Run a platform with an epoch for the environment bank-a until the street is left."""
@@ -71,6 +71,15 @@ class Street:
         port = await self.programs.start(serve, settings, owner.platform, stopping)
         self.doors[server] = Doors(owner, f"http://127.0.0.1:{port}", stopping)
         return owner
+
+    async def run_environment(self, puppet: Puppet, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run the node's environment until it is stopped."""
+        with self._environment:
+            await puppet.run(self.folder / "run" / "environment.sock", task_status=task_status)
+
+    def stop_environment(self) -> None:
+        """End the node's environment, with its connections."""
+        self._environment.cancel()
 
     @asynccontextmanager
     async def payer(self, server: str = "wallet-p") -> AsyncIterator[Payer]:
@@ -102,13 +111,13 @@ async def make_street(folder: Path) -> AsyncIterator[Street]:
                 measurement=MEASUREMENT,
                 clock_ms=world.clock,
             )
-            puppet = Puppet(environment)
-            await nursery.start(puppet.run, folder / "run" / "environment.sock")
             nursery.start_soon(link.run)
             async with AsyncExitStack() as stack, trio.open_nursery() as programs:
-                street = Street(world, folder, puppet, programs, stack)
+                street = Street(world, folder, programs, stack)
+                await programs.start(street.run_environment, Puppet(environment))
                 await (await street.open("wallet-p")).add()
                 yield street
+                street.stop_environment()
                 for doors in street.doors.values():
                     doors.stopping.set()
             nursery.cancel_scope.cancel()
