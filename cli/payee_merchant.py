@@ -69,9 +69,8 @@ def new(name: str, merchants_folder: Path | None, carrier: Carrier, place: Place
 
     def draw(console: "Console") -> None:
         panel(console, f"Merchant {name}", shown)
-        console.print("Next: a platform adds its record", markup=False)
-        following = f"hansa payee platform add --platform wallet-p --merchant {name} --acquiring FILE"
-        console.print(f"  {following}", markup=False, soft_wrap=True)
+        line = f"Next: hansa payee platform add --merchant {name}, so that a platform knows how to pay it"
+        console.print(line, markup=False)
 
     output.show(data, draw)
 

@@ -66,8 +66,8 @@ class QuietNode(SoloNode):
 
     def pass_ms(self, ms: int) -> None:
         """Let so much block time pass, by a block without transactions."""
-        candidate = extend(self.chain, self.store, CONSORTIUM, [], step_ms=ms)
-        self.backend.on_commit(Commit(candidate, CONSORTIUM.certify(candidate)))
+        candidate = extend(self.chain, self.store, self.consortium, [], step_ms=ms)
+        self.backend.on_commit(Commit(candidate, self.consortium.certify(candidate)))
 
 
 class PlatformWorld:
