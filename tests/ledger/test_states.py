@@ -242,6 +242,13 @@ def test_a_verified_head_vouches_for_no_other_bytes(signatures: list[bytes]) -> 
         assert refusal(checker.check_untrusted, states_codec.encode(bad)) == "bad_certificate"
 
 
+def test_a_verified_head_needs_its_own_way_from_genesis() -> None:
+    checker = StatesChecker(GENESIS)
+    checker.check_untrusted(states_codec.encode(PROOF))
+    without = changed(PROOF, changes=[])
+    assert refusal(checker.check_untrusted, states_codec.encode(without)) == "bad_certificate"
+
+
 def test_only_so_many_heads_are_remembered(signatures: list[bytes]) -> None:
     checker = StatesChecker(GENESIS)
     first = states_codec.encode(proof_of([], height=1))

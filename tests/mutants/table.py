@@ -14,6 +14,7 @@ from tests.mutants import (
     table_messages,
     table_node,
     table_payee_codes,
+    table_payee_node,
     table_payees,
     table_rights,
     table_settlement,
@@ -53,4 +54,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_settlement_flow.MUTANTS,
     *table_payees.MUTANTS,
     *table_payee_codes.MUTANTS,
+    *table_payee_node.MUTANTS,
 )

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from consensus.ledger.codec import Value
-from consensus.ledger.errors import PeerError
+from consensus.ledger.errors import LocalError, PeerError
 from consensus.ledger.keys import PrivateKey, Purpose
 from consensus.ledger.proof import Proof, SetChange, decode_proof_untrusted, encode_proof, verify_proof_untrusted
+from consensus.ledger.states import StatesChecker, states_codec
 from consensus.ledger.transaction import Transaction, make_call, sign_transaction
 from consensus.ledger.validators import (
     Certificate,
@@ -197,3 +199,41 @@ def test_the_audit_and_a_new_start_follow_the_changes(members: Members) -> None:
     reopened = Chain(members.store, GENESIS, make_executor())
     assert reopened.head == members.chain.head
     assert members.store.get(layout.at_height(layout.VALIDATORS, 3)) is not None
+
+
+def test_states_are_proven_across_set_changes_by_a_maker_that_has_seen_them_come(tmp_path: Path) -> None:
+    store = LevelStore.open(tmp_path / "data")
+    try:
+        made = Members(store)
+        maker, checker = ProofMaker(made.chain), StatesChecker(GENESIS)
+        held, absent = "membership/node/node-1", "membership/node/nobody"
+        with pytest.raises(LocalError) as refused:
+            maker.states([held])
+        assert refused.value.code == "genesis_unsigned"
+        seen: list[int] = []
+
+        def check() -> None:
+            for each in (maker, ProofMaker(made.chain)):
+                proof = each.states([absent, held, held])
+                seen.append(len(proof.changes))
+                for who in (checker, StatesChecker(GENESIS)):
+                    proven = who.check_untrusted(states_codec.encode(proof))
+                    assert proven.height == made.height
+                    assert proven.stored(held) == made.chain.state.sealed.get(held.encode()) is not None
+                    assert proven.value(absent) is None
+
+        made.extend()
+        check()
+        made.approved("admit_node", node="late", organisation="org-3", vote_key=LATE.public.compressed)
+        made.extend(made.call("org-3", "seat_node", **made.proven("late", LATE)))
+        check()
+        made.extend()
+        check()
+        replaced = {**made.proven("node-1", NEXT), "vote_key": NEXT.public.compressed}
+        made.extend(made.call("org-1", "replace_key", **replaced))
+        made.approved("remove_node", node="node-0")
+        made.extend()
+        check()
+        assert seen == [0, 0, 0, 0, 1, 1, 3, 3]
+    finally:
+        store.close()
