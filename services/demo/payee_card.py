@@ -101,6 +101,7 @@ def _count(facts: Facts, server: str) -> int:
 def _fields(report: Report) -> dict[str, str]:
     facts, search = report.facts, report.search
     answered, _, first = facts.repeated
+    wrong = {name: answer for name, answer in facts.answers.items() if answer[0] != answer[1]}
     shown = [
         f"{item.title}: {', '.join(name if seen else f'{name} (name only)' for name, seen in item.shown.items())}"
         for item in facts.candidates
@@ -111,7 +112,8 @@ def _fields(report: Report) -> dict[str, str]:
         "one print": f"read from {len(facts.prints)} photos, turned and blurred, by payers of both platforms",
         "resolved in": f"{median(report.times_ms):.0f} ms (median), proofs and commitment checked",
         "asked for again": f"one order {answered} times at once, {first} payment",
-        "refused": "; ".join(f"{name}: {got}" for name, (got, _) in facts.answers.items()),
+        "refused": ", ".join(sorted({got for got, wanted in facts.answers.values() if got == wanted}))
+        + "".join(f"; {name}: {got} instead of {wanted}" for name, (got, wanted) in wrong.items()),
         "candidates": "; ".join(shown),
         "died meanwhile": ", ".join(item.name for item in facts.accidents),
         "in the clear": f"{facts.markers} secrets of records looked for in {search.trace_bytes / 1e6:.0f} MB"

@@ -60,11 +60,12 @@ class Facts:
         money_before, money_after: accounts of the account system by id.
         answers: what bad input was answered with, and what it had to be: name → (got, wanted).
         repeated: how many answers one order asked for at once had, how many events, how many that were the first.
+        is_again_the_same: whether an order that was asked for again later was told as the payment of before.
         candidates: what mode B showed.
         accidents: what was done.
         isolation: what each node says of its environment's isolation.
-        leaks: secrets that were found, and where; ``markers`` so many were looked for, ``controls`` are found where
-            they belong.
+        leaks: secrets that were found, and where; ``markers`` so many were looked for.
+        controls: whose disks show the merchant's identity, which is no secret: those of all ``nodes`` must.
         seals: each node's newest sealed state.
     """
 
@@ -80,12 +81,14 @@ class Facts:
     money_after: Mapping[str, Holding]
     answers: Mapping[str, tuple[str, str]]
     repeated: tuple[int, int, int]
+    is_again_the_same: bool
     candidates: Sequence[Candidates]
     accidents: Sequence[Accident]
     isolation: Mapping[str, str]
     leaks: Mapping[str, Sequence[str]]
     markers: int
-    controls: int
+    controls: frozenset[str]
+    nodes: frozenset[str]
     seals: Mapping[str, tuple[int, bytes]]
 
 
@@ -96,7 +99,7 @@ def judge(facts: Facts, *, isolation: str) -> dict[str, bool]:
     return {
         "one_print_serves_all_platforms": set(facts.prints) == {facts.printed} and len(servers) > 1,
         "every_payment_paid": bool(facts.payments) and all(item.state == PAID for item in facts.payments),
-        "an_order_is_paid_once": answered > 1 == events == first and _paid_once(facts),
+        "an_order_is_paid_once": answered > 1 == events == first and facts.is_again_the_same and _paid_once(facts),
         "money_conserved": moved_so(
             [(item.payer, item.payee, item.amount) for item in facts.payments], facts.money_before, facts.money_after
         ),
@@ -109,7 +112,9 @@ def judge(facts: Facts, *, isolation: str) -> dict[str, bool]:
         and all(item.shown == item.wanted for item in facts.candidates),
         "answered_whatever_died": bool(facts.accidents) and all(item.answered for item in facts.accidents),
         "environments_say_what_they_are": bool(facts.isolation) and set(facts.isolation.values()) == {isolation},
-        "nothing_in_the_clear_on_any_disk": not facts.leaks and 0 < facts.markers == facts.controls,
+        "nothing_in_the_clear_on_any_disk": not facts.leaks
+        and facts.markers > 0 < len(facts.nodes)
+        and facts.nodes <= facts.controls,
         "state_roots_agree": len(set(facts.seals.values())) == 1,
     }
 

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
-import msgspec
 import trio
 
 from consensus.ledger.errors import PeerError
@@ -31,10 +31,10 @@ ACTIVE = "ACTIVE"
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What was looked for, in how many bytes, and what was found where."""
+    """What was looked for, in how many bytes, and what was found where; ``controls`` have what is public."""
 
     markers: int
-    controls: int
+    controls: frozenset[str]
     leaks: dict[str, list[str]]
     trace_bytes: int
 
@@ -64,7 +64,7 @@ async def gather_facts(
     isolation = {name: await _isolation(till, name) for name in (BANK, ISSUER)}
     chain = await _standings(till, merchant.identity, story.standings)
     found = own_standings(own, identity_text(merchant.identity))
-    search = await _search(story, consortium, msgspec.json.encode(own))
+    search = await _search(story, consortium)
     facts = Facts(
         printed=story.printed,
         prints=story.prints,
@@ -78,12 +78,14 @@ async def gather_facts(
         money_after=after,
         answers=story.answers,
         repeated=story.repeated,
+        is_again_the_same=story.is_again_the_same,
         candidates=story.candidates,
         accidents=story.accidents,
         isolation=isolation,
         leaks=search.leaks,
         markers=search.markers,
         controls=search.controls,
+        nodes=frozenset(consortium.urls),
         seals=seals,
     )
     return facts, search
@@ -132,31 +134,35 @@ def _paid(payment: Payment) -> Paid:
     return Paid(payment.event, payment.server, payment.payer, payment.payee, payment.amount, payment.state)
 
 
-async def _search(story: Story, consortium: PayeeConsortium, control: bytes) -> Search:
+async def _search(story: Story, consortium: PayeeConsortium) -> Search:
     """Look for what stands in records on all disks; nodes are ended for it and start again."""
     markers = {text: forms_of(text) for text in story.secrets}
-    for name in consortium.urls:
+    public = {"identity": forms_of(story.merchant.identity)}
+    names = list(consortium.urls)
+    for name in names:
         await consortium.kill(name)
-    read = await trio.to_thread.run_sync(partial(_look_through, markers, consortium))
-    for name in consortium.urls:
+    search = await trio.to_thread.run_sync(partial(_look_through, markers, public, consortium))
+    for name in names:
         await consortium.start(name)
-    shown = [("shown", control), ("drawn up", "\n".join(story.secrets).encode())]
-    return Search(len(markers), len(find(markers, shown)), *read)
+    return search
 
 
 def _look_through(
-    markers: dict[str, frozenset[bytes]], consortium: PayeeConsortium
-) -> tuple[dict[str, list[str]], int]:
-    """Return the places of each marker, and how many bytes were read."""
+    markers: Mapping[str, frozenset[bytes]], public: Mapping[str, frozenset[bytes]], consortium: PayeeConsortium
+) -> Search:
+    """Look for markers in everything, file by file; who has what everybody may know shows that it was read."""
     leaks: dict[str, list[str]] = {}
+    controls: set[str] = set()
     trace_bytes = 0
-    batch: list[tuple[str, bytes]] = []
-    for place, data in consortium.traces():
+    for owner, traces in groupby(consortium.traces(), lambda trace: trace[0].partition("/")[0]):
+        read = list(traces)
+        data = b"\n".join(data for _, data in read)
         trace_bytes += len(data)
-        batch.append((place, data))
-    if find(markers, [("all", b"\n".join(data for _, data in batch))]):
-        leaks = find(markers, batch)
-    return leaks, trace_bytes
+        if find(public, [(owner, data)]):
+            controls.add(owner)
+        if found := find(markers, [(owner, data)]):
+            leaks |= find({name: markers[name] for name in found}, read)
+    return Search(len(markers), frozenset(controls), leaks, trace_bytes)
 
 
 async def _seals(till: Till, identity: bytes) -> dict[str, tuple[int, bytes]]:

@@ -58,6 +58,7 @@ class Story:
         self.accidents: list[Accident] = []
         self.candidates: list[Candidates] = []
         self.repeated = (0, 0, 0)
+        self.is_again_the_same = False
         self.prints: list[str] = []
         self.secrets: list[str] = []
         """What only a platform, its merchant and who resolves may see."""
@@ -125,7 +126,7 @@ class Story:
         code = self._order("1")
         await self._pay(P, photograph(code.text), PAYER)
         again = await self._till.pay(P, code.text, first=BANK, payer=PAYER)
-        self.answers["an order paid again"] = ("first" if again.is_first else "the same", "the same")
+        self.is_again_the_same = not again.is_first and again.event == self.payments[-1].event
         other = partial(self._till.pay, Q, code.text, first=BANK, payer=PAYER)
         await self._refused("an order paid through another platform too", "order_conflict", other)
         await self._repeat(self._order("2"))

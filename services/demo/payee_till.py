@@ -211,7 +211,8 @@ class Till:
     ) -> Looked:
         """Read a code and resolve it; nothing is paid."""
         payer = await self.payer(server, first, is_alone=is_alone)
-        return await payer.look(read_payload(payload), mode=mode)
+        code = read_payload(payload)
+        return await payer.look(code, asked=payer.query(code, mode))
 
     async def pay(
         self, server: str, payload: str, *, first: str, payer: str, amount: int | None = None, order: str | None = None
