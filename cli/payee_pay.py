@@ -368,6 +368,7 @@ def _looked_json(looked: "Looked", recorded: int | None) -> Json:
         "recordedHeight": recorded,
         "environment": resolved.environment,
         "isolation": EMULATED,
+        "simulated": True,
         "node": resolved.node,
     }
 
@@ -378,11 +379,18 @@ def _identity_text(identity: bytes) -> str:
     return identity_text(identity)
 
 
-def _code_text(code: "ReadCode") -> str:
-    """Return what kind of code it is, in words."""
+def _code_fields(code: "ReadCode") -> Json:
+    """Return what a code says, in words."""
+    kind = "for one order" if code.is_dynamic else "static"
+    shown: Json = {
+        "identity": _identity_text(code.identity),
+        "code": f"{kind}, {'signed by the merchant' if code.is_signed else 'not signed: it says the identity alone'}",
+    }
     if code.expires_ms is not None:
-        return f"for order {code.order}, signed by the merchant, until {utc_text(code.expires_ms)} UTC"
-    return "static, signed by the merchant" if code.is_signed else "static, not signed: it says the identity alone"
+        shown |= {"order": code.order, "valid until": f"{utc_text(code.expires_ms)} UTC"}
+    if code.amount is not None:
+        shown["amount"] = f"{money(code.amount)} {code.currency} ({SIMULATED})"
+    return shown
 
 
 def _proven_text(resolved: "Resolved") -> str:
@@ -411,10 +419,8 @@ def _record_fields(one: "Candidate") -> Json:
 def _draw_looked(console: "Console", looked: "Looked", recorded: int | None) -> None:
     from consensus.ledger.payees import Mode
 
-    resolved, code = looked.resolved, looked.code
-    shown: Json = {"identity": _identity_text(code.identity), "code": _code_text(code)}
-    if code.amount is not None:
-        shown["amount"] = f"{money(code.amount)} {code.currency} ({SIMULATED})"
+    resolved = looked.resolved
+    shown = _code_fields(looked.code)
     shown |= {"proven by": _proven_text(resolved), "environment": _environment_text(resolved)}
     if recorded is not None:
         shown |= {"query": f"0x{resolved.query.hex()}", "recorded in": f"block {recorded}"}

@@ -91,7 +91,7 @@ _acquiring_decoder = msgspec.json.Decoder(Acquiring)
 S = TypeVar("S", bound=_Stored)
 
 
-class _Told(msgspec.Struct, frozen=True, rename="camel"):
+class Told(msgspec.Struct, frozen=True, rename="camel"):
     """What ``payee_resolve`` returns; bytes travel in base64."""
 
     answer: bytes
@@ -233,7 +233,7 @@ class Resolver:
             url, node = self._nodes[index]
             seen = self._height
             try:
-                told = await node.request("payee_resolve", {"query": asked.raw}, _Told)
+                told = await node.request("payee_resolve", {"query": asked.raw}, Told)
             except (Unreachable, Refused) as error:
                 failures.append((url, error))
                 continue
@@ -261,7 +261,7 @@ class Resolver:
         """Begin with the next node from now on."""
         self._preferred = (index + 1) % len(self._nodes)
 
-    def _check_untrusted(self, asked: Asked, told: _Told, url: str, seen: int) -> tuple[str, Resolved]:
+    def _check_untrusted(self, asked: Asked, told: Told, url: str, seen: int) -> tuple[str, Resolved]:
         """Return what an answer says, with a code where there is nothing to show.
 
         Raises:

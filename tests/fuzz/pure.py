@@ -14,6 +14,7 @@ from tests.fuzz import (
     targets_agency,
     targets_ledger,
     targets_node,
+    targets_payee_client,
     targets_payee_codes,
     targets_payee_node,
     targets_services,
@@ -93,5 +94,5 @@ def all_targets(folder: Path) -> Iterator[list[Target]]:
     """Give all targets; their databases are in a folder."""
     with targets_node.targets(folder) as rest:
         services = [*targets_services.targets(folder), *targets_agency.targets(folder), *targets_settlement.targets()]
-        payee = [*targets_payee_codes.targets(), *targets_payee_node.targets()]
+        payee = [*targets_payee_codes.targets(), *targets_payee_node.targets(), *targets_payee_client.targets()]
         yield [*targets_ledger.targets(), *rest, *services, *payee]
