@@ -338,12 +338,16 @@ def _card(
 
 
 def _program_json(status: "ProgramStatus") -> dict[str, object]:
+    from node.network.programs import ENVIRONMENT
+    from services.payee.wording import EMULATED
+
     program = status.program
     return {
         "name": program.name,
         "state": _program_state(status),
         "pid": status.pid,
         "listen": f"{program.listen.host}:{program.listen.port}" if program.listen else None,
+        "note": EMULATED if program.command == ENVIRONMENT else None,
         "home": str(program.folder),
         "log": str(program.process.log_file),
         "ending": None if status.ending is None else status.ending.words,
@@ -388,7 +392,7 @@ def _draw(console: "Console", data: dict[str, object]) -> None:
     rows = [(node["name"], node["state"], node["height"], node["votes"], node["url"]) for node in nodes]
     table(console, ["node", "state", ">height", "votes", "page (JSON-RPC: /rpc)"], rows)
     if programs:
-        started = [(item["name"], item["state"], item["listen"]) for item in programs]
+        started = [(item["name"], item["state"], item["listen"] or item["note"]) for item in programs]
         table(console, ["program", "state", "listens on"], started)
     people = [(item["name"], item["organisation"], ", ".join(item["roles"])) for item in identities]
     table(console, ["identity (--as)", "organisation", "roles"], people)

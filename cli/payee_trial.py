@@ -17,9 +17,6 @@ from services.messages.config import read_token
 from services.payee.merchants import FOLDER
 from services.payee.setup import TOKEN_FILE, finish, register, set_up
 
-ENVIRONMENT = ("payee", "enclave", "serve")
-"""The command of an environment."""
-
 
 class PayeeTrial(ProgramsTrial):
     """A running trial network, platforms and environments, and the accidents that they may meet."""
@@ -66,14 +63,14 @@ class PayeeTrial(ProgramsTrial):
         """Set payee codes up and run the environments alone, registered; errors as :meth:`open_payee`."""
         async with self._client() as client:
             prepared = await set_up(client, plan_of(self.network))
-            environments = [item for item in self.all_programs if item.command == ENVIRONMENT]
+            environments = [item for item in self.all_programs if item.command == programs.ENVIRONMENT]
             await programs.start(self.network, environments)
             await register(client, prepared)
 
     def processes(self) -> dict[str, list[int]]:
         """Return the pids of those that run: ``nodes`` and ``environments``."""
         nodes = [node_process(node).pid() for node in self.network.nodes]
-        environments = [item.process.pid() for item in self.all_programs if item.command == ENVIRONMENT]
+        environments = [item.process.pid() for item in self.all_programs if item.command == programs.ENVIRONMENT]
         found = {"nodes": nodes, "environments": environments}
         return {kind: [pid for pid in pids if pid is not None] for kind, pids in found.items()}
 

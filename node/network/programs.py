@@ -28,6 +28,9 @@ PROGRAM_PORT_STEP = 200
 PROGRAM_PORTS = 7
 """How many ports the programs of a network take."""
 
+ENVIRONMENT = ("payee", "enclave", "serve")
+"""The command of a trusted environment, which is an emulation without hardware isolation."""
+
 SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
     "rights": {
         "rights-center": ("rights", "center", "serve"),
@@ -52,8 +55,8 @@ SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "payee": {
         "payee-accounts": ("settle", "accounts", "serve"),
-        "bank-a-enclave": ("payee", "enclave", "serve"),
-        "issuer-c-enclave": ("payee", "enclave", "serve"),
+        "bank-a-enclave": ENVIRONMENT,
+        "issuer-c-enclave": ENVIRONMENT,
         "wallet-p": ("payee", "platform", "serve"),
         "wallet-q": ("payee", "platform", "serve"),
     },
