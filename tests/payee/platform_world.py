@@ -187,9 +187,7 @@ class Owner:
 
     def signed(self, draft: Draft, *, number: int = 0) -> PutRecord:
         """Return a draft with the merchant's signature."""
-        who = identity(number)
-        payload = content_hash(who, draft.server, draft.version, draft.commitment, draft.is_shareable)
-        return PutRecord(draft.identity, draft.commitment, self.world.sign(who, payload))
+        return signed(self.world, draft, number=number)
 
     async def add(self, acquiring: Acquiring = ACQUIRING, *, number: int = 0, is_shareable: bool = False) -> RecordPut:
         draft = await self.draft(acquiring, number=number, is_shareable=is_shareable)
@@ -205,6 +203,13 @@ class Owner:
         order: str | None = None,
     ) -> Payment:
         return await self.platform.payments.pay(Pay(payload, payer, payee, amount, order))
+
+
+def signed(world: PlatformWorld, draft: Draft, *, number: int = 0) -> PutRecord:
+    """Return a draft with a merchant's signature."""
+    who = identity(number)
+    payload = content_hash(who, draft.server, draft.version, draft.commitment, draft.is_shareable)
+    return PutRecord(draft.identity, draft.commitment, world.sign(who, payload))
 
 
 @asynccontextmanager
