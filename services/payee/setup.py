@@ -113,6 +113,10 @@ class Prepared:
     done: tuple[str, ...]
 
 
+class _Listed(msgspec.Struct, frozen=True):
+    measurement: bytes
+
+
 class _Environment(msgspec.Struct, frozen=True, rename="camel"):
     exchange_key: bytes
     signing_key: bytes
@@ -194,10 +198,8 @@ def _signers(plan: Plan, names: Sequence[str]) -> dict[str, Signer]:
 
 async def _allow(client: Client, permission: Signer, measurement: bytes, done: list[str]) -> None:
     """Put the measurement on the allow-list, unless it was ever there: what was disallowed stays so."""
-    allowed = await client.query(CONTRACT, "allowed", {})
-    if isinstance(allowed, list) and any(
-        isinstance(item, dict) and item.get("measurement") == measurement for item in allowed
-    ):
+    found = await client.query(CONTRACT, "allowed", {"start": measurement.hex(), "limit": 1})
+    if [item.measurement for item in msgspec.convert(found, list[_Listed])] == [measurement]:
         return
     arguments: dict[str, Value] = {"measurement": measurement, "note": NOTE}
     (await client.call(permission, CONTRACT, "allow_measurement", arguments)).check()

@@ -32,8 +32,8 @@ MUTANTS = (
     ),
     Mutant(
         "money at opening alone",
-        "services/settlement/setup.py",
-        "        for name in prepared.people:\n",
+        "services/accounts/opening.py",
+        "        for name in people:\n",
         "        for name in new:\n",
         "an account whose opening was interrupted never gets its money",
         _SETUP + "test_everybody_gets_money_once",

@@ -41,7 +41,7 @@ MUTANTS = (
     ),
     Mutant(
         "bench turns its goals round",
-        "bench/settlement.py",
+        "bench/goals.py",
         "        is_met = figure <= self.bound if self.is_most else figure >= self.bound",
         "        is_met = figure <= self.bound",
         "a slow system reaches its goals",
