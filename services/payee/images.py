@@ -154,6 +154,8 @@ def _opened(content: bytes, name: str) -> Image.Image:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
             if image.width * image.height > PIXELS_MAX:
                 raise LocalError("image_too_large", f"{name} has {image.width} × {image.height} pixels")
+            if image.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
+                return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
             if not image.has_transparency_data:
                 return image.convert("L")
             colored = image.convert("RGBA")
@@ -203,7 +205,7 @@ def _svg_image(content: bytes, name: str) -> Image.Image:
     for move, x, y, length in runs:
         # A run's first point is absolute, each other one counts from the end of the run before it.
         column = int(x) if move == "M" else column + int(x)
-        row = int(float(y)) if move == "M" else row + int(y)
+        row = int(float(y)) if move == "M" else row + int(float(y))
         draw.line((column, row, column + int(length) - 1, row), fill="black")
         column += int(length)
     return image.resize((4 * side, 4 * side), Image.Resampling.NEAREST)
