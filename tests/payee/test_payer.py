@@ -14,6 +14,7 @@ from node.payees import PayeeDesk
 from services.client.errors import Refused, Unreachable
 from services.payee import payer as payer_module
 from services.payee.codes import CodeTerms
+from services.payee.emv import Payload
 from services.payee.interfaces import Acquiring, Pay, Payment
 from services.payee.link import PlatformLink, open_platform
 from services.payee.payer import OPEN, Payer, delegated_signer, read_payload
@@ -146,7 +147,12 @@ async def test_codes_that_are_not_paid(street: Street) -> None:
         assert await code_of(payer, world.code(number=1), amount=1) == "no_platform"
         assert await code_of(payer, world.code()) == "amount_missing"
         world.merchants[identity(0)] = world.merchants[identity(1)]
-        assert await code_of(payer, world.code(terms, is_signed=True)) == "bad_code", "signed by somebody else"
+        forged = read_payload(world.code(terms, is_signed=True))
+        bare = Payload.of(field for field in forged.payload.fields if field.number not in (80, 81))
+        for text, code in ((forged.text, "bad_code"), (bare.build(), "code_unsigned")):
+            with pytest.raises(PeerError) as error:
+                await payer.look(read_payload(text))
+            assert error.value.code == code, "before the platform hears of it"
         assert await code_of(payer, world.code(CodeTerms(currency="EUR")), amount=1) == "wrong_currency"
         assert (await paid_with(payer, signed)).is_first
     for text, code in (
