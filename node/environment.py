@@ -145,7 +145,8 @@ class Session:
         self.user = user
         self.is_live = True
         self._stream = stream
-        self._why = "the connection to the environment has ended"
+        self.ended = PeerError("environment_down", "the connection to the environment has ended")
+        """Why asks fail once the session is not live."""
         self._queue: deque[_Ask] = deque()
         self._queue_bytes = 0
         self._sent: deque[_Ask] = deque()
@@ -166,7 +167,7 @@ class Session:
         """
         item = _Ask(ask_codec.encode(ask))
         if not self.is_live:
-            raise PeerError("environment_down", self._why)
+            raise PeerError(self.ended.code, self.ended.message)
         if self.waiting >= ASKS_MAX or self._queue_bytes + len(item.data) > ASKS_BYTES_MAX:
             raise PeerError("busy", "too many queries wait for this node's environment")
         self._queue.append(item)
@@ -179,24 +180,25 @@ class Session:
                 self._queue.remove(item)
                 self._queue_bytes -= len(item.data)
         if item.told is None:
-            raise PeerError("environment_down", self._why)
+            raise PeerError(self.ended.code, self.ended.message)
         if not item.told.code:
             return item.told.body
         if item.told.code in TOLD_CODES:
             raise PeerError(item.told.code, item.told.message)
         raise PeerError("environment_down", f"the environment says {item.told.code}")
 
-    def end(self, why: str) -> None:
-        """End the connection; asks under way fail with these words."""
+    def end(self, error: PeerError) -> None:
+        """End the connection; asks under way fail with this error."""
         if self.is_live:
-            self._why = why
+            self.ended = error
             self.is_live = False
             self._scope.cancel()
 
     def broken(self, why: str) -> PeerError:
-        """End the connection and return the error to raise for it."""
-        self.end(why)
-        return PeerError("environment_down", why)
+        """End the connection, and return the error ``environment_down`` that its asks fail with."""
+        error = PeerError("environment_down", why)
+        self.end(error)
+        return error
 
     async def run(self) -> None:
         """Carry asks and answers until the connection ends; errors of the environment end it quietly."""
@@ -224,7 +226,7 @@ class Session:
                     self._answering.deadline = trio.current_time() + ANSWER_MS_MAX / 1_000
                 await _send_frame(self._stream, item.data)
         except (OSError, trio.BrokenResourceError) as error:
-            self.end(f"the environment has gone: {error}")
+            self.broken(f"the environment has gone: {error}")
 
     async def _receive(self) -> None:
         try:
@@ -239,9 +241,9 @@ class Session:
                     since = trio.current_time() if self._sent else float("inf")
                     self._answering.deadline = since + ANSWER_MS_MAX / 1_000
             if self._answering.cancelled_caught:
-                self.end(f"the environment has not answered within {ANSWER_MS_MAX} ms")
+                self.broken(f"the environment has not answered within {ANSWER_MS_MAX} ms")
         except (OSError, trio.BrokenResourceError, PeerError) as error:
-            self.end(f"the environment has gone or talks nonsense: {error}")
+            self.broken(f"the environment has gone or talks nonsense: {error}")
 
 
 @dataclass(slots=True, eq=False)
@@ -268,6 +270,7 @@ class EnvironmentLink:
         self._session: Session | None = None
         self._attempt = _Attempt()
         self._wanted = trio.Event()
+        self._status = ""
 
     async def run(self) -> None:
         """Connect whenever somebody asks for a session, until cancelled. A bug costs its connection."""
@@ -303,20 +306,27 @@ class EnvironmentLink:
         waiting = self._attempt.waiting if session is None or not is_up else session.waiting
         return {"payee_environment_up": int(is_up), "payee_asks_waiting": waiting}
 
+    def note(self, status: str, why: str = "") -> None:
+        """Log how the environment is, ``ready`` or a code, when that has changed."""
+        if status != self._status:
+            tell = log.info if status == "ready" else log.warning
+            tell("environment", status=status, why=why)
+            self._status = status
+
     async def _connect_once(self) -> None:
         attempt = self._attempt
         try:
             attempt.session = await self._open()
         except PeerError as error:
             attempt.error = error
+            self.note(error.code, error.message)
         finally:
             self._attempt, self._wanted = _Attempt(), trio.Event()
             self._session = attempt.session
             attempt.done.set()
         if attempt.session is not None:
-            log.info("environment connected", name=attempt.session.quote.environment, user=attempt.session.user)
             await attempt.session.run()
-            log.info("environment gone", name=attempt.session.quote.environment)
+            self.note(attempt.session.ended.code, attempt.session.ended.message)
 
     async def _open(self) -> Session:
         """Connect, and check who listens and what it says of itself."""

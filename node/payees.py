@@ -131,8 +131,10 @@ class PayeeDesk:
         try:
             check_standing(self._chain.state, session.quote)
         except PeerError as error:
-            session.end(error.message)
+            session.end(error)
             raise
+        if self._link is not None:
+            self._link.note("ready")
 
     def _keys(self, body: QueryBody, quote: Quote) -> list[str]:
         """Return the keys that speak of a query."""

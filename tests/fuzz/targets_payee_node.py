@@ -84,7 +84,7 @@ def _told_target() -> Target:
                     await session.ask(AskQuote(bytes(16)))
                 except PeerError as error:
                     refusals.append(error)
-                session.end("")
+                session.broken("")
         for error in refusals:
             raise error
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 from msgspec.structs import replace as changed
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -537,3 +538,25 @@ async def test_the_methods(site: Site) -> None:
 def test_one_word_for_what_it_is() -> None:
     assert ISOLATION == EMULATED
     assert {"bad_query", "stale_states"} < TOLD_CODES
+
+
+# -- what the operator reads ---------------------------------------------------------------------------------
+
+
+async def test_the_log_tells_of_changes_and_not_of_queries(site: Site) -> None:
+    def statuses() -> list[str]:
+        return [entry["status"] for entry in entries if entry["event"] == "environment"]
+
+    with structlog.testing.capture_logs() as entries:
+        for _ in range(3):
+            assert await code_of(site) == ""
+        assert statuses() == ["ready"]
+        site.world.call("permission", "disallow_measurement", measurement=MEASUREMENT)
+        site.take()
+        for _ in range(3):
+            assert await code_of(site) == "environment_refused"
+        site.kill()
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            assert await code_of(site) == "environment_down"
+    assert statuses() == ["ready", "environment_refused", "environment_down"]
