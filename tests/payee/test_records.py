@@ -12,6 +12,7 @@ from consensus.ledger.errors import HansaError, LocalError, StorageError
 from consensus.ledger.keys import PrivateKey
 from consensus.ledger.payees import Content, record_key, wrap_key
 from services.client.errors import Refused, Unreachable
+from services.payee.epochs import _arguments
 from services.payee.identity import identity_text
 from services.payee.interfaces import (
     Acquiring,
@@ -28,6 +29,7 @@ from services.payee.interfaces import (
     Trust,
 )
 from services.payee.platform_chain import KeptRecord
+from services.payee.platform_store import Rotation
 from services.payee.sealing import ExchangeKey, check_commitment, unwrap_epoch_key
 from tests.contracts.domain.payees import MEASUREMENT, identity
 from tests.payee.platform_world import ACQUIRING, Owner, PlatformWorld, platform_world
@@ -221,6 +223,10 @@ async def test_only_environments_in_service_are_trusted(tmp_path: Path) -> None:
         await world.call("permission", "disallow_measurement", measurement=MEASUREMENT)
         assert await code_of(rotate(owner, "issuer-c")) == "unknown_measurement"
         assert (await status(owner)).environments == []  # it has the key, and counts no more
+        await world.call("permission", "allow_measurement", measurement=MEASUREMENT, note="")
+        assert (await status(owner)).environments == ["issuer-c"]
+        await world.call("issuer-c", "withdraw_environment", name="issuer-c")
+        assert (await status(owner)).environments == []
         assert (await status(owner)).epoch == 1
 
 
@@ -284,6 +290,32 @@ async def test_an_interrupted_rotation_may_be_followed_by_another(tmp_path: Path
             for number in range(2):
                 assert await opened_by(world, "bank-a", number=number) == "no key"
                 assert isinstance(await opened_by(world, "issuer-c", number=number), Content)
+
+
+async def test_an_attempt_that_was_given_up_and_comes_late_decides_nothing(tmp_path: Path) -> None:
+    """Its call begins the epoch that the next attempt is about to begin: then there is one more."""
+    async with platform_world(tmp_path) as world:
+        async with world.platform() as owner:
+            await owner.begin()
+            await owner.add()
+            _die(owner, "announce before")
+            with pytest.raises(StorageError):
+                await owner.platform.epochs.rotate(Rotate(["bank-a"]))
+        async with world.platform() as owner:
+            epochs = owner.platform.epochs
+            given_up = epochs._store.rotation()
+            begin = epochs._store.begin_rotation
+
+            async def late(rotation: Rotation, key: bytes) -> None:
+                await begin(rotation, key)
+                if rotation.epoch == 2 and given_up is not None:
+                    arguments = _arguments(2, given_up.wraps)
+                    assert await epochs._chain.call_once("put_wraps", arguments, epochs._name(2, 1))
+
+            epochs._store.begin_rotation = late  # type: ignore[method-assign]
+            assert (await rotate(owner, "issuer-c")).epoch == 3
+            assert await opened_by(world, "bank-a") == "no key"
+            assert isinstance(await opened_by(world, "issuer-c"), Content)
 
 
 def _die(owner: Owner, point: str) -> None:
