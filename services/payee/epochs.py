@@ -82,6 +82,7 @@ class Epochs:
             log.info("an epoch is in force", epoch=rotation.epoch, environments=names)
             encrypted = await self._encrypt_anew(rotation.epoch)
             await self._store.end_rotation()
+        await self._chain.until_seen()
         return Rotated(rotation.epoch, encrypted)
 
     async def trust(self, params: Trust) -> PlatformStatus:

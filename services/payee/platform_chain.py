@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
+import structlog
 
 from consensus.ledger.codec import Value
 from consensus.ledger.errors import HansaError, PeerError
@@ -38,6 +39,8 @@ RECORDS_PAGE_MAX = 100
 ACTIVE, REMOVED, ALLOWED = "ACTIVE", "REMOVED", "ALLOWED"
 
 T = TypeVar("T")
+
+log = structlog.get_logger("platform")
 
 
 class _Kept(msgspec.Struct, frozen=True, rename="camel"):
@@ -126,6 +129,13 @@ class PlatformChain:
     def see(self, height: int) -> None:
         """Read nothing older than this block from now on."""
         self._seen = max(self._seen, height)
+
+    async def until_seen(self) -> None:
+        """Wait until everyone who asks can be proven what was changed, a second or so; done it is in any case."""
+        try:
+            await self._state(platform_key(self.server), False)
+        except (Unreachable, Refused, PeerError) as error:
+            log.warning("a change is not seen yet", code=error.code, why=error.message)
 
     async def merchant(self, identity: bytes, *, is_newest: bool = False) -> Proven[KeptMerchant]:
         """Return a merchant."""

@@ -110,6 +110,7 @@ class RecordDesk:
         if not merchant_key.verifies(params.merchant_signature, Purpose.PAYEE_MERCHANT, self._chain.chain_id, signed):
             raise LocalError("bad_signature", "this is not the merchant's signature of this draft")
         put = await self._put(identity, draft, params.merchant_signature)
+        await self._chain.until_seen()
         await self._store.drop_draft(identity)
         return put
 
@@ -130,6 +131,7 @@ class RecordDesk:
             "signature": signature,
         }
         outcome = await self._chain.call("remove_record", arguments)
+        await self._chain.until_seen()
         await self._store.drop_draft(identity)
         return _put(params.identity, version, record.epoch, outcome)
 
