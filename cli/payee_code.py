@@ -33,7 +33,6 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _SPAN = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
 _CURRENCY = Pattern(re.compile(r"[A-Z]{3}", re.ASCII), "currency", "three capital letters of ISO 4217, such as CNY")
 _CATEGORY = Pattern(re.compile(r"[0-9]{4}", re.ASCII), "category", "four digits of ISO 18245, such as 5812")
-_PATH_COLUMNS = 10
 
 
 class Expiry(click.ParamType[int]):
@@ -159,7 +158,7 @@ def make(
         panel(console, "Dynamic code" if made.is_dynamic else "Static code", _code_shown(made, merchant))
         if drawn.columns <= console.width:
             click.echo(drawn.text)
-        else:
+        elif out is None:
             console.print(f"The code takes {drawn.columns} columns: --out FILE writes an image", markup=False)
         console.print(made.text, markup=False, soft_wrap=True)
         if out is not None:
@@ -268,7 +267,7 @@ def _show(text: str, merchants_folder: Path | None, place: Place, output: Output
         _draw_rows(console, f"Payload of {len(text)} characters", rows)
         found = verdict.code
         shown = {} if found is None else _code_shown(found, _local_name(place, found.identity, merchants_folder))
-        title = "No payee code" if verdict.word == "foreign" else "Payee code"
+        title = "Payee code" if found else "No payee code" if verdict.is_ok else "Not right"
         crc = "right" if payload.has_right_crc else f"WRONG, {payload.right_crc} would be right"
         panel(console, title, {**shown, "CRC": crc, "checked": verdict.message}, good=verdict.is_ok)
 
@@ -362,20 +361,20 @@ def _draw_rows(console: "Console", title: str, rows: "list[Row]") -> None:
     from rich.text import Text
 
     panel(console, title, {}, style="dim")
-    names = max(len(row.name) for row in rows) + 2
+    paths = 2 + max(len(row.path) for row in rows)
+    names = 2 + max(len(row.name) for row in rows)
     for row in rows:
-        line = Text(f"  {row.path:<{_PATH_COLUMNS - 2}}", style="dim").append(f"{row.name:<{names}}")
-        start = cell_len(line.plain)
+        start, indent = 2 + paths + names, " " * (2 + paths)
         is_beside = start + cell_len(row.value) <= console.width
-        if row.value and is_beside:
-            line.append(row.value, style="bold")
-        is_noted = cell_len(line.plain) + 2 + cell_len(row.note) <= console.width
-        if row.note and is_noted and is_beside:
-            line.append(f"  {row.note}" if row.value else row.note, style="dim")
+        value, note = (row.value if is_beside else ""), (f"  {row.note}" if row.value else row.note)
+        is_noted = is_beside and start + cell_len(value) + cell_len(note) <= console.width
+        line = Text.assemble(
+            (f"  {row.path:<{paths}}{row.name:<{names}}", "dim"), value, (note if is_noted else "", "dim")
+        )
         line.rstrip()
         console.print(line, soft_wrap=True)
         if row.value and not is_beside:
-            console.print(Text(f"{'':{_PATH_COLUMNS}}{row.value}", style="bold"), soft_wrap=True)
-        if row.note and not (is_noted and is_beside):
-            console.print(Text(f"{'':{_PATH_COLUMNS}}{row.note}", style="dim"), soft_wrap=True)
+            console.print(Text(f"{indent}{row.value}"), soft_wrap=True)
+        if row.note and not is_noted:
+            console.print(Text(f"{indent}{row.note}", style="dim"), soft_wrap=True)
     console.print()

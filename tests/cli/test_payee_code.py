@@ -151,6 +151,7 @@ def test_an_identity_joins_another_schemes_code(shop: Shop) -> None:
             assert field["value"] in rest
     assert shop.ask("code", "show", foreign)["check"] == "foreign"
     assert "No payee code" in shop.draw("code", "show", foreign)
+    assert "1069 characters, 512 are recommended" in shop.draw("code", "show", payloads["sgqr-foodxyz"])
     assert fault(shop.run("code", "make", "--merchant", "tea-house", "--into", payloads["fps-stale"]), 1) == "bad_crc"
     assert fault(shop.run("code", "make", "--merchant", "tea-house", "--into", made[0]), 2) == "duplicate_identity"
     other = ("--into", foreign, "--name", "Another", "--currency", "SGD")
