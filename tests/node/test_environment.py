@@ -1,5 +1,6 @@
 """A node and its trusted environment: real sockets, the real environment's decisions, and puppets that misbehave."""
 
+import json
 import os
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
@@ -524,9 +525,13 @@ async def test_the_methods(site: Site) -> None:
         assert (shown["status"], shown["name"], shown["user"]) == ("ready", "bank-a", os.getuid())
         assert (shown["isolation"], shown["measurement"]) == (ISOLATION, "0x" + MEASUREMENT.hex())
         assert shown["exchangeKey"] == "0x" + site.puppet.environment.quote(bytes(16)).exchange_key.hex()
+        calls = [{"jsonrpc": "2.0", "id": n, "method": "payee_resolve", "params": [query]} for n in range(30)]
+        answers = (await server.post(json.dumps(calls))).json()
+        assert [answer["id"] for answer in answers] == list(range(30))
+        assert all(answer["result"]["environment"] == "bank-a" for answer in answers)
         metrics = (await server.get("/metrics")).text
         assert "hansa_payee_environment_up 1.0" in metrics
-        assert 'hansa_rpc_requests_total{method="payee_resolve",outcome="ok"} 1.0' in metrics
+        assert 'hansa_rpc_requests_total{method="payee_resolve",outcome="ok"} 31.0' in metrics
         site.kill()
         assert await server.code("payee_resolve", query=query) == "environment_down"
         shown = await server.result("payee_environment")
