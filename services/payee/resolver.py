@@ -50,7 +50,8 @@ ACTIVE: Final = "ACTIVE"
 ALLOWED: Final = "ALLOWED"
 UNPROVEN = frozenset({"missing_key", "bad_record"})
 """What an environment may say without proof: it could not open a record. Another one may."""
-_NO_ENVIRONMENT = frozenset({"environment_missing", "method_not_found", "node_error"})
+_MISSING = "environment_missing"
+_NO_ENVIRONMENT = frozenset({_MISSING, "method_not_found", "node_error"})
 _CANNOT_ANSWER = frozenset({"environment_down", "environment_refused", "busy"})
 
 T = TypeVar("T")
@@ -436,6 +437,6 @@ def _told_best(failures: list[tuple[str, HansaError]]) -> HansaError:
         message += f" (others: {others})"
     if isinstance(best, PeerError):
         return PeerError(best.code, message)
-    if isinstance(best, Unreachable) or best.code in _CANNOT_ANSWER:
+    if isinstance(best, Unreachable) or best.code in {*_CANNOT_ANSWER, _MISSING}:
         return Unreachable(message, best.code)
     return Refused(best.code, message)

@@ -497,7 +497,7 @@ DOWN, MISSING, GONE = Refused("environment_down", ""), Refused("environment_miss
         ([MISSING, DOWN, GONE], "environment_down", Unreachable),
         ([MISSING, GONE, MISSING], "node_unreachable", Unreachable),
         ([GONE, Refused("unknown_platform", ""), DOWN], "unknown_platform", Refused),
-        ([MISSING, MISSING], "environment_missing", Refused),
+        ([MISSING, MISSING], "environment_missing", Unreachable),
         ([MISSING, PeerError("wrong_chain", "")], "wrong_chain", PeerError),
     ],
 )
