@@ -48,6 +48,8 @@ from services.payee.sealing import ExchangeKey, check_commitment, open_answer
 
 ACTIVE: Final = "ACTIVE"
 ALLOWED: Final = "ALLOWED"
+RESOLVE_MS_MAX = 6_500
+"""How long one node is waited for: longer than it waits for its environment, so that it says what is the matter."""
 UNPROVEN = frozenset({"missing_key", "bad_record"})
 """What an environment may say without proof: it could not open a record. Another one may."""
 _MISSING = "environment_missing"
@@ -234,7 +236,7 @@ class Resolver:
             url, node = self._nodes[index]
             seen = self._height
             try:
-                told = await node.request("payee_resolve", {"query": asked.raw}, Told)
+                told = await node.request("payee_resolve", {"query": asked.raw}, Told, timeout_ms=RESOLVE_MS_MAX)
             except (Unreachable, Refused) as error:
                 failures.append((url, error))
                 continue
@@ -272,7 +274,7 @@ class Resolver:
         states = self._checker.check_untrusted(told.states)
         age_ms = self._now_ms() - states.time_ms
         if age_ms > HEAD_AGE_MS_MAX:
-            raise Refused("stale_answer", f"its newest block is {age_ms // 1000} s old")
+            raise Refused("stale_answer", f"its newest block is {age_ms // 1000} s old by this clock")
         if states.height < seen:
             raise Refused("stale_answer", f"it proves block {states.height}, and block {seen} was proven before")
         self._height = max(self._height, states.height)
