@@ -8,6 +8,7 @@ import rich_click as click
 from cli.options import json_option, network_option
 from cli.output import Output, panel, table
 from cli.payee_place import Carrier, carrier_options, merchants_option, open_merchant, passphrase_of, store_of
+from cli.payee_records import sign
 from cli.place import Place, network_folder, new_passphrase
 from consensus.ledger.errors import LocalError
 
@@ -29,6 +30,9 @@ def merchant() -> None:
     The keys stand in merchants/ of the network's folder, or in --merchants DIR. A merchant has no account: one of the
     role merchant or wallet carries what it signs to the chain (--as).
     """
+
+
+merchant.add_command(sign)
 
 
 @merchant.command("new")

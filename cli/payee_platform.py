@@ -92,8 +92,8 @@ def rotate(environments: tuple[str, ...], door: Door, place: Place, output: Outp
     """
     from services.payee.interfaces import Rotate, Rotated
 
-    output.progress(f"{door.server} begins an epoch and encrypts its records anew")
     asked = Rotate(_names(environments))
+    output.progress(f"{door.server} begins an epoch and encrypts its records anew")
     found = door.call("rotate", asked, Rotated, timeout_ms=ROTATE_MS_MAX)
     data = {
         "platform": door.server,
