@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from services.local.files import ServiceFile, genesis_at, resolved, wrong
-from services.payee.enclave_keys import KEYS_FILE
+from services.payee.enclave_keys import KEYS_FILE, sealed_by
 from services.payee.enclave_program import EnclaveSettings
 from services.payee.enclave_walls import find_user
 
@@ -58,6 +58,16 @@ def enclave_settings(home: Path, file: EnclaveFile) -> EnclaveSettings:
         group=int(file.group) if file.group else None,
         log_level=file.log_level,
     )
+
+
+def keys_measurement(home: Path, file: EnclaveFile) -> bytes | None:
+    """Return the measurement of the code that has sealed the environment's keys; None where there are none.
+
+    Raises:
+        StorageError: ``corrupted``.
+    """
+    keys = resolved(home, file.data) / KEYS_FILE
+    return sealed_by(keys) if keys.exists() else None
 
 
 def put_keys_aside(home: Path, file: EnclaveFile) -> bool:

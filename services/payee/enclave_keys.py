@@ -158,11 +158,24 @@ def _make_keys(path: Path, sealer: Sealer, place: list[Value], measurement: byte
     _write_new(path, _keys_codec.encode(_KeysFile(measurement, sealer.seal(encode(["payee-keys", *place]), both))))
 
 
-def _read_keys(path: Path, sealer: Sealer, place: list[Value], measurement: bytes) -> EnvironmentKeys:
+def sealed_by(path: Path) -> bytes:
+    """Return the measurement of the code that has sealed the keys in a file, as the file says.
+
+    Raises:
+        StorageError: ``corrupted``.
+    """
+    return _read_file(path).measurement
+
+
+def _read_file(path: Path) -> _KeysFile:
     try:
-        file = _keys_codec.decode_untrusted(path.read_bytes())
+        return _keys_codec.decode_untrusted(path.read_bytes())
     except PeerError:
         raise StorageError("corrupted", f"{path} holds no sealed keys") from None
+
+
+def _read_keys(path: Path, sealer: Sealer, place: list[Value], measurement: bytes) -> EnvironmentKeys:
+    file = _read_file(path)
     if file.measurement != measurement:
         told = f"{path} was sealed by code {file.measurement.hex()[:16]}…, and this is {measurement.hex()[:16]}…"
         raise LocalError("wrong_measurement", f"{told}: serve --new-keys puts it aside and begins anew")
