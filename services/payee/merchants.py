@@ -76,7 +76,7 @@ class Merchant:
         return self._sign(chain_id, payees.consent_hash(self.identity, number, is_given))
 
     def sign_removal(self, chain_id: ChainId, server: str, version: int) -> bytes:
-        """Return the signature that removes a platform's record; ``version`` is the tombstone's."""
+        """Return the signature that removes a platform's record, for a version after the one of its content."""
         return self._sign(chain_id, payees.removal_hash(self.identity, server, version))
 
     def sign_key(self, chain_id: ChainId, number: int, new_key: bytes) -> bytes:
@@ -310,7 +310,7 @@ async def remove_record(
     """
     found, height = await record_state(client, server, merchant.identity), None
     if found is not None and found.status != REMOVED:
-        version = found.version + 1
+        version = found.content_version + 1  # no platform outruns it by encrypting anew
         arguments: dict[str, Value] = {
             "identity": merchant.identity,
             "server": server,

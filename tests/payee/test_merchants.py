@@ -18,7 +18,7 @@ from services.client.keystore import Signer
 from services.client.outcome import Outcome
 from services.payee import merchants
 from services.payee.identity import identity_text
-from services.payee.interfaces import Draft, DraftRecord, PutRecord, RecordPut
+from services.payee.interfaces import Draft, DraftRecord, PutRecord, RecordPut, Rotate, Rotated
 from services.payee.merchants import Merchant, Merchants
 from tests.client.support import client_of, running
 from tests.contracts.domain.support import shared_registry
@@ -180,6 +180,24 @@ async def test_a_merchant_works_with_a_platform_and_leaves_it(tmp_path: Path) ->
         record = await merchants.record_state(client, "wallet-p", merchant.identity)
         assert record is not None
         assert (record.version, record.status) == (3, "ACTIVE")
+
+
+async def test_no_platform_outruns_a_removal_by_encrypting_anew(tmp_path: Path) -> None:
+    merchant = store_at(tmp_path).make("tea-house", PASSPHRASE)
+    async with platform_world(tmp_path, merchants=0) as world, world.platform() as owner:
+        client, submit = world.client, world.client.submit_and_wait
+        await owner.begin()
+        await merchants.register(client, CARRIER, merchant)
+        await add(owner, merchant)
+
+        async def outrun(transaction: Transaction, *, timeout_ms: int = 60_000) -> Outcome:
+            client.submit_and_wait = submit  # type: ignore[method-assign]
+            await owner.link.call("rotate", Rotate(["bank-a"]), Rotated)
+            return await submit(transaction, timeout_ms=timeout_ms)
+
+        client.submit_and_wait = outrun  # type: ignore[method-assign]
+        tombstone, _ = await merchants.remove_record(client, CARRIER, merchant, "wallet-p")
+        assert (tombstone.version, tombstone.status) == (3, "REMOVED")
 
 
 async def test_what_the_chain_refuses_is_said(tmp_path: Path) -> None:
