@@ -310,7 +310,7 @@ async def remove_record(
     """
     found, height = await record_state(client, server, merchant.identity), None
     if found is not None and found.status != REMOVED:
-        version = found.content_version + 1  # no platform outruns it by encrypting anew
+        version = found.content_version + 1  # whatever is encrypted anew meanwhile
         arguments: dict[str, Value] = {
             "identity": merchant.identity,
             "server": server,

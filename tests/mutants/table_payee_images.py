@@ -96,14 +96,6 @@ MUTANTS = (
         _MERCHANTS + "test_an_interrupted_change_of_key_goes_on_and_nothing_is_signed_meanwhile",
     ),
     Mutant(
-        "always a version behind",
-        "services/payee/merchants.py",
-        "        version = found.content_version + 1 ",
-        "        version = found.version + 1 ",
-        "a platform that encrypts anew all the time is never left",
-        _MERCHANTS + "test_no_platform_outruns_a_removal_by_encrypting_anew",
-    ),
-    Mutant(
         "dead on arrival",
         "cli/payee_code.py",
         "        if expires_s <= now_s:",
