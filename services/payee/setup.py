@@ -29,7 +29,7 @@ from services.client.keystore import KeyStore, Signer, read_passphrase
 from services.client.tasks import single_errors
 from services.local.files import SERVICE_FILE, ServiceFile, existing, make_token, replace_file, write_service
 from services.local.link import LocalLink
-from services.payee.enclave_config import EnclaveFile, put_keys_aside
+from services.payee.enclave_config import EnclaveFile, keys_measurement, put_keys_aside
 from services.payee.enclave_link import ask_quote
 from services.payee.interfaces import NoParams, PlatformStatus, Rotate, Rotated, Trust
 from services.payee.measurement import measure
@@ -132,7 +132,7 @@ async def set_up(client: Client, plan: Plan) -> Prepared:
         Refused: the chain's; ``unknown_contract`` where its genesis knows nothing of payees.
         Unreachable: no node answers.
     """
-    if not 0 < max(plan.accounts_port, *plan.platform_ports.values()) <= PORT_MAX:
+    if not all(0 < port <= PORT_MAX for port in (plan.accounts_port, *plan.platform_ports.values())):
         raise LocalError("bad_port", "the ports of account system and platforms are not all below 65536")
     if not plan.hosts:
         raise LocalError("no_environment", f"none of {', '.join(ORGANISATIONS)} has a node here to put one beside")
@@ -142,7 +142,9 @@ async def set_up(client: Client, plan: Plan) -> Prepared:
     await _allow(client, permission, measurement, done)
     accounts, environments, platforms = _files(plan)
     for home, environment in environments.items():
-        await _renew(client, home, environment, measurement, done)
+        if keys_measurement(home, environment) not in (None, measurement):
+            put_keys_aside(home, environment)
+            done.append(f"{home.name}: keys that other code has sealed put aside")
     _write(plan, accounts, [*environments.items(), *platforms.items()], done)
     home, file = accounts
     return Prepared(
@@ -227,13 +229,6 @@ async def _register(
     }
     (await client.call(admin, CONTRACT, "register_environment", arguments)).check()
     done.append(f"environment {name} registered")
-
-
-async def _renew(client: Client, home: Path, file: EnclaveFile, measurement: bytes, done: list[str]) -> None:
-    """Have an environment begin with new keys where those that it has are sealed to other code, and open no more."""
-    found = await _environment(client, file.name)
-    if found is not None and found.measurement != measurement and put_keys_aside(home, file):
-        done.append(f"environment {file.name}: keys of other code put aside")
 
 
 def _keys(quote: Quote) -> tuple[bytes, bytes, bytes]:

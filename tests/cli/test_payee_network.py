@@ -19,7 +19,7 @@ from node.network.homes import load_network
 from node.network.programs import Program, find_program, kill, start, stop
 from node.network.trial import free_port_base
 from services.local.files import read_service
-from services.payee.enclave_config import EnclaveFile, enclave_settings
+from services.payee.enclave_config import EnclaveFile, enclave_settings, put_keys_aside
 from services.payee.measurement import FILES
 from services.payee.wording import EMULATED
 from tests.cli.support import answer, hansa
@@ -171,6 +171,19 @@ def test_an_environment_of_other_code_is_refused(net: Commands, code: str, tmp_p
             assert any('"ready"' in line or " ready" in line for line in process.stdout)
             assert net.refused(*alone) == "environment_refused"
     assert net.ask(*alone)["target"]["acquiring"]["account"] == "merchant-m"
+
+
+def test_an_environment_with_new_keys_is_registered_and_trusted_anew(net: Commands, code: str) -> None:
+    """As after an update of its code, when the old keys do not open."""
+    home = net.folder / "services" / "bank-a-enclave"
+    trio.run(kill, net.program("bank-a-enclave"))
+    assert put_keys_aside(home, read_service(home, EnclaveFile))
+    alone = ("payee", "resolve", "--code", code, "--as", "wallet-p", "--node", "bank-a")
+    trio.run(start, load_network(net.folder), [net.program("bank-a-enclave")])
+    assert net.refused(*alone) == "environment_refused"
+    net.up()
+    assert net.ask(*alone)["target"]["acquiring"]["account"] == "merchant-m"
+    assert net.ask("payee", "platform", "status", "--platform", "wallet-p")["environments"] == ["bank-a", "issuer-c"]
 
 
 def copy_code(folder: Path) -> Path:
