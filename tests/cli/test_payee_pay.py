@@ -92,23 +92,25 @@ def test_help(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "code"),
+    ("option", "value"),
     [
-        ("--amount", "1.005", "usage"),
-        ("--amount", "-1", "usage"),
-        ("--amount", "1e3", "usage"),
-        ("--amount", "0", "usage"),
-        ("--timeout", "0", "usage"),
-        ("--order", "a/b", "bad_arguments"),
-        ("--order", "x" * 26, "bad_arguments"),
-        ("--payer", "", "bad_arguments"),
+        ("--amount", "1.005"),
+        ("--amount", "-1"),
+        ("--amount", "1e3"),
+        ("--amount", "0"),
+        ("--timeout", "0"),
+        ("--order", "a/b"),
+        ("--order", "x" * 26),
+        ("--payer", ""),
+        ("--as", "../wallet-p"),
+        ("--as", "w" * 33),
     ],
 )
-def test_wrong_words(option: str, value: str, code: str) -> None:
+def test_wrong_words(option: str, value: str) -> None:
     payload = make_code(identity(0), chain_id=CONSORTIUM.genesis.chain_id()).text
     result = hansa("payee", "pay", "--code", payload, "--as", "wallet-p", option, value, "--json")
     error = json.loads(result.stdout)["error"]
-    assert (result.exit_code, error["code"]) == (2, code)
+    assert (result.exit_code, error["code"]) == (2, "usage")
     assert option in error["message"]
 
 
@@ -117,6 +119,7 @@ def test_a_code_that_is_none(tmp_path: Path) -> None:
     assert fault(hansa("payee", "resolve", "--code", str(tmp_path / "none.png"), "--as", "wallet-p"), 2) == "bad_image"
     (tmp_path / "empty.png").write_bytes(b"")
     assert fault(hansa("payee", "pay", "--code", str(tmp_path / "empty.png"), "--as", "wallet-p"), 2) == "bad_image"
+    assert fault(hansa("payee", "pay", "--code", "000201" + "1" * 10_000, "--as", "wallet-p"), 1) == "too_large"
 
 
 # -- resolving -------------------------------------------------------------------------------------------
@@ -257,7 +260,6 @@ async def test_programs_that_do_not_answer(terminal: Terminal) -> None:
     world = terminal.street.world
     code = ("--code", world.code(), "--as", "wallet-p", "--amount", "1")
     assert fault(await terminal.run("pay", "--code", world.code(), "--as", "wallet-x"), 2) == "unknown_platform"
-    assert fault(await terminal.run("pay", "--code", world.code(), "--as", "../wallet-p"), 2) == "unknown_platform"
     terminal.street.stop_environment()
     down = await terminal.run("pay", *code)
     assert fault(down, 1) == "environment_down"

@@ -140,6 +140,14 @@ MUTANTS = (
         _TRUE + "test_an_environment_without_the_key",
     ),
     Mutant(
+        "payee stands in a log",
+        _RESOLVER,
+        "    acquiring: Acquiring | None = field(repr=False)",
+        "    acquiring: Acquiring | None",
+        "a text about what was found says whom a merchant is paid as",
+        _TRUE + "test_what_a_record_says_stands_in_no_text_about_it",
+    ),
+    Mutant(
         "platform by another name",
         _PAYER,
         "    if given.server != server:",
