@@ -302,7 +302,9 @@ def _judge(place: Place, payload: "Payload") -> Verdict:
     try:
         verify_code(found, state.key, chain_id, time.time_ns() // 1_000_000)
     except PeerError as error:
-        return Verdict(error.code, error.message, found)
+        is_of_old = error.code == "bad_code" and state.key_number
+        hint = "; the merchant has replaced its key, and codes that the old one signed are refused" if is_of_old else ""
+        return Verdict(error.code, error.message + hint, found)
     if not found.is_signed:
         return Verdict(
             "unsigned", "the identity is on the chain; without a signature nothing else is vouched for", found

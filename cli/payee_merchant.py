@@ -73,8 +73,9 @@ def new(name: str, merchants_folder: Path | None, carrier: Carrier, place: Place
 
     def draw(console: "Console") -> None:
         panel(console, f"Merchant {name}", shown)
-        line = f"Next: hansa payee platform add --merchant {name}, so that a platform knows how to pay it"
-        console.print(line, markup=False)
+        console.print("Next: a platform adds its record, which both sign", markup=False)
+        following = f"hansa payee platform add --platform P --merchant {name} --acquiring FILE"
+        console.print(following, markup=False, soft_wrap=True)
 
     output.show(data, draw)
 
@@ -260,8 +261,9 @@ def remove_record(
         "changed": height is not None,
         "height": height,
     }
+    shown = {name: data[name] for name in ("merchant", "platform", "version")} | {"block": height}
     title = "The record is removed" if height else "The record was removed before"
-    output.show(data, lambda console: panel(console, title, data))
+    output.show(data, lambda console: panel(console, title, shown))
 
 
 def _named(place: Place, text: str, folder: Path | None) -> tuple[str, bytes]:

@@ -97,7 +97,7 @@ class Merchants:
 
     def entries(self) -> list[MerchantEntry]:
         """Return the merchants in order of their names; none when the folder is missing."""
-        return [self._entry(entry.name) for entry in self._keys.entries() if self._path(entry.name).is_file()]
+        return [self._entry(name) for name in self._names()]
 
     def find(self, text: str) -> MerchantEntry:
         """Return the merchant of this name or identity.
@@ -105,11 +105,14 @@ class Merchants:
         Raises:
             LocalError: ``no_merchant``, ``bad_merchant``.
         """
-        entries = self.entries()
-        for entry in entries:
-            if text in (entry.name, identity_text(entry.identity)):
-                return entry
-        known = ", ".join(entry.name for entry in entries) or "none"
+        names = self._names()
+        if text in names:
+            return self._entry(text)
+        if _is_identity(text):
+            for entry in self.entries():
+                if identity_text(entry.identity) == text:
+                    return entry
+        known = ", ".join(names) or "none"
         raise LocalError("no_merchant", f"{self.folder} holds no merchant {text[:40]}; the merchants there: {known}")
 
     def open(self, name: str, passphrase: bytes) -> Merchant:
@@ -177,6 +180,9 @@ class Merchants:
     def take_next(self, name: str) -> None:
         """Put the key that follows into the present one's place, once the chain has it."""
         (self._next_keys.folder / f"{name}.pem").replace(self.folder / f"{name}.pem")
+
+    def _names(self) -> list[str]:
+        return [entry.name for entry in self._keys.entries() if self._path(entry.name).is_file()]
 
     def _entry(self, name: str) -> MerchantEntry:
         file = self._read(name)

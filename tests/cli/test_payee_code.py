@@ -304,6 +304,7 @@ def check_codes(net: Shop) -> None:
     assert check_of(net, recalculated(made["payload"].replace("010212", "010211"))) == "bad_code"
     assert "new key" in net.draw("merchant", "key", "new", "tea-house", keys=True)
     assert (check_of(net, signed), check_of(net, static)) == ("bad_code", "unsigned")
+    assert "has replaced its key" in " ".join(net.run("code", "show", signed).stdout.split())
     again = net.ask("code", "make", "--merchant", "tea-house", "--sign")["payload"]
     assert check_of(net, again) == "right"
     assert check_of(net, net.ask("code", "make", "--merchant", IDENTITY)["payload"]) == "unknown_merchant"

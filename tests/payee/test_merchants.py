@@ -104,9 +104,9 @@ def test_files_of_another_form_are_said_and_kept(tmp_path: Path) -> None:
         for use in (lambda: store.find("tea-house"), lambda: store.make("tea-house", PASSPHRASE)):
             assert local_refusal(use) in ("bad_merchant", "bad_identity")
         assert path.read_bytes() == content
-    path.unlink()
     store.make("bakery", b"another one")
     assert local_refusal(lambda: store.open("bakery", PASSPHRASE)) == "wrong_passphrase"
+    assert store.open("bakery", b"another one").name == "bakery", "one's damage is not another's"
 
 
 def test_a_key_without_an_identity_is_one_that_was_interrupted(tmp_path: Path) -> None:
