@@ -269,25 +269,25 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_looked_at(tmp_path: Pa
     assert error.value.code == "image_too_large"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"no image",
-        STATIC.encode(),
-        b"%PDF-1.7",
-        b"\x89PNG\r\n\x1a\n",
-        image_bytes(STATIC, "png")[:200],
-        file_of(photo(), "GIF"),
-        file_of(photo(), "BMP"),
-        b"<svg xmlns='http://www.w3.org/2000/svg'><rect/></svg>",
-        b'<?xml version="1.0"?><!DOCTYPE s [<!ENTITY a "b">]><svg>&a;</svg>',
-        image_bytes(STATIC, "svg").replace(b"h7m2 0", b"h7m2 0z", 1),
-        image_bytes(STATIC, "svg").replace(b'#000" d="M4 4.5', b'#000" d="M4 4,5', 1),
-    ],
-)
-def test_what_is_no_image_of_ours_is_refused(content: bytes) -> None:
-    assert refusal(content) == "bad_image"
+NO_IMAGES = {
+    "empty": b"",
+    "text": b"no image",
+    "payload": STATIC.encode(),
+    "PDF": b"%PDF-1.7",
+    "signature": b"\x89PNG\r\n\x1a\n",
+    "cut": image_bytes(STATIC, "png")[:200],
+    "GIF": file_of(photo(), "GIF"),
+    "BMP": file_of(photo(), "BMP"),
+    "another SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><rect/></svg>",
+    "entities": b'<?xml version="1.0"?><!DOCTYPE s [<!ENTITY a "b">]><svg>&a;</svg>',
+    "spoilt path": image_bytes(STATIC, "svg").replace(b"h7m2 0", b"h7m2 0z", 1),
+    "spoilt beginning": image_bytes(STATIC, "svg").replace(b'#000" d="M4 4.5', b'#000" d="M4 4,5', 1),
+}
+
+
+@pytest.mark.parametrize("name", NO_IMAGES)
+def test_what_is_no_image_of_ours_is_refused(name: str) -> None:
+    assert refusal(NO_IMAGES[name]) == "bad_image"
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
