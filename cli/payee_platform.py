@@ -168,13 +168,11 @@ def payments(identity: str, limit: int, door: Door, place: Place, output: Output
     if identity:
         identity_of(identity)
     found = door.call("payments", PaymentsQuery(identity, limit), Payments).items
-    cells = [
-        (one.order, f"{money(one.amount)} {one.currency}", one.payer, one.payee, _state_text(one)) for one in found
-    ]
+    cells = [(one.order, f"{money(one.amount)} {one.currency}", one.payer, _state_text(one)) for one in found]
     title = f"Payments of {door.server} ({SIMULATED})"
 
     def draw(console: "Console") -> None:
-        table(console, ("order", ">amount", "payer", "payee", "state"), cells, title=title)
+        table(console, ("order", ">amount", "payer", "paid"), cells, title=title)
 
     data = {"platform": door.server, "money": SIMULATED, "payments": [_payment_json(one) for one in found]}
     output.show(data, draw)
@@ -242,5 +240,5 @@ def _payment_json(one: "Payment") -> Json:
 
 
 def _state_text(one: "Payment") -> str:
-    when = f" {utc_text(one.time_ms)[:19]}" if one.time_ms else ""
-    return f"{one.state}{when}" + (f" {one.code}" if one.code else "")
+    """Return when it was paid, else how it stands."""
+    return utc_text(one.time_ms)[:19] if one.state == "PAID" else f"{one.state} {one.code}".rstrip()

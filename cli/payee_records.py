@@ -347,4 +347,4 @@ def _row_json(row: "RecordRow") -> Json:
 def _row_text(row: "RecordRow") -> str:
     if row.is_removed:
         return "removed"
-    return "its key is lost" if row.acquiring is None else f"{row.acquiring.account} {row.acquiring.currency}"
+    return "does not open" if row.acquiring is None else f"{row.acquiring.account} {row.acquiring.currency}"

@@ -175,7 +175,10 @@ class RecordsQuery(Params, frozen=True):
 
 
 class RecordRow(Result, frozen=True):
-    """One of the platform's own records, in the clear: the owner's eyes only."""
+    """One of the platform's own records, in the clear: the owner's eyes only.
+
+    ``acquiring`` is None of one that was removed, or that does not open since its key was lost.
+    """
 
     identity: str
     version: int

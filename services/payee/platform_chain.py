@@ -228,6 +228,7 @@ class PlatformChain:
             else:
                 if found.verified.time_ms >= self._now_ms() - HEAD_AGE_MS_MAX:
                     self.time_ms = max(self.time_ms, found.verified.time_ms)
+                    self.see(found.height)  # no node may go back behind what another one has shown
                     return found
             self._client.leave_node()
         raise error

@@ -7,6 +7,7 @@ whose epoch's key is known.
 
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -242,8 +243,9 @@ class RecordDesk:
 
     def _row(self, record: ListedRecord) -> RecordRow:
         acquiring = None
-        if record.is_active and self.has_key(record.epoch):
-            acquiring = _decoded(self.open(record.identity, record))
+        if record.is_active:
+            with suppress(Refused, PeerError):  # its key is lost, or it is no record of ours
+                acquiring = _decoded(self.open(record.identity, record))
         return RecordRow(
             identity=identity_text(record.identity),
             version=record.version,
