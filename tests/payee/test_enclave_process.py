@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,7 +161,15 @@ def test_keys_and_the_highest_head_outlive_it(home: EnvironmentHome) -> None:
     with home.running() as process:
         assert unsigned(home.quote()) == unsigned(first)
         assert home.tell(before).code == "stale_states"
-        assert served_in(home, home.resolution())
+        before = home.resolution()
+        assert home.tell(before).code == ""
+        home.world.call("merchant-m", "set_consent", **home.world.consent(2, is_given=False))
+        home.trust(first)
+        ask, deadline, head = home.resolution(), time.monotonic() + SECONDS_MAX, home.folder / "data" / "head.sealed"
+        written = head.read_bytes()
+        while head.read_bytes() == written:  # it is written within a second or so
+            assert home.tell(ask).code == ""
+            assert time.monotonic() < deadline
         process.send_signal(signal.SIGKILL)
         process.wait(SECONDS_MAX)
     assert home.path.exists()
