@@ -11,6 +11,7 @@ COMMANDS = {
     "code": ("cli.payee_code:code", "Codes: make, read from an image, check field by field."),
     "resolve": ("cli.payee_pay:resolve", "Find out from a code whom to pay, checked by proofs."),
     "pay": ("cli.payee_pay:pay", "Pay what a code asks for, with simulated money."),
+    "proof": ("cli.payee_shown:proof", "Check offline what a resolution has shown."),
     "platform": ("cli.payee_platform:platform", "Platforms: the program, records, keys, payments."),
     "enclave": ("cli.payee_enclave:enclave", "Environments: the program that opens records."),
 }

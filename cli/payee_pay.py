@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from services.payee.codes import ReadCode
     from services.payee.interfaces import Acquiring, Pay, Payment
     from services.payee.payer import Looked, Payer
-    from services.payee.resolver import Candidate, Resolved
+    from services.payee.resolver import Asked, Candidate, Resolved
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
@@ -98,6 +98,12 @@ def _platform_options(function: C) -> C:
 )
 @click.option("--record", is_flag=True, help="Have the chain keep that this was asked, by the query's hash.")
 @click.option("--account", metavar="NAME", default=PAYER, show_default=True, help="With --record: whose key signs it.")
+@click.option(
+    "--proof",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep what was shown, payee and all, for hansa payee proof.",
+)
 @keys_option
 @passphrase_option
 @network_option
@@ -110,6 +116,7 @@ def resolve(
     mode: str,
     record: bool,
     account: str,
+    proof: Path | None,
     keys: Path | None,
     passphrase_file: Path | None,
     place: Place,
@@ -123,17 +130,26 @@ def resolve(
     Example: hansa payee resolve --code code.png --as wallet-p
     """
     from services.payee.payer import read_payload
+    from services.payee.shown import shown_file
 
     read = read_payload(payload_of(code))
     door = door_of(place, server, url, token_file)
     signer = place.signer(account, keys, passphrase_file) if record else None
 
-    async def run(session: "Session") -> "tuple[Looked, int | None]":
+    async def run(session: "Session") -> "tuple[Looked, Asked, int | None]":
         return await session.look(read, mode, signer)
 
-    looked, recorded = _run(place, door, run)
-    data = _looked_json(looked, recorded)
-    output.show(data, lambda console: _draw_looked(console, looked, recorded))
+    looked, asked, recorded = _run(place, door, run)
+    if proof is not None:
+        _write(proof, shown_file(asked, looked.resolved))
+    data = {
+        "code": _code_json(looked.code),
+        **resolved_json(looked.resolved),
+        "recordedHeight": recorded,
+        "proof": None if proof is None else str(proof),
+        "node": looked.resolved.node,
+    }
+    output.show(data, lambda console: _draw_looked(console, looked, recorded, proof))
 
 
 @click.command("pay")
@@ -213,14 +229,14 @@ class Session:
     client: "Client"
     payer: "Payer"
 
-    async def look(self, code: "ReadCode", mode: str, signer: "Signer | None") -> "tuple[Looked, int | None]":
-        """Return whom a code is of, and the block that keeps the query where somebody signs for that."""
+    async def look(self, code: "ReadCode", mode: str, signer: "Signer | None") -> "tuple[Looked, Asked, int | None]":
+        """Return whom a code is of, the query, and the block that keeps it where somebody signs for that."""
         from consensus.ledger.payees import Mode
         from services.payee.resolver import record_query
 
         asked = self.payer.query(code, Mode.TARGET if mode == "target" else Mode.CANDIDATES)
         recorded = None if signer is None else await record_query(self.client, signer, asked)
-        return await self.payer.look(code, asked=asked), recorded
+        return await self.payer.look(code, asked=asked), asked, recorded
 
 
 def _run(place: Place, door: Door, use: "Callable[[Session], Awaitable[T]]") -> T:
@@ -326,6 +342,20 @@ def _again(
     return shlex.join(parts)
 
 
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that its owner alone reads.
+
+    Raises:
+        LocalError: ``bad_file``.
+    """
+    from services.local.files import replace_file
+
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise LocalError("bad_file", f"{path}: {error.strerror}") from None
+
+
 # -- showing ---------------------------------------------------------------------------------------------
 
 
@@ -348,11 +378,11 @@ def _code_json(code: "ReadCode") -> Json:
     }
 
 
-def _looked_json(looked: "Looked", recorded: int | None) -> Json:
+def resolved_json(resolved: "Resolved") -> Json:
+    """Return what was found, as commands print it."""
     from consensus.ledger.payees import Mode
     from services.payee.wording import EMULATED
 
-    resolved = looked.resolved
     rows = [
         {"server": one.server, "version": one.version, "acquiring": _acquiring_json(one.acquiring)}
         for one in resolved.candidates
@@ -361,7 +391,6 @@ def _looked_json(looked: "Looked", recorded: int | None) -> Json:
     return {
         "platform": resolved.server,
         "mode": "target" if resolved.mode is Mode.TARGET else "candidates",
-        "code": _code_json(looked.code),
         "target": own[0] if own else None,
         "candidates": rows,
         "merchantKey": f"0x{resolved.merchant_key.hex()}",
@@ -369,11 +398,9 @@ def _looked_json(looked: "Looked", recorded: int | None) -> Json:
         "height": resolved.height,
         "timeMs": resolved.time_ms,
         "query": f"0x{resolved.query.hex()}",
-        "recordedHeight": recorded,
         "environment": resolved.environment,
         "isolation": EMULATED,
         "simulated": True,
-        "node": resolved.node,
     }
 
 
@@ -397,17 +424,20 @@ def _code_fields(code: "ReadCode") -> Json:
     return shown
 
 
-def _proven_text(resolved: "Resolved") -> str:
+def proven_text(resolved: "Resolved") -> str:
+    """Return the block that something is proven by, in words."""
     return f"block {resolved.height}, {utc_text(resolved.time_ms)} UTC"
 
 
-def _environment_text(resolved: "Resolved") -> str:
+def environment_text(resolved: "Resolved") -> str:
+    """Return who answered, and what it is."""
     from services.payee.wording import EMULATED
 
     return f"{resolved.environment} ({EMULATED})"
 
 
-def _record_fields(one: "Candidate") -> Json:
+def record_fields(one: "Candidate") -> Json:
+    """Return a platform's record, in words."""
     acquiring = one.acquiring
     if acquiring is None:
         return {"platform": f"{one.server}, record version {one.version}", "record": "not shown to others"}
@@ -420,17 +450,19 @@ def _record_fields(one: "Candidate") -> Json:
     }
 
 
-def _draw_looked(console: "Console", looked: "Looked", recorded: int | None) -> None:
+def _draw_looked(console: "Console", looked: "Looked", recorded: int | None, proof: Path | None) -> None:
     from consensus.ledger.payees import Mode
 
     resolved = looked.resolved
     shown = _code_fields(looked.code)
-    shown |= {"proven by": _proven_text(resolved), "environment": _environment_text(resolved)}
+    shown |= {"proven by": proven_text(resolved), "environment": environment_text(resolved)}
     if recorded is not None:
         shown |= {"query": f"0x{resolved.query.hex()}", "recorded in": f"block {recorded}"}
+    if proof is not None:
+        shown["proof"] = str(proof)
     own = resolved.target
     if resolved.mode is Mode.TARGET and own is not None:
-        panel(console, f"Payee for {resolved.server}", _record_fields(own) | shown)
+        panel(console, f"Payee for {resolved.server}", record_fields(own) | shown)
         return
     panel(console, f"Platforms of this merchant, asked as {resolved.server}", shown, good=own is not None)
     rows = [
@@ -490,8 +522,8 @@ def _show_payment(looked: "Looked", payment: "Payment", output: Output) -> None:
         "order": payment.order,
         "state": payment.state if is_paid else f"{payment.state}: {why}",
         "paid": f"{utc_text(payment.time_ms)} UTC" if is_paid else "–",
-        "proven by": _proven_text(resolved),
-        "environment": _environment_text(resolved),
+        "proven by": proven_text(resolved),
+        "environment": environment_text(resolved),
     }
     if is_paid and not payment.is_first:
         shown["state"] = f"{payment.state} before; nothing was paid again"

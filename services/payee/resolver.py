@@ -278,26 +278,7 @@ class Resolver:
         if states.height < seen:
             raise Refused("stale_answer", f"it proves block {states.height}, and block {seen} was proven before")
         self._height = max(self._height, states.height)
-        answer, content = open_untrusted(asked, told.answer, states)
-        if content.code in UNPROVEN:
-            raise Refused(content.code, f"environment {answer.environment} cannot open a record")
-        code, merchant, candidates = check_content_untrusted(asked.body, content, states)
-        resolved = Resolved(
-            identity=asked.body.identity,
-            server=asked.body.server,
-            mode=Mode(asked.body.mode),
-            candidates=candidates,
-            merchant_key=merchant.key if merchant else b"",
-            is_consenting=merchant is not None and merchant.consent,
-            height=states.height,
-            time_ms=states.time_ms,
-            environment=answer.environment,
-            query=asked.hash,
-            node=url,
-            answer=told.answer,
-            states=told.states,
-        )
-        return code, resolved
+        return judged_untrusted(asked, told, states, url)
 
 
 async def record_query(client: Client, signer: Signer, asked: Asked) -> int:
@@ -309,6 +290,34 @@ async def record_query(client: Client, signer: Signer, asked: Asked) -> int:
     outcome = await client.call(signer, CONTRACT, "record_query", {"query": bytes(asked.hash)})
     outcome.check()
     return outcome.height
+
+
+def judged_untrusted(asked: Asked, told: Told, states: ProvenStates, url: str) -> tuple[str, Resolved]:
+    """Return what an answer says, held against the states that it came with; a code where there is nothing to show.
+
+    Raises:
+        PeerError: it is not what the chain says.
+        Refused: ``missing_key``, ``bad_record``: the environment cannot open a record, which proves nothing.
+    """
+    answer, content = open_untrusted(asked, told.answer, states)
+    if content.code in UNPROVEN:
+        raise Refused(content.code, f"environment {answer.environment} cannot open a record")
+    code, merchant, candidates = check_content_untrusted(asked.body, content, states)
+    return code, Resolved(
+        identity=asked.body.identity,
+        server=asked.body.server,
+        mode=Mode(asked.body.mode),
+        candidates=candidates,
+        merchant_key=merchant.key if merchant else b"",
+        is_consenting=merchant is not None and merchant.consent,
+        height=states.height,
+        time_ms=states.time_ms,
+        environment=answer.environment,
+        query=asked.hash,
+        node=url,
+        answer=told.answer,
+        states=told.states,
+    )
 
 
 def open_untrusted(asked: Asked, data: bytes, states: ProvenStates) -> tuple[Answer, AnswerContent]:

@@ -82,13 +82,13 @@ async def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 # -- words -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["resolve", "pay"])
+@pytest.mark.parametrize("command", ["resolve", "pay", "proof"])
 def test_help(command: str) -> None:
     result = hansa("payee", command, "--help")
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "Example:" in result.stdout
-    assert ("isolation" if command == "resolve" else "simulated") in result.stdout
+    assert command == "proof" or ("isolation" if command == "resolve" else "simulated") in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,24 @@ async def test_a_query_on_record(terminal: Terminal, tmp_path: Path) -> None:
     kept = await terminal.street.world.client.query("payees", "query_record", {"query": query})
     assert isinstance(kept, dict)
     assert kept["height"] == found["recordedHeight"]
+
+
+async def test_what_was_shown_is_checked_offline(terminal: Terminal, tmp_path: Path) -> None:
+    file, genesis = tmp_path / "shown.json", str(terminal.folder / "genesis.json")
+    code = ("--code", terminal.street.world.code(), "--as", "wallet-p")
+    found = await terminal.json("resolve", *code, "--proof", str(file))
+    assert file.stat().st_mode & 0o077 == 0
+    shown = answer(hansa("payee", "proof", str(file), "--genesis", genesis, "--json"))
+    assert (shown["target"], shown["query"], shown["delegated"]) == (found["target"], found["query"], True)
+    card = hansa("payee", "proof", str(file), "--genesis", genesis).stdout
+    assert EMULATED in card
+    assert SIMULATED in card
+    assert max(map(len, card.splitlines())) <= 80
+    file.write_bytes(file.read_bytes().replace(b'"states":"', b'"states":"AAAA'))
+    assert fault(hansa("payee", "proof", str(file), "--genesis", genesis), 1) == "malformed"
+    assert fault(hansa("payee", "proof", str(tmp_path / "none"), "--genesis", genesis), 2) == "bad_file"
+    nowhere = await terminal.run("resolve", *code, "--proof", str(tmp_path / "none" / "shown.json"))
+    assert fault(nowhere, 2) == "bad_file"
 
 
 # -- paying ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from consensus.ledger.errors import PeerError
 from consensus.ledger.payees import AnswerContent, Content, Mode, Served, answer_content_codec, query_codec
 from services.client.errors import Refused
 from services.payee.resolver import Asked, Candidate, Resolved, Resolver, Told, check_content_untrusted
+from services.payee.shown import check_shown_untrusted, shown_file
 from tests.contracts.domain.payees import identity
 from tests.fuzz.target import Target
 from tests.payee.resolving import SALT, Node, PayeeWorld, acquiring, resolver_of
@@ -46,10 +47,24 @@ def targets() -> list[Target]:
         AnswerContent("no_platform", []),
         AnswerContent("", [served[0], Served("wallet-q", 1, None)]),
     ]
-    reaches = [f"{_RESOLVER}:{name}" for name in ("_check_untrusted", "open_untrusted")]
+    file = shown_file(asked, resolver._check_untrusted(asked, Told(answer, states), "", 0)[1])
+    genesis = world.chain.genesis
+
+    def check_file(data: bytes) -> None:
+        if check_shown_untrusted(data, genesis)[1].candidates != truth:
+            raise AssertionError("a file shows what was not there")
+
+    reaches = [f"{_RESOLVER}:{name}" for name in ("_check_untrusted", "judged_untrusted", "open_untrusted")]
     return [
         Target("answers to a payer", lambda data: check(Told(data, states)), [answer], tuple(reaches), _MAY),
         Target("states for a payer", lambda data: check(Told(answer, data)), [states], may=_MAY),
+        Target(
+            "what was shown",
+            check_file,
+            [file],
+            ("services/payee/shown.py:check_shown_untrusted", "services/payee/shown.py:_check_signed_untrusted"),
+            is_json=True,
+        ),
         Target(
             "what an answer says",
             check_content,

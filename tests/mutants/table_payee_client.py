@@ -148,6 +148,22 @@ MUTANTS = (
         _TRUE + "test_what_a_record_says_stands_in_no_text_about_it",
     ),
     Mutant(
+        "anybody's question",
+        "services/payee/shown.py",
+        "    _check_signed_untrusted(query, states, genesis)\n",
+        "",
+        "a file shows that a platform asked what it never asked",
+        "pytest tests/payee/test_shown.py::test_a_query_that_its_platform_did_not_sign",
+    ),
+    Mutant(
+        "absence shown as a payee",
+        "services/payee/shown.py",
+        "    if code:",
+        "    if not code and not resolved:",
+        "a file in which there was nothing to show passes",
+        "pytest tests/payee/test_shown.py::test_absence_is_no_payee",
+    ),
+    Mutant(
         "platform by another name",
         _PAYER,
         "    if given.server != server:",
