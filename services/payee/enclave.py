@@ -301,7 +301,8 @@ def _needed(proven: ProvenStates, key: str, kind: type[S]) -> S | None:
         # Bytes are bytes: a text in their place is not taken for base64.
         return None if value is None else msgspec.convert(value, kind, builtin_types=(bytes,))
     except (PeerError, msgspec.ValidationError):
-        raise PeerError("bad_states", f"nothing that is understood is proven about {key}") from None
+        # The key itself would say in the node's log who is asked for.
+        raise PeerError("bad_states", f"of {key.split('/')[1]} nothing that is understood is proven") from None
 
 
 def _verifies(key: bytes, signature: bytes, purpose: Purpose, chain_id: ChainId, covered: bytes) -> bool:
