@@ -116,6 +116,9 @@ def test_up_again_changes_nothing_and_says_what_is_emulated(net: Commands) -> No
 def test_the_same_code_works_with_a_platform_that_is_added_later(net: Commands, code: str) -> None:
     paid = net.ask("payee", "pay", "--code", code, "--as", "wallet-p", "--amount", "12.50", "--order", "o-1")
     assert (paid["state"], paid["payee"]) == ("PAID", "merchant-m")
+    found = net.ask("payee", "resolve", "--code", code, "--as", "wallet-p", "--record")
+    recorded = net.ask("query", "payees", "query_record", f"query={found['query']}")["value"]
+    assert recorded["height"] == found["recordedHeight"]
     assert net.refused("payee", "resolve", "--code", code, "--as", "wallet-q") == "no_platform"
     add(net, "wallet-q", "shop")
     paid = net.ask("payee", "pay", "--code", code, "--as", "wallet-q", "--amount", "3", "--order", "o-2")
