@@ -1,15 +1,17 @@
 """Payments: the platform checks everything by itself, and an order of a merchant is paid once, whatever happens."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
 from msgspec.structs import replace
 
 from consensus.ledger.errors import HansaError
-from services.accounts.port import Order
+from services.accounts.port import Answer, Order
 from services.client.errors import Refused, Unreachable
 from services.payee.codes import CodeTerms
 from services.payee.identity import identity_text
@@ -251,6 +253,104 @@ async def test_payments_are_listed_newest_first(tmp_path: Path) -> None:
         ]
         own = (await owner.platform.payments.payments(PaymentsQuery(identity_text(identity(0)), 2))).items
         assert [one.order for one in own] == ["o-2", "o-1"]
+
+
+async def test_who_asks_and_leaves_has_paid_all_the_same(tmp_path: Path) -> None:
+    """A client that hangs up while the account system works leaves an open payment, which is finished."""
+    async with shop(tmp_path) as (world, owner):
+        run = world.bank.run
+        asked = trio.Event()
+
+        async def slow(orders: Sequence[Order]) -> list[Answer]:
+            answers = await run(orders)
+            if not asked.is_set():
+                asked.set()
+                await trio.sleep_forever()
+            return answers
+
+        world.bank.run = slow  # type: ignore[method-assign]
+        code = world.order_code()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(owner.pay, code)
+            await asked.wait()
+            nursery.cancel_scope.cancel()
+        assert len(owner.platform.payments._store.open_payments()) == 1
+        assert await owner.platform.payments.finish()
+        assert (await owner.pay(code)).state == "PAID"
+        assert paid(world) == 1_250
+
+
+async def test_requests_under_way_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.payee.payments.UNDER_WAY_MAX", 3)
+    async with shop(tmp_path) as (world, owner):
+        code = world.order_code()
+        ends = []
+
+        async def one() -> None:
+            try:
+                ends.append((await owner.pay(code)).state)
+            except Refused as error:
+                ends.append(error.code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(one)
+        assert sorted(ends) == ["PAID"] * 3 + ["busy"] * 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_random_histories_move_money_once_for_each_order(tmp_path: Path, seed: int) -> None:
+    """Payments of few orders on many terms, lost asks and answers, new starts: what is told is what was moved."""
+    random = Random(seed)
+    told: dict[str, tuple[str, int]] = {}
+    ends: Counter[str] = Counter()
+    async with platform_world(tmp_path) as world:
+        async with world.platform() as owner:
+            await owner.begin()
+            await owner.add()
+        codes = [world.order_code(f"R-{number}", 100 + number) for number in range(4)]
+        for _ in range(6):
+            async with world.platform() as owner:
+                for _ in range(12):
+                    world.bank.before = random.choice((_nothing, _nothing, _nothing, away))
+                    world.bank.after = random.choice((_nothing, _nothing, _nothing, away))
+                    world.bank.books.freeze("user-e", is_frozen=random.random() < 0.5)
+                    await _random_payment(owner, random, codes, told, ends)
+                if random.random() < 0.5:
+                    world.bank.before = world.bank.after = _nothing
+                    assert await owner.platform.payments.finish()
+            assert paid(world) == sum(entry.amount for entry in world.bank.books.entries)
+        world.bank.before = world.bank.after = _nothing
+        async with world.platform() as owner:
+            await owner.platform.payments.finish()
+            found = (await owner.platform.payments.payments(PaymentsQuery())).items
+        moved = {entry.event: entry.amount for entry in world.bank.books.entries}
+        assert len(moved) == len(world.bank.books.entries), "an order was paid twice"
+        assert {one.event: one.amount for one in found if one.state == "PAID"} == moved
+        assert {event: moved[event] for event in told} == {event: amount for event, (_, amount) in told.items()}
+        assert {"PAID", "OPEN", "REFUSED", "order_conflict"} <= ends.keys()
+
+
+def _nothing(orders: Sequence[Order]) -> None:
+    """Let it be."""
+
+
+async def _random_payment(
+    owner: Owner, random: Random, codes: Sequence[str], told: dict[str, tuple[str, int]], ends: Counter[str]
+) -> None:
+    payer = random.choice(("user-b", "user-e"))
+    try:
+        if random.random() < 0.5:
+            payment = await owner.pay(random.choice(codes), payer=payer)
+        else:
+            order, amount = f"o-{random.randrange(12)}", random.choice((100, 100, 200))
+            payment = await owner.pay(owner.world.code(), payer=payer, amount=amount, order=order)
+    except Refused as error:
+        ends[error.code] += 1
+        return
+    ends[payment.state] += 1
+    if payment.state == "PAID":
+        assert told.setdefault(payment.event, (payment.payer, payment.amount)) == (payment.payer, payment.amount)
 
 
 # -- crashes ---------------------------------------------------------------------------------------------

@@ -365,6 +365,23 @@ async def test_a_batch_is_no_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert [row[1:] for row in await rows(owner, limit=2)] == [(2, 2, ACQUIRING)] * 5
 
 
+async def test_an_epoch_that_begins_while_a_record_is_put(tmp_path: Path) -> None:
+    """The chain refuses the old epoch's record, and the same draft is encrypted anew: the merchant need not sign."""
+    async with platform_world(tmp_path) as world, world.platform() as owner:
+        await owner.begin()
+        desk = owner.platform.records
+        asked, write = owner.signed(await owner.draft()), desk._chain.call
+
+        async def late(method: str, arguments: Any) -> Any:
+            desk._chain.call = write  # type: ignore[method-assign]
+            await rotate(owner, "issuer-c")
+            return await write(method, arguments)
+
+        desk._chain.call = late  # type: ignore[method-assign]
+        assert (await owner.link.call("put_record", asked, RecordPut)).epoch == 2
+        assert isinstance(await opened_by(world, "issuer-c"), Content)
+
+
 # -- what is lost ----------------------------------------------------------------------------------------
 
 
