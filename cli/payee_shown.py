@@ -52,10 +52,14 @@ def proof(file: Path, genesis: Path, output: Output) -> None:
         "as of": proven_text(resolved),
         "environment": environment_text(resolved),
     }
-    rows = [(one.server, one.version, record_fields(one).get("pays to", "not shown")) for one in resolved.candidates]
+    rows = [
+        (one.server, one.version, found.get("name"), found.get("pays to"))
+        for one in resolved.candidates
+        for found in [record_fields(one)]
+    ]
 
     def draw(console: "Console") -> None:
         panel(console, "This was shown", shown)
-        table(console, ["platform", ">version", "pays to"], rows)
+        table(console, ["platform", ">version", "name", "pays to"], rows)
 
     output.show({"identity": shown["identity"], **asked, **resolved_json(resolved)}, draw)

@@ -109,8 +109,12 @@ class _Body(httpx.AsyncByteStream):
 
 
 @asynccontextmanager
-async def open_program(program: Program, *, token: str = "") -> AsyncIterator[ProgramLink]:
+async def open_program(
+    program: Program, *, token: str = "", answer_ms_max: int | None = None
+) -> AsyncIterator[ProgramLink]:
     """Give a link to a program at ``http://HOST:PORT``; nothing is asked before the first call.
+
+    ``answer_ms_max`` is in place of ``ANSWER_MS_MAX``.
 
     Raises:
         LocalError: ``bad_url``.
@@ -122,7 +126,7 @@ async def open_program(program: Program, *, token: str = "") -> AsyncIterator[Pr
     if base.scheme not in ("http", "https") or not base.host or base.path != "/":
         raise LocalError("bad_url", f"{program.url} is no address of a {program.name}, such as http://127.0.0.1:26902")
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    timeout = httpx.Timeout(ANSWER_MS_MAX / 1000, connect=CONNECT_MS_MAX / 1000)
+    timeout = httpx.Timeout((answer_ms_max or ANSWER_MS_MAX) / 1000, connect=CONNECT_MS_MAX / 1000)
     limits = httpx.Limits(
         max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX, keepalive_expiry=IDLE_S_MAX
     )

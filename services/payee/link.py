@@ -8,6 +8,9 @@ from consensus.ledger.payees import Delegation
 from services.local.asking import Program, ProgramLink, open_program
 from services.payee.interfaces import Delegate, Delegated, Pay, Payment
 
+ANSWER_MS_MAX = 30_000
+"""How long an answer may take: the platform waits half of that for its account system."""
+
 
 class PlatformLink:
     """Asks a platform program; made by :func:`open_platform`.
@@ -43,5 +46,7 @@ async def open_platform(url: str, *, token: str = "") -> AsyncIterator[PlatformL
     Raises:
         LocalError: ``bad_url``.
     """
-    async with open_program(Program(url, "platform", "platform_unreachable"), token=token) as program:
+    async with open_program(
+        Program(url, "platform", "platform_unreachable"), token=token, answer_ms_max=ANSWER_MS_MAX
+    ) as program:
         yield PlatformLink(program)
