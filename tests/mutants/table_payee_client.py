@@ -134,8 +134,8 @@ MUTANTS = (
     Mutant(
         "environment's word is final",
         _RESOLVER,
-        "        if content.code in UNPROVEN:",
-        "        if content.code in UNPROVEN and not asked:",
+        "    if content.code in UNPROVEN:",
+        "    if content.code in UNPROVEN and not asked:",
         "one environment without the key keeps payers from one that has it",
         _TRUE + "test_an_environment_without_the_key",
     ),
