@@ -202,6 +202,7 @@ def _status_json(found: "PlatformStatus") -> Json:
         "environments": found.environments,
         "isolation": EMULATED,
         "records": found.records,
+        "more": found.is_more,
         "outdated": found.outdated,
         "lost": found.lost,
         "payments": found.payments,
@@ -211,9 +212,11 @@ def _status_json(found: "PlatformStatus") -> Json:
 
 
 def _draw_status(console: "Console", found: "PlatformStatus") -> None:
+    from services.payee.interfaces import RECORDS_COUNTED_MAX
+
     shown: Json = {"key": f"0x{found.key.hex()}", "epoch": found.epoch or "none yet: hansa payee platform rotate"}
     shown["environments"] = f"{', '.join(found.environments) or 'none'} ({EMULATED})"
-    shown["records"] = found.records
+    shown["records"] = f"{found.records} of the first {RECORDS_COUNTED_MAX:,}" if found.is_more else found.records
     if found.outdated:
         shown["under an old key"] = f"{found.outdated}: hansa payee platform rotate encrypts them anew"
     if found.lost:

@@ -8,6 +8,7 @@ that an attempt that was given up and the next one exclude each other, and no ep
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 
 import structlog
 import trio
@@ -20,7 +21,7 @@ from consensus.ledger.receipt import OK
 from consensus.ledger.sealing import KEY_BYTES
 from consensus.ledger.transaction import Call, make_call
 from services.client.errors import Refused
-from services.payee.interfaces import NoParams, PlatformStatus, Register, Rotate, Rotated, Trust
+from services.payee.interfaces import RECORDS_COUNTED_MAX, NoParams, PlatformStatus, Register, Rotate, Rotated, Trust
 from services.payee.platform_chain import ListedRecord, PlatformChain
 from services.payee.platform_store import PlatformStore, Rotation, Wrap
 from services.payee.records import RecordDesk
@@ -101,12 +102,16 @@ class Epochs:
         """Return how the platform stands."""
         found = (await self._chain.platform()).value
         epoch = 0 if found is None else found.epoch
-        records = outdated = lost = 0
-        async for record in self._records.all_records():
-            if record.is_active:
-                records += 1
-                outdated += record.epoch != epoch
-                lost += not self._records.has_key(record.epoch)
+        records = outdated = lost = seen = 0
+        async with aclosing(self._records.all_records()) as all_records:
+            async for record in all_records:
+                seen += 1
+                if seen > RECORDS_COUNTED_MAX:
+                    break
+                if record.is_active:
+                    records += 1
+                    outdated += record.epoch != epoch
+                    lost += not self._records.has_key(record.epoch)
         return PlatformStatus(
             server=self._chain.server,
             key=self._key.public.compressed,
@@ -114,6 +119,7 @@ class Epochs:
             epoch=epoch,
             environments=[name for name in await self._chain.wrapped(epoch) if await self._can_open(epoch, name)],
             records=records,
+            is_more=seen > RECORDS_COUNTED_MAX,
             outdated=outdated,
             lost=lost,
             payments=self._store.payment_count,
@@ -206,12 +212,13 @@ class Epochs:
         while True:
             done, codes = 0, set[str]()
             batch: list[Call] = []
-            async for record in self._records.all_records():
-                if record.is_active and record.epoch != epoch and (call := self._encrypted(record, epoch)):
-                    batch.append(call)
-                if len(batch) == BATCH:
-                    done += await self._sent(batch, codes)
-                    batch = []
+            async with aclosing(self._records.all_records()) as all_records:
+                async for record in all_records:
+                    if record.is_active and record.epoch != epoch and (call := self._encrypted(record, epoch)):
+                        batch.append(call)
+                    if len(batch) == BATCH:
+                        done += await self._sent(batch, codes)
+                        batch = []
             if batch:
                 done += await self._sent(batch, codes)
             total += done

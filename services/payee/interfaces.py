@@ -15,6 +15,10 @@ from services.accounts.port import AccountId, AmountCents, Currency
 PAYLOAD_CHARACTERS_MAX = 10_000
 RECORDS_PAGE_MAX = 500
 PAYMENTS_PAGE_MAX = 500
+CODE_PART_BYTES, PART_BYTES = 16, 32
+"""A split key's part in the code, and the institution's (:mod:`services.payee.split`)."""
+SPLIT_BYTES_MAX = 2_048
+RECORDS_COUNTED_MAX = 10_000
 
 IdentityText = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-hjkmnp-tv-z]{26}\Z")]
 """An identity as codes and people write it: 16 bytes in Crockford's base32, lower case."""
@@ -44,6 +48,12 @@ class Acquiring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     note: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
+class SplitAcquiring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Acquiring information under a split key (:mod:`services.payee.split`): the other plaintext a record may have."""
+
+    split: Annotated[bytes, msgspec.Meta(max_length=SPLIT_BYTES_MAX)]
+
+
 # -- the owner's: run/platform.sock ----------------------------------------------------------------------
 
 
@@ -51,19 +61,22 @@ class DraftRecord(Params, frozen=True):
     """``draft_record``: encrypt acquiring information for an identity, and say what the merchant has to sign.
 
     The draft is kept until ``put_record``; drafted again, the same content gives the same draft while its version is
-    the next one. Codes: ``unknown_merchant``, ``too_large``. Answered by ``Draft``.
+    the next one. With the ``code_part`` of the merchant's codes the record gets a split key, and a record that has one
+    is not replaced by one without. Codes: ``unknown_merchant``, ``too_large``, ``record_split``. Answered by ``Draft``.
     """
 
     identity: IdentityText
     acquiring: Acquiring
     is_shareable: bool = False
+    code_part: Annotated[bytes, msgspec.Meta(max_length=CODE_PART_BYTES)] = b""
 
 
 class Draft(Result, frozen=True):
     """A record that lacks the merchant's signature: over ``content_hash(identity, server, version, commitment, …)``.
 
     The merchant recomputes the commitment from salt and plaintext, so that it signs what it sees. ``standing`` is how
-    the platform's record of it stands now: ``""`` where there was none, ``ACTIVE`` or ``REMOVED``.
+    the platform's record of it stands now: ``""`` where there was none, ``ACTIVE`` or ``REMOVED``. ``part`` is the
+    institution's of a split key, with which and its own the merchant opens what it signs; empty where there is none.
     """
 
     server: str
@@ -74,6 +87,7 @@ class Draft(Result, frozen=True):
     plaintext: bytes
     is_shareable: bool
     standing: str
+    part: bytes = b""
 
 
 class PutRecord(Params, frozen=True):
@@ -149,8 +163,9 @@ class NoParams(Params, frozen=True):
 class PlatformStatus(Result, frozen=True):
     """A platform as it stands: its epoch, whom it trusts with the epoch's key, how much it has.
 
-    ``key`` is the one that signs for it, ``trouble`` what stands in its way, "" while it works. Environments are
-    emulated, without hardware isolation.
+    Only the first ``RECORDS_COUNTED_MAX`` records are counted; ``is_more`` tells that there are others. ``key`` is the
+    one that signs for it, ``trouble`` what stands in its way, "" while it works. Environments are emulated, without
+    hardware isolation.
     """
 
     server: str
@@ -159,6 +174,7 @@ class PlatformStatus(Result, frozen=True):
     epoch: int
     environments: list[str]
     records: int
+    is_more: bool
     outdated: int
     """Active records that are still under an earlier epoch's key."""
     lost: int
@@ -177,7 +193,8 @@ class RecordsQuery(Params, frozen=True):
 class RecordRow(Result, frozen=True):
     """One of the platform's own records, in the clear: the owner's eyes only.
 
-    ``acquiring`` is None of one that was removed, or that does not open since its key was lost.
+    ``acquiring`` is None of one that was removed, or that does not open since its key was lost; and of a split one,
+    which opens with a code of the merchant's.
     """
 
     identity: str
@@ -186,6 +203,7 @@ class RecordRow(Result, frozen=True):
     is_shareable: bool
     is_removed: bool
     acquiring: Acquiring | None
+    is_split: bool = False
 
 
 class Records(Result, frozen=True):
@@ -220,6 +238,27 @@ class Delegated(Result, frozen=True):
     signature: str
 
 
+class AskPart(Params, frozen=True):
+    """``POST /parts``: the institution's part of a split key, for who has the other part in a code. Answered by ``Part``.
+
+    Codes: ``no_platform``; ``no_part`` where the record has none, or the platform has lost it; ``stale_states``.
+    """
+
+    identity: IdentityText
+
+
+class Part(Result, frozen=True):
+    """The institution's part of the split key of the record that the chain has now, in 0x-hex."""
+
+    server: str
+    identity: str
+    part: Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{64}\Z")]
+
+    def __repr__(self) -> str:
+        """Say nothing of the part: logs and errors may show any object."""
+        return f"Part({self.identity})"
+
+
 class Pay(Params, frozen=True):
     """``POST /payments``: pay what a code asks for, once for (merchant, order). Answered by ``Payment``.
 
@@ -227,8 +266,8 @@ class Pay(Params, frozen=True):
     must not differ from it where it does. ``payee`` is the account that the client resolved: it must be the platform's
     own. Codes: ``bad_code`` and others of :mod:`services.payee.codes`, ``code_expired``, ``unknown_merchant``,
     ``no_platform``, ``wrong_payee``, ``wrong_amount``, ``wrong_currency``, ``wrong_order``, ``amount_missing``,
-    ``order_missing``, ``order_conflict`` (the order was paid on other terms), ``missing_key``, ``stale_states`` (the
-    nodes know of no recent block), ``busy``. What the account system refuses, as ``insufficient_funds``, is a payment
+    ``order_missing``, ``order_conflict`` (the order was paid on other terms), ``missing_key``, ``key_part_missing``,
+    ``no_part``, ``wrong_key_part`` of a split key, ``stale_states`` (the nodes know of no recent block), ``busy``. What the account system refuses, as ``insufficient_funds``, is a payment
     of state REFUSED.
     """
 

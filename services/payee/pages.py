@@ -23,7 +23,10 @@ STATUSES = {
     **dict.fromkeys(("unknown_merchant", "no_platform"), 404),
     # The chain cannot be read now: nothing was paid, and the same again is safe.
     **dict.fromkeys(("node_unreachable", "node_timeout", "stale_states", "height_not_reached", "busy"), 503),
-    **dict.fromkeys(("wrong_chain", "bad_certificate", "bad_proof", "bad_answer", "missing_key", "bad_record"), 503),
+    **dict.fromkeys(
+        ("wrong_chain", "bad_certificate", "bad_proof", "bad_answer", "missing_key", "bad_record", "bad_commitment"),
+        503,
+    ),
     **dict.fromkeys(("disk_full", "disk_failed", "corrupted", "key_worn", "not_sealed_here"), 503),
     "invariant": 500,
 }

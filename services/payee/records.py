@@ -6,7 +6,7 @@ whose epoch's key is known.
 """
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -162,7 +162,7 @@ class RecordDesk:
         content = self.open(identity, found.value)
         return Proven(_decoded(content), found.time_ms, found.height)
 
-    async def all_records(self) -> AsyncIterator[ListedRecord]:
+    async def all_records(self) -> AsyncGenerator[ListedRecord, None]:
         """Yield all records, tombstones too, by their identities."""
         after = ""
         while page := await self._chain.records_of(after):

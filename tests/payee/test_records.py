@@ -363,6 +363,9 @@ async def test_a_batch_is_no_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             await owner.add(number=number)
         assert (await rotate(owner, "bank-a")).encrypted == 5
         assert [row[1:] for row in await rows(owner, limit=2)] == [(2, 2, ACQUIRING)] * 5
+        assert ((await status(owner)).records, (await status(owner)).is_more) == (5, False)
+        monkeypatch.setattr("services.payee.epochs.RECORDS_COUNTED_MAX", 4)
+        assert ((await status(owner)).records, (await status(owner)).is_more) == (4, True)
 
 
 async def test_an_epoch_that_begins_while_a_record_is_put(tmp_path: Path) -> None:
