@@ -15,6 +15,7 @@ import trio
 from click.testing import Result
 
 from cli.settle_accounts import SIMULATED
+from node.payees import PayeeDesk, Resolution
 from services.client.keystore import KeyStore
 from services.local.files import write_service
 from services.payee.codes import make_code
@@ -272,6 +273,26 @@ async def test_a_lost_answer_says_the_command_that_is_safe(terminal: Terminal) -
     again = answer(await trio.to_thread.run_sync(partial(hansa, *words[1:], "--json")))
     assert (again["state"], again["first"], again["order"]) == ("PAID", False, error["order"])
     assert terminal.street.world.bank.parts("merchant-m") == (1_250, 0)
+
+
+async def test_a_node_that_answers_falsely(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It brings what it was told before, in place of what there is now."""
+    world, told = terminal.street.world, list[Resolution]()
+    truth = PayeeDesk.resolve
+
+    async def replay(desk: PayeeDesk, query: bytes) -> Resolution:
+        told.append(await truth(desk, query))
+        return told[0]
+
+    monkeypatch.setattr(PayeeDesk, "resolve", replay)
+    code = ("--code", world.code(), "--as", "wallet-p")
+    assert (await terminal.run("resolve", *code)).exit_code == 0
+    for command in (("resolve", *code), ("pay", *code, "--amount", "1")):
+        result = await terminal.run(*command)
+        assert fault(result, 1) == "bad_answer"
+        assert f"{world.node.url} answers falsely" in result.stderr
+        assert MARKER not in result.output
+    assert world.bank.orders == []
 
 
 async def test_programs_that_do_not_answer(terminal: Terminal) -> None:
