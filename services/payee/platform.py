@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import structlog
 import trio
 from anycorn.typing import ASGIFramework
@@ -37,6 +38,7 @@ from services.payee.interfaces import (
     DraftRecord,
     NoParams,
     PaymentsQuery,
+    PlatformStatus,
     PutRecord,
     RecordsQuery,
     Register,
@@ -102,8 +104,13 @@ class Platform:
         service.add("register", Register, self.epochs.register)
         service.add("rotate", Rotate, self.epochs.rotate)
         service.add("trust", Trust, self.epochs.trust)
-        service.add("status", NoParams, self.epochs.status)
+        service.add("status", NoParams, self.status)
         service.add("payments", PaymentsQuery, self.payments.payments)
+
+    async def status(self, params: NoParams) -> PlatformStatus:
+        """Return how the platform stands, with what stands in its way."""
+        found = await self.epochs.status(params)
+        return found if found.trouble else msgspec.structs.replace(found, trouble=self.payments.trouble)
 
     async def register_patiently(self) -> None:
         """Register the platform's key, however long it takes until that can be done."""

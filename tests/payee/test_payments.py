@@ -15,7 +15,7 @@ from services.accounts.port import Answer, Order
 from services.client.errors import Refused, Unreachable
 from services.payee.codes import CodeTerms
 from services.payee.identity import identity_text
-from services.payee.interfaces import PaymentsQuery, RecordPut, RemoveRecord
+from services.payee.interfaces import NoParams, PaymentsQuery, RecordPut, RemoveRecord
 from services.payee.payments import event_of
 from tests.contracts.domain.payees import identity
 from tests.payee.platform_world import ACQUIRING, HOUR_MS, MONEY, Owner, PlatformWorld, platform_world
@@ -198,7 +198,7 @@ async def test_an_open_payment_is_finished_by_the_same_request(tmp_path: Path, w
         assert paid(world) == (1_250 if when == "after" else 0)
         status = owner.platform.payments._store.open_payments()
         assert len(status) == 1
-        assert owner.platform.payments.trouble == "accounts_unreachable"
+        assert (await owner.platform.status(NoParams())).trouble == "accounts_unreachable"
         setattr(world.bank, when, lambda _: None)
         assert (await owner.pay(code)).state == "PAID"
         assert owner.platform.payments._store.open_payments() == []
