@@ -56,7 +56,7 @@ Connect = Callable[[], trio.abc.Stream]
 
 @pytest.fixture
 def connect(nursery: trio.Nursery) -> Connect:
-    """Return what connects to one server."""
+    """Return what connects to one server; with a clock that jumps, what waits for ever has an end."""
     server = Server(environment())
 
     def connect() -> trio.abc.Stream:
@@ -67,13 +67,13 @@ def connect(nursery: trio.Nursery) -> Connect:
     return connect
 
 
-async def test_asks_in_one_piece_are_told_in_order(connect: Connect) -> None:
+async def test_asks_in_one_piece_are_told_in_order(connect: Connect, autojump_clock: MockClock) -> None:
     stream = connect()
     await stream.send_all(b"".join(map(quote_frame, range(20))))
     assert [await nonce_of(stream) for _ in range(20)] == [*range(20)]
 
 
-async def test_an_ask_may_come_in_any_pieces(connect: Connect) -> None:
+async def test_an_ask_may_come_in_any_pieces(connect: Connect, autojump_clock: MockClock) -> None:
     stream = connect()
     for number in range(3):
         for byte in quote_frame(number):
@@ -81,7 +81,7 @@ async def test_an_ask_may_come_in_any_pieces(connect: Connect) -> None:
         assert await nonce_of(stream) == number
 
 
-async def test_what_is_no_ask_is_refused_and_the_next_is_told(connect: Connect) -> None:
+async def test_what_is_no_ask_is_refused_and_the_next_is_told(connect: Connect, autojump_clock: MockClock) -> None:
     stream = connect()
     await stream.send_all(frame(b"") + frame(b"\xff" * 100) + quote_frame(7))
     for _ in range(2):
@@ -91,7 +91,7 @@ async def test_what_is_no_ask_is_refused_and_the_next_is_told(connect: Connect) 
     assert await nonce_of(stream) == 7
 
 
-async def test_a_message_above_the_bound_ends_the_connection(connect: Connect) -> None:
+async def test_a_message_above_the_bound_ends_the_connection(connect: Connect, autojump_clock: MockClock) -> None:
     stream = connect()
     await stream.send_all((FRAME_BYTES_MAX + 1).to_bytes(4, "big"))
     told = await receive(stream)
@@ -100,7 +100,7 @@ async def test_a_message_above_the_bound_ends_the_connection(connect: Connect) -
     assert await receive(stream) is None
 
 
-async def test_a_large_message_within_the_bound_is_taken(connect: Connect) -> None:
+async def test_a_large_message_within_the_bound_is_taken(connect: Connect, autojump_clock: MockClock) -> None:
     stream = connect()
     await stream.send_all(frame(bytes(20 * RECEIVE_BYTES)) + quote_frame(1))
     told = await receive(stream)
@@ -123,7 +123,7 @@ async def test_a_message_that_does_not_go_on_ends_the_connection(
     assert trio.current_time() - began == pytest.approx(FRAME_S_MAX)
 
 
-async def test_an_end_in_the_midst_of_a_message_hurts_nobody(connect: Connect) -> None:
+async def test_an_end_in_the_midst_of_a_message_hurts_nobody(connect: Connect, autojump_clock: MockClock) -> None:
     stream = connect()
     await stream.send_all(quote_frame(1)[:9])
     await stream.aclose()
@@ -141,7 +141,7 @@ async def test_who_is_silent_is_let_go_after_long(connect: Connect, autojump_clo
     assert trio.current_time() - began == pytest.approx(IDLE_S_MAX)
 
 
-async def test_one_too_many_is_told_busy_and_has_a_place_later(connect: Connect) -> None:
+async def test_one_too_many_is_told_busy_and_has_a_place_later(connect: Connect, autojump_clock: MockClock) -> None:
     streams = [connect() for _ in range(CONNECTIONS_MAX)]
     for number, stream in enumerate(streams):
         await stream.send_all(quote_frame(number))
@@ -187,7 +187,7 @@ async def test_who_takes_no_answer_is_let_go(autojump_clock: MockClock) -> None:
 
 
 async def test_a_bug_says_nothing_of_what_it_was_about(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    connect: Connect, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The words of an error may hold a plaintext: neither who asked nor the log gets them."""
 
