@@ -16,6 +16,7 @@ from tests.fuzz import (
     targets_node,
     targets_payee_client,
     targets_payee_codes,
+    targets_payee_environment,
     targets_payee_node,
     targets_services,
     targets_settlement,
@@ -95,4 +96,5 @@ def all_targets(folder: Path) -> Iterator[list[Target]]:
     with targets_node.targets(folder) as rest:
         services = [*targets_services.targets(folder), *targets_agency.targets(folder), *targets_settlement.targets()]
         payee = [*targets_payee_codes.targets(), *targets_payee_node.targets(), *targets_payee_client.targets()]
+        payee += targets_payee_environment.targets()
         yield [*targets_ledger.targets(), *rest, *services, *payee]
