@@ -95,34 +95,41 @@ def run(settings: EnclaveSettings) -> None:
         environment = Environment(
             genesis, settings.name, keys, measurement=measurement, clock_ms=_clock_ms, height=head.read()
         )
-        with _bound(Path(settings.socket), settings.group) as listening, _folder(Path(settings.run), user) as folder:
+        with _bound(Path(settings.socket), settings.group) as listening, _ready_file(Path(settings.run)) as ready:
             walls = raise_walls(user)
             # What is loaded by now stays for ever: the collector need not walk it again.
             gc.collect()
             gc.freeze()
             listening.listen(BACKLOG)
-            trio.run(_serve, environment, head, listening, folder, walls)
+            trio.run(_serve, environment, head, listening, ready, walls)
 
 
-async def _serve(environment: Environment, head: HeadFile, listening: socket.socket, folder: int, walls: Walls) -> None:
-    """Answer until a signal comes."""
+async def _serve(environment: Environment, head: HeadFile, listening: socket.socket, ready: int, walls: Walls) -> None:
+    """Answer until a signal comes; ``ready`` gets our process id once we do."""
     server = Server(environment)
     async with stop_signals() as stopping, trio.open_nursery() as nursery:
         nursery.start_soon(_keep_head, environment, head)
         nursery.start_soon(server.accept, trio.SocketListener(trio.socket.from_stdlib_socket(listening)))
-        with _ready(folder):
-            log.info(
-                "ready",
-                environment=environment.name,
-                measurement=environment.measurement.hex(),
-                isolation=EMULATED,
-                uid=walls.uid,
-                standing=walls.standing,
-                missing=walls.missing,
-            )
-            await stopping.wait()
+        _note(ready, os.getpid())
+        log.info(
+            "ready",
+            environment=environment.name,
+            measurement=environment.measurement.hex(),
+            isolation=EMULATED,
+            uid=walls.uid,
+            standing=walls.standing,
+            missing=walls.missing,
+        )
+        await stopping.wait()
         nursery.cancel_scope.cancel()
     head.write(environment.height)
+
+
+def _note(ready: int, process: int) -> None:
+    try:
+        os.write(ready, f"{process}\n".encode())
+    except OSError as error:
+        raise StorageError("disk_failed", f"{READY_FILE}: {error.strerror}") from None
 
 
 class Server:
@@ -273,39 +280,26 @@ def _bound(path: Path, group: int | None) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _folder(path: Path, user: User | None) -> Iterator[int]:
-    """Give an open folder, which is the user's, so that the process can still write there as that user."""
+def _ready_file(folder: Path) -> Iterator[int]:
+    """Give ``ready`` open for writing, and empty, which says that nobody answers; so it is left where it cannot go.
+
+    The folder stays whoever's it is: what the environment's user could put there, its starter would believe.
+    """
+    path = folder / READY_FILE
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if user is not None and os.geteuid() == 0:
-            os.chown(path, user.uid, user.gid)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o644)
     except OSError as error:
         raise LocalError("bad_config", f"{path}: {error.strerror}") from None
     try:
-        yield folder
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def _ready(folder: int) -> Iterator[None]:
-    """Keep ``ready`` with our process id in a folder for the time of the block; it appears whole or not at all."""
-    draft = f".{READY_FILE}"
-    try:
-        with suppress(FileNotFoundError):
-            os.unlink(draft, dir_fd=folder)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(f"{os.getpid()}\n".encode())
-        os.replace(draft, READY_FILE, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError as error:
-        raise StorageError("disk_failed", f"{READY_FILE}: {error.strerror}") from None
-    try:
-        yield
+        yield descriptor
     finally:
         with suppress(OSError):
-            os.unlink(READY_FILE, dir_fd=folder)
+            os.ftruncate(descriptor, 0)
+        os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
 
 
 if __name__ == "__main__":

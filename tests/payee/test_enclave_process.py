@@ -67,6 +67,7 @@ def served_in(home: EnvironmentHome, ask: AskResolve) -> list[Served]:
 
 def test_it_answers_behind_its_walls_and_ends_in_order(home: EnvironmentHome) -> None:
     with home.running() as process:
+        assert (home.folder / "run" / "ready").read_text() == f"{process.pid}\n"
         quoted = trio.run(ask_quote, home.path, home.world.chain.chain_id)
         assert (quoted.quote.measurement, quoted.process) == (measure(), process.pid)
         assert quoted.user == (STRANGER if os.geteuid() == 0 else os.geteuid())
@@ -84,9 +85,9 @@ def test_it_answers_behind_its_walls_and_ends_in_order(home: EnvironmentHome) ->
     if os.geteuid() == 0:
         assert home.lines[0]["missing"] == []
         assert (shown["own user"], shown["network"]) == ("yes", "none: a namespace of its own")
-    run = home.folder / "run"
-    assert sorted(path.name for path in run.iterdir()) == []
-    assert {path.stat().st_uid for path in (home.folder / "data").iterdir()} == {os.geteuid()}
+    ready = home.folder / "run" / "ready"
+    assert not ready.exists() or ready.read_bytes() == b"", "it says that it answers"
+    assert {path.lstat().st_uid for path in home.folder.rglob("*")} == {os.geteuid()}, "it could write to its folders"
 
 
 @pytest.fixture
