@@ -1,7 +1,9 @@
 """Payee codes: an identity, and for one order its terms, in an EMVCo payload beside whatever else stands there.
 
-Our template stands in the first free number of 26–51: ``00`` our GUID, ``01`` the identity, ``02`` a part of a split
-key. A *static* code (01 = "11") is for many payments. A *dynamic* one (01 = "12") is for one order: amount (54),
+Our template stands in the first free number of 26–51: ``00`` our GUID, ``01`` the identity, ``02`` the
+code's part of a split key, where the merchant has one (:mod:`services.payee.split`).
+
+A *static* code (01 = "11") is for many payments. A *dynamic* one (01 = "12") is for one order: amount (54),
 currency (53), order (62-05), expiry and the merchant's signature. The signature needs two templates of our GUID, side
 by side in the first free numbers of 80–99, 80 and 81 unless somebody has them::
 
@@ -31,7 +33,7 @@ from services.payee.emv import Field, Payload, make_field, make_template, shown
 from services.payee.emv_fields import FIELDS, GUID
 from services.payee.emv_typed import Initiation, Typed, typed
 from services.payee.identity import identity_of, identity_text
-from services.payee.interfaces import OrderId
+from services.payee.interfaces import CODE_PART_BYTES, OrderId
 
 EXPIRY_SECONDS_MAX = 253_402_300_799
 """The end of the year 9999."""
@@ -76,7 +78,7 @@ class ReadCode:
     currency: str | None
     order: str | None
     expires_ms: int | None
-    key_part: str | None
+    key_part: bytes | None
     signature: bytes | None
     payload: Payload
 
@@ -153,13 +155,15 @@ def verify_code(code: ReadCode, merchant_key: bytes, chain_id: ChainId, now_ms: 
         raise PeerError("code_expired", f"the code was valid until {code.expires_ms // 1000} (UTC seconds)")
 
 
-def _read_identity(template: Field) -> tuple[bytes, str | None]:
+def _read_identity(template: Field) -> tuple[bytes, bytes | None]:
     if [part.tag for part in template.parts] not in (["00", "01"], ["00", "01", "02"]):
         raise PeerError("bad_code", f"template {template.tag} has parts 00, 01 and perhaps 02, in this order")
     try:
-        return identity_of(template.part("01") or ""), template.part("02")
+        identity = identity_of(template.part("01") or "")
     except LocalError as error:
         raise PeerError("bad_code", error.message) from None
+    text = template.part("02")
+    return identity, None if text is None else key_part_of(text)
 
 
 def _signing_templates(payload: Payload) -> tuple[Field, Field] | None:
@@ -193,18 +197,32 @@ def _read_signature(first: Field, second: Field) -> bytes:
     return _half_of(first.part("02") or "") + _half_of(second.part("01") or "")
 
 
+def key_part_of(text: str) -> bytes:
+    """Return a code's part of a split key; ``PeerError`` ``bad_code`` for a text that is none."""
+    return _bytes_of(text, CODE_PART_BYTES, "a part of a split key")
+
+
+def key_part_text(part: bytes) -> str:
+    """Return a code's part of a split key as codes have it: 22 characters."""
+    return _text_of(part)
+
+
 def _half_of(text: str) -> bytes:
+    return _bytes_of(text, _HALF_BYTES, "half a signature")
+
+
+def _bytes_of(text: str, count: int, what: str) -> bytes:
     try:
-        half = urlsafe_b64decode(text.encode("ascii") + b"=")
+        found = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
     except (Base64Error, UnicodeEncodeError):
-        half = b""
-    if len(half) != _HALF_BYTES or _half_text(half) != text:  # several spellings decode to the same bytes
-        raise PeerError("bad_code", "half a signature is 32 bytes in base64url without padding")
-    return half
+        found = b""
+    if len(found) != count or _text_of(found) != text:  # several spellings decode to the same bytes
+        raise PeerError("bad_code", f"{what} is {count} bytes in base64url without padding")
+    return found
 
 
-def _half_text(half: bytes) -> str:
-    return urlsafe_b64encode(half).decode("ascii").rstrip("=")
+def _text_of(content: bytes) -> str:
+    return urlsafe_b64encode(content).decode("ascii").rstrip("=")
 
 
 def _read_amount(payload: Payload, fields: Typed) -> int | None:
@@ -252,10 +270,12 @@ def make_code(
     chain_id: ChainId,
     key: PrivateKey | None = None,
     into: Payload | None = None,
+    key_part: bytes | None = None,
 ) -> ReadCode:
     """Make a code; ``into`` another scheme's payload, of which everything stays that the terms do not add to.
 
-    A dynamic code needs the merchant's key; a static one is signed where there is one.
+    A dynamic code needs the merchant's key; a static one is signed where there is one. Every code of a merchant with a
+    split key needs the merchant's ``key_part``.
 
     Raises:
         LocalError: ``bad_identity``; ``code_unsigned``, ``bad_order``, ``bad_amount``, ``unknown_currency``,
@@ -270,6 +290,8 @@ def make_code(
     payload = _described(into or _empty(terms), terms)
     payload = _with_terms(payload, terms, has_key=key is not None)
     parts = [make_field("00", GUID), make_field("01", identity_text(identity))]
+    if key_part is not None:
+        parts.append(make_field("02", key_part_text(key_part)))
     payload = emv.add_template(payload, parts)
     if key is not None:
         payload = _signed(payload, terms, key, chain_id)
@@ -345,7 +367,7 @@ def _signed(payload: Payload, terms: CodeTerms, key: PrivateKey, chain_id: Chain
     tag = _free_pair(payload)
     unsigned = emv.insert(payload, make_template(tag, [guid, *expiry]))
     signature = key.sign(Purpose.PAYEE_CODE, chain_id, _signed_hash(unsigned))
-    halves = _half_text(signature[:_HALF_BYTES]), _half_text(signature[_HALF_BYTES:])
+    halves = _text_of(signature[:_HALF_BYTES]), _text_of(signature[_HALF_BYTES:])
     first = make_template(tag, [guid, *expiry, make_field("02", halves[0])])
     second = make_template(f"{int(tag) + 1:02d}", [guid, make_field("01", halves[1])])
     place = next(index for index, field in enumerate(unsigned.fields) if field.tag == tag)

@@ -111,7 +111,7 @@ class Epochs:
                 if record.is_active:
                     records += 1
                     outdated += record.epoch != epoch
-                    lost += not self._records.has_key(record.epoch)
+                    lost += self._records.is_lost(record.identity, record)
         return PlatformStatus(
             server=self._chain.server,
             key=self._key.public.compressed,

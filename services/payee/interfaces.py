@@ -239,7 +239,7 @@ class Delegated(Result, frozen=True):
 
 
 class AskPart(Params, frozen=True):
-    """``POST /parts``: the institution's part of a split key, for who has the other part in a code. Answered by ``Part``.
+    """``POST /parts``: the institution's part of a split key, for who has the code's. Answered by ``Part``.
 
     Codes: ``no_platform``; ``no_part`` where the record has none, or the platform has lost it; ``stale_states``.
     """
@@ -267,8 +267,8 @@ class Pay(Params, frozen=True):
     own. Codes: ``bad_code`` and others of :mod:`services.payee.codes`, ``code_expired``, ``unknown_merchant``,
     ``no_platform``, ``wrong_payee``, ``wrong_amount``, ``wrong_currency``, ``wrong_order``, ``amount_missing``,
     ``order_missing``, ``order_conflict`` (the order was paid on other terms), ``missing_key``, ``key_part_missing``,
-    ``no_part``, ``wrong_key_part`` of a split key, ``stale_states`` (the nodes know of no recent block), ``busy``. What the account system refuses, as ``insufficient_funds``, is a payment
-    of state REFUSED.
+    ``no_part``, ``wrong_key_part`` of a split key, ``stale_states`` (the nodes know of no recent block), ``busy``. What
+    the account system refuses, as ``insufficient_funds``, is a payment of state REFUSED.
     """
 
     payload: Annotated[str, msgspec.Meta(max_length=PAYLOAD_CHARACTERS_MAX)]

@@ -1,4 +1,4 @@
-"""The payers' side of a platform program, over HTTP: delegations and payments (:mod:`services.payee.interfaces`)."""
+"""The payers' side of a platform program, over HTTP (:mod:`services.payee.interfaces`)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 from consensus.ledger.errors import PeerError
 from consensus.ledger.payees import Delegation
 from services.local.asking import Program, ProgramLink, open_program
-from services.payee.interfaces import Delegate, Delegated, Pay, Payment
+from services.payee.identity import identity_text
+from services.payee.interfaces import AskPart, Delegate, Delegated, Part, Pay, Payment
 
 ANSWER_MS_MAX = 30_000
 """How long an answer may take: the platform waits half of that for its account system."""
@@ -33,6 +34,11 @@ class PlatformLink:
         except ValueError:
             raise PeerError("bad_answer", "a delegation's signature is no hex") from None
         return Delegation(given.server, key, given.until_ms, signature)
+
+    async def part(self, identity: bytes) -> bytes:
+        """Return the platform's part of the split key of its record of a merchant."""
+        given = await self._program.post("/parts", AskPart(identity_text(identity)), Part)
+        return bytes.fromhex(given.part.removeprefix("0x"))
 
     async def pay(self, asked: Pay) -> Payment:
         """Pay; the same again is the same payment."""

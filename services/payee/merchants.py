@@ -1,14 +1,15 @@
 """The merchant's side: identities and keys on disk, what a merchant signs, and its errands on the chain.
 
 A folder holds of each merchant ``NAME.pem``, its key, encrypted (:mod:`services.client.keystore`), and ``NAME.json``,
-its identity and whether the chain is known to have it. ``next/NAME.pem`` is a key about to take the first one's place.
+its identity, whether the chain is known to have it, and its codes' part of a split key where it has one.
+``next/NAME.pem`` is a key about to take the first one's place.
 
 Every errand may be interrupted and run again: what is made stays, and what the chain has is not sent twice.
 """
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,8 +27,9 @@ from services.client.keystore import KeyStore, Signer
 from services.client.outcome import Outcome
 from services.client.reader import Reader
 from services.local.files import replace_file
+from services.payee.codes import key_part_of, key_part_text
 from services.payee.identity import identity_of, identity_text
-from services.payee.interfaces import IdentityText
+from services.payee.interfaces import CODE_PART_BYTES, IdentityText
 
 FOLDER = "merchants"
 """Where a network's folder has its merchants."""
@@ -41,25 +43,28 @@ T = TypeVar("T")
 class _MerchantFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: IdentityText
     registered: bool = False
+    part: str | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
 class MerchantEntry:
-    """A merchant as its files can be read without a passphrase."""
+    """A merchant as its files can be read without a passphrase; ``key_part`` is its codes' of a split key."""
 
     name: str
     identity: bytes
     public_key: bytes
     is_registered: bool
+    key_part: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Merchant:
-    """An identity with the key that signs for it."""
+    """An identity with the key that signs for it; ``key_part`` is its codes' of a split key."""
 
     name: str
     identity: bytes
     key: PrivateKey
+    key_part: bytes | None = field(default=None, repr=False)
 
     def sign_registration(self, chain_id: ChainId) -> bytes:
         """Return the signature that shows that a new merchant holds its key."""
@@ -126,7 +131,7 @@ class Merchants:
         if self.has_next(entry.name):
             message = f"a change of {entry.name}'s key was interrupted: hansa payee merchant key new {entry.name}"
             raise LocalError("key_change_open", f"{message} goes on")
-        return Merchant(entry.name, entry.identity, self._keys.load(entry.name, passphrase).key)
+        return Merchant(entry.name, entry.identity, self._keys.load(entry.name, passphrase).key, entry.key_part)
 
     def has(self, name: str) -> bool:
         """Tell whether there is a key of this name.
@@ -144,19 +149,28 @@ class Merchants:
             return True
         return False
 
-    def make(self, name: str, passphrase: bytes) -> Merchant:
+    def make(self, name: str, passphrase: bytes, *, is_split: bool = False) -> Merchant:
         """Make a merchant with a random identity, or return the one that this name has.
 
+        With ``is_split`` all its codes are to have a part of a split key, the same one for ever and for all platforms.
+
         Raises:
-            LocalError: as :meth:`has`; ``unknown_key``, ``bad_merchant``, ``wrong_passphrase``, ``key_permissions``.
+            LocalError: as :meth:`has`; ``unknown_key``, ``bad_merchant``, ``wrong_passphrase``, ``key_permissions``;
+                ``merchant_exists`` where it was begun the other way.
         """
         path = self._path(name)
         if not self.has(name) and not path.exists():
             self._keys.create(name, passphrase)
         key = self._keys.load(name, passphrase).key
         if not path.exists():
-            self._write_first(path, _MerchantFile(identity_text(secrets.token_bytes(payees.IDENTITY_BYTES))))
-        return Merchant(name, self._entry(name).identity, key)
+            part = key_part_text(secrets.token_bytes(CODE_PART_BYTES)) if is_split else msgspec.UNSET
+            identity = identity_text(secrets.token_bytes(payees.IDENTITY_BYTES))
+            self._write_first(path, _MerchantFile(identity, part=part))
+        entry = self._entry(name)
+        if is_split is not (entry.key_part is not None):
+            way = "without" if is_split else "with"
+            raise LocalError("merchant_exists", f"{name} was made {way} --split, and its codes stay so")
+        return Merchant(name, entry.identity, key, entry.key_part)
 
     def note_registered(self, name: str) -> None:
         """Note that the chain has a merchant."""
@@ -186,7 +200,12 @@ class Merchants:
 
     def _entry(self, name: str) -> MerchantEntry:
         file = self._read(name)
-        return MerchantEntry(name, identity_of(file.identity), self._keys.entry(name).public_key, file.registered)
+        public_key = self._keys.entry(name).public_key
+        try:
+            part = None if file.part is msgspec.UNSET else key_part_of(file.part)
+        except PeerError as error:
+            raise LocalError("bad_merchant", f"{self._path(name)}: {error.message}") from None
+        return MerchantEntry(name, identity_of(file.identity), public_key, file.registered, part)
 
     def _read(self, name: str) -> _MerchantFile:
         path = self._path(name)

@@ -14,7 +14,9 @@ from consensus.ledger.ids import HASH_BYTES
 from consensus.ledger.keys import SIGNATURE_BYTES
 from consensus.ledger.payees import SALT_BYTES, Server, commitment
 from services.local.files import replace_file
-from services.payee.interfaces import Acquiring, Draft, IdentityText, PutRecord
+from services.payee.identity import identity_of
+from services.payee.interfaces import PART_BYTES, Acquiring, Draft, IdentityText, PutRecord, SplitAcquiring
+from services.payee.split import decode_plaintext, open_split
 
 FILE_BYTES_MAX = 64 * 1024
 
@@ -31,6 +33,7 @@ class _OfferFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     plaintext: bytes
     is_shareable: bool
     standing: Literal["", "ACTIVE", "REMOVED"]
+    part: Annotated[bytes, msgspec.Meta(max_length=PART_BYTES)] = b""
 
 
 class _SignedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -41,20 +44,28 @@ class _SignedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
     merchant_signature: Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 
 
-def checked(draft: Draft) -> Acquiring:
+def checked(draft: Draft, code_part: bytes | None = None) -> Acquiring:
     """Return what a draft says, if it is that what its commitment is to: whoever signs it signs what is shown.
 
+    One with a split key is opened with the part in the merchant's code and the institution's, which the draft brings.
+
     Raises:
-        PeerError: ``bad_draft``; nothing of its content is said.
+        LocalError: ``key_part_missing``.
+        PeerError: ``bad_draft``, ``wrong_key_part``; nothing of its content is said.
     """
     try:
-        acquiring = msgspec.json.decode(draft.plaintext, type=Acquiring)
-        is_that = commitment(draft.salt, draft.plaintext) == draft.commitment
-    except (msgspec.MsgspecError, LocalError):
+        said, is_that = decode_plaintext(draft.plaintext), commitment(draft.salt, draft.plaintext) == draft.commitment
+    except (PeerError, LocalError):
         raise PeerError("bad_draft", "the draft holds no acquiring information") from None
-    if not is_that or msgspec.json.encode(acquiring) != draft.plaintext:
+    if not is_that or msgspec.json.encode(said) != draft.plaintext:
         raise PeerError("bad_draft", "the draft's commitment is not to what it shows")
-    return acquiring
+    if not isinstance(said, SplitAcquiring):
+        return said
+    if code_part is None:
+        raise LocalError("key_part_missing", "the draft has a split key, and this merchant has no part of one")
+    return open_split(
+        said, code_part=code_part, part=draft.part, identity=identity_of(draft.identity), server=draft.server
+    )
 
 
 def write_offer(path: Path, draft: Draft) -> None:

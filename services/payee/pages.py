@@ -1,4 +1,4 @@
-"""A platform's side for payers' clients: delegations and payments over HTTP. All money is simulated."""
+"""A platform's side for payers' clients: delegations, parts of keys, payments over HTTP. All money is simulated."""
 
 import msgspec
 import trio
@@ -11,16 +11,17 @@ from consensus.ledger.errors import InvariantError, StorageError
 from services.local import pages
 from services.local.pages import Bodies, decoded_untrusted, error_handlers, error_response, json_response
 from services.payee.delegating import Delegator
-from services.payee.interfaces import Delegate, Pay, Ready
+from services.payee.interfaces import AskPart, Delegate, Pay, Ready
 from services.payee.metrics import CONTENT_TYPE, PlatformMetrics
 from services.payee.openapi import document
 from services.payee.payments import PaymentDesk
+from services.payee.records import RecordDesk
 
 STATUSES = {
     **pages.STATUSES,
     **dict.fromkeys(("bad_payload", "bad_crc", "no_identity", "duplicate_identity", "bad_key"), 400),
-    **dict.fromkeys(("amount_missing", "order_missing"), 400),
-    **dict.fromkeys(("unknown_merchant", "no_platform"), 404),
+    **dict.fromkeys(("amount_missing", "order_missing", "key_part_missing"), 400),
+    **dict.fromkeys(("unknown_merchant", "no_platform", "no_part"), 404),
     # The chain cannot be read now: nothing was paid, and the same again is safe.
     **dict.fromkeys(("node_unreachable", "node_timeout", "stale_states", "height_not_reached", "busy"), 503),
     **dict.fromkeys(
@@ -35,7 +36,10 @@ STATUSES = {
 class Pages:
     """The endpoints over the platform's desks."""
 
-    def __init__(self, payments: PaymentDesk, delegator: Delegator, metrics: PlatformMetrics) -> None:
+    def __init__(
+        self, records: RecordDesk, payments: PaymentDesk, delegator: Delegator, metrics: PlatformMetrics
+    ) -> None:
+        self._records = records
         self._payments = payments
         self._delegator = delegator
         self._metrics = metrics
@@ -48,6 +52,7 @@ class Pages:
         """Return the routes."""
         routes = [
             Route("/delegations", self._delegate, methods=["POST"]),
+            Route("/parts", self._part, methods=["POST"]),
             Route("/payments", self._pay, methods=["POST"]),
             Route("/healthz", self._health),
             Route("/metrics", self._figures),
@@ -59,6 +64,10 @@ class Pages:
     async def _delegate(self, request: Request) -> Response:
         asked = decoded_untrusted(await self._bodies.read(request), _delegate)
         return _said(self._delegator.delegate(asked))
+
+    async def _part(self, request: Request) -> Response:
+        asked = decoded_untrusted(await self._bodies.read(request), _ask_part)
+        return _said(await self._records.part(asked))
 
     async def _pay(self, request: Request) -> Response:
         begin = trio.current_time()
@@ -91,4 +100,5 @@ def _said(content: msgspec.Struct) -> Response:
 
 
 _delegate = msgspec.json.Decoder(Delegate)
+_ask_part = msgspec.json.Decoder(AskPart)
 _pay = msgspec.json.Decoder(Pay)

@@ -6,7 +6,7 @@ order of a merchant is paid once, so that the same again is safe whatever became
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import trio
@@ -21,6 +21,7 @@ from services.payee.codes import ReadCode, read_code, verify_code
 from services.payee.identity import identity_text
 from services.payee.interfaces import Pay, Payment
 from services.payee.resolver import Asked, Candidate, QuerySigner, Resolved, Resolver
+from services.payee.split import open_split
 
 OPEN, PAID, REFUSED = "OPEN", "PAID", "REFUSED"
 ORDER_RANDOM_BYTES = 10
@@ -34,6 +35,10 @@ class Platform(Protocol):
 
     async def delegate(self, key: bytes) -> Delegation:
         """Have the platform let a key sign queries for it."""
+        ...
+
+    async def part(self, identity: bytes) -> bytes:
+        """Return the platform's part of the split key of its record of a merchant."""
         ...
 
     async def pay(self, asked: Pay) -> Payment:
@@ -113,16 +118,18 @@ class Payer:
     ) -> Looked:
         """Find out whose code it is, and whether it is good; nothing is paid.
 
-        ``asked`` is a query about the code's merchant that was made before, with its own mode. An expired code may have been paid while
-        it was good: the platform knows, and pays it no more.
+        ``asked`` is a query about the code's merchant that was made before, with its own mode. An expired code may have
+        been paid while it was good: the platform knows, and pays it no more. The platform's own record is opened where
+        it has a split key and the code a part of it.
 
         Raises:
             Refused, Unreachable, PeerError: as :meth:`Resolver.ask`.
-            PeerError: ``bad_code``, ``code_unsigned``, ``code_expired``.
+            Refused: ``no_part`` where the platform has lost its part of a split key.
+            PeerError: ``bad_code``, ``code_unsigned``, ``code_expired``; ``wrong_key_part``.
         """
         resolved = await self._resolver.ask(asked or self.query(code, mode))
         verify_code(code, resolved.merchant_key, self._chain_id, 0 if may_be_expired else self._now_ms())
-        return Looked(code, resolved)
+        return Looked(code, await self._opened(code, resolved))
 
     def terms(self, looked: Looked, *, payer: str, amount: int | None = None, order: str | None = None) -> Pay:
         """Return what is to be paid; ``amount`` in 1/100, and ``order``, must not differ from the code's.
@@ -131,9 +138,12 @@ class Payer:
 
         Raises:
             LocalError: ``wrong_amount``, ``amount_missing``, ``wrong_order``.
-            Refused: ``no_platform``; ``wrong_currency`` where code and platform name different ones.
+            Refused: ``no_platform``; ``wrong_currency`` where code and platform name different ones;
+                ``key_part_missing`` where the record has a split key and the code no part of it.
         """
         code, acquiring = looked.code, looked.target.acquiring
+        if looked.target.split is not None and acquiring is None:
+            raise Refused("key_part_missing", "the record has a split key, and this code has no part of it")
         if acquiring is None:
             raise Refused("no_platform", f"{looked.resolved.server} has no record of this merchant that it can show")
         if code.currency is not None and code.currency != acquiring.currency:
@@ -149,6 +159,18 @@ class Payer:
             raise LocalError("amount_missing", "the code names no amount: say how much")
         name = code.order or order or f"o-{self._random_bytes(ORDER_RANDOM_BYTES).hex()}"
         return Pay(payload=code.text, payer=payer, payee=acquiring.account, amount=wanted, order=name)
+
+    async def _opened(self, code: ReadCode, resolved: Resolved) -> Resolved:
+        """Return a resolution with the platform's own record opened, where a split key needs the code's part."""
+        own = resolved.target
+        if own is None or own.split is None or code.key_part is None:
+            return resolved
+        part = await self._platform.part(resolved.identity)
+        acquiring = open_split(
+            own.split, code_part=code.key_part, part=part, identity=resolved.identity, server=resolved.server
+        )
+        opened = replace(own, acquiring=acquiring)
+        return replace(resolved, candidates=tuple(opened if one is own else one for one in resolved.candidates))
 
     async def pay(self, looked: Looked, asked: Pay, *, wait_ms: int = 0) -> Payment:
         """Pay, and for up to ``wait_ms`` ask again while the outcome is open; the same again is the same payment.

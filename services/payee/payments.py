@@ -187,7 +187,7 @@ class PaymentDesk:
             raise Refused("unknown_merchant", f"{identity_text(identity)} is no merchant's identity")
         # Expiry is judged by the chain's time, which everyone sees alike, and never by one that went back.
         verify_code(code, merchant.value.key, self._chain.chain_id, self._chain.time_ms)
-        own = (await self._records.acquiring(identity)).value
+        own = (await self._records.acquiring(identity, code.key_part)).value
         if own is None or own.account != request.payee:
             raise Refused("wrong_payee", "the account to pay is not the one in the platform's own record")
         named = code.payload.value("53")

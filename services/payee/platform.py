@@ -187,7 +187,7 @@ async def serve(
     """Serve until ``stopping`` is set; ``started`` gives the port. Errors as for :func:`run`."""
     service = LocalService()
     platform.add_methods(service)
-    pages = Pages(platform.payments, platform.delegator, platform.metrics)
+    pages = Pages(platform.records, platform.payments, platform.delegator, platform.metrics)
     names = LOOPBACK_NAMES | {name.lower() for name in (settings.host, *settings.host_names)}
     app = cast(ASGIFramework, Simulated(Gate(pages.app(), names=names, token=settings.token)))
     with single_errors(), web.open_socket(settings.host, settings.port) as listening, ready_file(settings.run):

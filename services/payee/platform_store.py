@@ -17,7 +17,7 @@ from services.local.vault import Pair, Vault
 OPEN, PAID, REFUSED = "OPEN", "PAID", "REFUSED"
 
 _KEY, _ROTATION = b"key", b"rotation"
-_EPOCH, _DRAFT = b"epoch/", b"draft/"
+_EPOCH, _DRAFT, _PART = b"epoch/", b"draft/", b"part/"
 _PAYMENT, _NUMBER, _OF, _OPEN = b"payment/", b"number/", b"of/", b"open/"
 _NUMBER_BYTES = 8
 
@@ -132,13 +132,22 @@ class PlatformStore:
         """Return the draft of an identity."""
         return self._decoded(_DRAFT + identity, _drafts)
 
-    async def put_draft(self, identity: bytes, draft: KeptDraft) -> None:
-        """Keep a draft, in the place of an earlier one."""
-        await self._vault.write([(_DRAFT + identity, msgspec.msgpack.encode(draft))])
+    async def put_draft(self, identity: bytes, draft: KeptDraft, part: bytes = b"") -> None:
+        """Keep a draft, in the place of an earlier one, with the platform's part of its split key where it has one."""
+        pairs: list[Pair] = [(_DRAFT + identity, msgspec.msgpack.encode(draft))]
+        if part:
+            pairs.append((_PART + identity + draft.commitment, part))
+        await self._vault.write(pairs)
 
-    async def drop_draft(self, identity: bytes) -> None:
-        """Forget a draft."""
-        await self._vault.write([(_DRAFT + identity, None)])
+    def part(self, identity: bytes, commitment: bytes) -> bytes | None:
+        """Return the platform's part of the split key of the content with this commitment."""
+        return self._vault.get(_PART + identity + commitment)
+
+    async def drop_draft(self, identity: bytes, *, kept: bytes = b"") -> None:
+        """Forget a draft, and the parts of split keys of all contents but the one with the commitment ``kept``."""
+        parts = [name for name, _ in self._vault.scan(_PART + identity)]
+        dropped: list[Pair] = [(name, None) for name in parts if name != _PART + identity + kept]
+        await self._vault.write([(_DRAFT + identity, None), *dropped])
 
     # -- payments --------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 The plaintext leaves this program as the owner's own answer and as ciphertext, and in no other way. What stands on the
 chain is the truth: a record is opened from there each time, so a lost vault costs drafts and keys, and never a record
-whose epoch's key is known.
+whose epoch's key is known; but for one with a split key, whose second part nobody else has. The part in the code is not
+kept here: who pays brings it.
 """
 
 import secrets
@@ -28,24 +29,27 @@ from services.client.errors import Refused
 from services.client.outcome import Outcome
 from services.payee.identity import identity_of, identity_text
 from services.payee.interfaces import (
+    PART_BYTES,
     Acquiring,
+    AskPart,
     Draft,
     DraftRecord,
+    Part,
     PutRecord,
     RecordPut,
     RecordRow,
     Records,
     RecordsQuery,
     RemoveRecord,
+    SplitAcquiring,
 )
 from services.payee.platform_chain import KeptRecord, ListedRecord, PlatformChain, Proven
 from services.payee.platform_store import KeptDraft, PlatformStore
 from services.payee.sealing import EpochKey, check_commitment
+from services.payee.split import Plaintext, decode_plaintext, open_split, seal_split
 
 ATTEMPTS_MAX = 4
 """How often a record is encrypted anew because an epoch has begun meanwhile."""
-
-_acquiring = msgspec.json.Decoder(Acquiring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +74,24 @@ class RecordDesk:
     async def draft_record(self, params: DraftRecord) -> Draft:
         """See :class:`services.payee.interfaces.DraftRecord`."""
         identity = identity_of(params.identity)
-        plaintext = msgspec.json.encode(params.acquiring)
-        if len(plaintext) > PLAINTEXT_BYTES_MAX:
-            raise LocalError("too_large", f"acquiring information has at most {PLAINTEXT_BYTES_MAX} bytes")
         if (await self._chain.merchant(identity, is_newest=True)).value is None:
             raise Refused("unknown_merchant", f"{params.identity} is no merchant's identity")
         record = (await self._chain.record(identity, is_newest=True)).value
+        is_split = record is not None and record.is_active and self._store.part(identity, record.commitment)
+        if is_split and not params.code_part:
+            raise Refused("record_split", f"the record of {params.identity} has a split key: --split keeps that")
         version = 1 if record is None else record.version + 1
         draft = self._store.draft(identity)
-        asked = (version, plaintext, params.is_shareable)
-        if draft is None or (draft.version, draft.plaintext, draft.is_shareable) != asked:
-            salt = secrets.token_bytes(SALT_BYTES)
+        if draft is None or draft.version != version or not self._is_of(draft, identity, params):
+            salt, part = secrets.token_bytes(SALT_BYTES), b""
+            plaintext = msgspec.json.encode(params.acquiring)
+            if params.code_part:
+                part = secrets.token_bytes(PART_BYTES)
+                plaintext = msgspec.json.encode(self._sealed(params, identity, part))
+            if len(plaintext) > PLAINTEXT_BYTES_MAX:
+                raise LocalError("too_large", f"a record has at most {PLAINTEXT_BYTES_MAX} bytes")
             draft = KeptDraft(version, salt, plaintext, params.is_shareable, commitment(salt, plaintext))
-            await self._store.put_draft(identity, draft)
+            await self._store.put_draft(identity, draft, part)
         return Draft(
             server=self._server,
             identity=params.identity,
@@ -92,6 +101,7 @@ class RecordDesk:
             plaintext=draft.plaintext,
             is_shareable=draft.is_shareable,
             standing="" if record is None else record.status,
+            part=self._store.part(identity, draft.commitment) or b"",
         )
 
     async def put_record(self, params: PutRecord) -> RecordPut:
@@ -112,7 +122,7 @@ class RecordDesk:
             raise LocalError("bad_signature", "this is not the merchant's signature of this draft")
         put = await self._put(identity, draft, params.merchant_signature)
         await self._chain.until_seen()
-        await self._store.drop_draft(identity)
+        await self._store.drop_draft(identity, kept=params.commitment)
         return put
 
     async def remove_record(self, params: RemoveRecord) -> RecordPut:
@@ -147,20 +157,31 @@ class RecordDesk:
         is_more = bool(rows) and len(found) == params.limit
         return Records(rows, rows[-1].identity if is_more else "")
 
-    # -- for payments and rotation ---------------------------------------------------------------------
+    # -- for payers, payments and rotation -------------------------------------------------------------
 
-    async def acquiring(self, identity: bytes) -> Proven[Acquiring]:
-        """Return what the platform's own record says, as the chain has it now.
+    async def part(self, params: AskPart) -> Part:
+        """See :class:`services.payee.interfaces.AskPart`."""
+        identity = identity_of(params.identity)
+        record, _ = await self._own(identity)
+        return Part(self._server, params.identity, f"0x{self._part(identity, record).hex()}")
+
+    async def acquiring(self, identity: bytes, code_part: bytes | None = None) -> Proven[Acquiring]:
+        """Return what the platform's own record says, as the chain has it now; a split one needs the code's part.
 
         Raises:
-            Refused: ``no_platform`` where there is none or it was removed; ``missing_key``.
-            PeerError: ``bad_record``, ``bad_commitment``; ``Unreachable`` as :class:`PlatformChain`.
+            Refused: ``no_platform`` where there is none or it was removed; ``missing_key``; ``key_part_missing`` where
+                a split key's part is not in the code, ``no_part`` where the platform's is lost.
+            PeerError: ``bad_record``, ``bad_commitment``, ``wrong_key_part``; ``Unreachable`` as
+                :class:`PlatformChain`.
         """
-        found = await self._chain.record(identity)
-        if found.value is None or not found.value.is_active:
-            raise Refused("no_platform", f"{self._server} has no record of {identity_text(identity)}")
-        content = self.open(identity, found.value)
-        return Proven(_decoded(content), found.time_ms, found.height)
+        record, found = await self._own(identity)
+        said = self._said(identity, record)
+        if isinstance(said, SplitAcquiring):
+            if code_part is None:
+                raise Refused("key_part_missing", "the record has a split key, and this code has no part of it")
+            part = self._part(identity, record)
+            said = open_split(said, code_part=code_part, part=part, identity=identity, server=self._server)
+        return Proven(said, found.time_ms, found.height)
 
     async def all_records(self) -> AsyncGenerator[ListedRecord, None]:
         """Yield all records, tombstones too, by their identities."""
@@ -173,6 +194,16 @@ class RecordDesk:
     def has_key(self, epoch: int) -> bool:
         """Tell whether records of an epoch can be opened."""
         return self._store.epoch_key(epoch) is not None
+
+    def is_lost(self, identity: bytes, record: KeptRecord) -> bool:
+        """Tell whether the vault lacks what a record needs: its epoch's key, the platform's part of its split key."""
+        if not self.has_key(record.epoch):
+            return True
+        try:
+            said = self._said(identity, record)
+        except PeerError:
+            return False  # nobody's key opens it to anything
+        return isinstance(said, SplitAcquiring) and self._store.part(identity, record.commitment) is None
 
     def open(self, identity: bytes, record: KeptRecord) -> Content:
         """Return the content of a record; errors as :meth:`acquiring`."""
@@ -203,6 +234,35 @@ class RecordDesk:
         return Written(ciphertext, self._sign(signed))
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _sealed(self, params: DraftRecord, identity: bytes, part: bytes) -> SplitAcquiring:
+        return seal_split(
+            params.acquiring, code_part=params.code_part, part=part, identity=identity, server=self._server
+        )
+
+    def _is_of(self, draft: KeptDraft, identity: bytes, params: DraftRecord) -> bool:
+        """Tell whether a draft has just what is asked for."""
+        said, part = decode_plaintext(draft.plaintext), self._store.part(identity, draft.commitment)
+        if isinstance(said, SplitAcquiring) and part is not None:
+            return params.is_shareable == draft.is_shareable and said == self._sealed(params, identity, part)
+        return (params.is_shareable, b"", params.acquiring) == (draft.is_shareable, params.code_part, said)
+
+    async def _own(self, identity: bytes) -> tuple[KeptRecord, Proven[KeptRecord]]:
+        found = await self._chain.record(identity)
+        if found.value is None or not found.value.is_active:
+            raise Refused("no_platform", f"{self._server} has no record of {identity_text(identity)}")
+        return found.value, found
+
+    def _part(self, identity: bytes, record: KeptRecord) -> bytes:
+        part = self._store.part(identity, record.commitment)
+        if part is None:
+            message = f"{self._server} has no part of a split key for its record of {identity_text(identity)}"
+            raise Refused("no_part", message)
+        return part
+
+    def _said(self, identity: bytes, record: KeptRecord) -> Plaintext:
+        """Return what a record says; an error says nothing of it."""
+        return decode_plaintext(self.open(identity, record).plaintext)
 
     async def _put(self, identity: bytes, draft: KeptDraft, merchant_signature: bytes) -> RecordPut:
         """Write a draft under the epoch in force; it is written once, whoever asks how often."""
@@ -242,17 +302,19 @@ class RecordDesk:
         raise InvariantError("the last attempt returns or raises")
 
     def _row(self, record: ListedRecord) -> RecordRow:
-        acquiring = None
+        said: Plaintext | None = None
         if record.is_active:
             with suppress(Refused, PeerError):  # its key is lost, or it is no record of ours
-                acquiring = _decoded(self.open(record.identity, record))
+                said = self._said(record.identity, record)
+        is_split = isinstance(said, SplitAcquiring)
         return RecordRow(
             identity=identity_text(record.identity),
             version=record.version,
             epoch=record.epoch,
             is_shareable=record.is_shareable,
             is_removed=not record.is_active,
-            acquiring=acquiring,
+            acquiring=None if isinstance(said, SplitAcquiring) else said,
+            is_split=is_split,
         )
 
     def _key_of(self, epoch: int) -> EpochKey:
@@ -277,11 +339,3 @@ def _told(identity: str, found: Proven[KeptRecord]) -> RecordPut:
 
 def _put(identity: str, version: int, epoch: int, outcome: Outcome) -> RecordPut:
     return RecordPut(identity, version, epoch, bytes(outcome.transaction.id), outcome.height)
-
-
-def _decoded(content: Content) -> Acquiring:
-    """Return what a content says; an error says nothing of it."""
-    try:
-        return _acquiring.decode(content.plaintext)
-    except msgspec.MsgspecError:
-        raise PeerError("bad_record", "a record opens to no acquiring information") from None

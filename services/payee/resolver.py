@@ -43,8 +43,9 @@ from services.client.client import Client
 from services.client.connection import Transport
 from services.client.errors import Refused, Unreachable
 from services.client.keystore import Signer
-from services.payee.interfaces import Acquiring
+from services.payee.interfaces import Acquiring, SplitAcquiring
 from services.payee.sealing import ExchangeKey, check_commitment, open_answer
+from services.payee.split import Plaintext, decode_plaintext
 
 ACTIVE: Final = "ACTIVE"
 ALLOWED: Final = "ALLOWED"
@@ -89,7 +90,6 @@ class _Allowed(_Stored, frozen=True):
 _DECODERS: dict[type[_Stored], "msgspec.msgpack.Decoder[_Stored]"] = {
     kind: msgspec.msgpack.Decoder(kind) for kind in (_Merchant, _StoredRecord, _Environment, _Allowed)
 }
-_acquiring_decoder = msgspec.json.Decoder(Acquiring)
 
 S = TypeVar("S", bound=_Stored)
 
@@ -122,11 +122,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One platform's record of an identity; ``acquiring`` is None where only the platform's name may be told."""
+    """One platform's record of an identity; ``acquiring`` is None where only the platform's name may be told.
+
+    ``split`` is there of a record with a split key, which only a code's part and its platform's part open.
+    """
 
     server: str
     version: int
     acquiring: Acquiring | None = field(repr=False)
+    split: SplitAcquiring | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,14 +397,18 @@ def _candidate_untrusted(served: Served, record: _StoredRecord, *, is_own: bool,
     if not (is_own or (is_shown and record.is_shareable)):
         raise PeerError("bad_answer", f"{served.server}: its record is shown without leave")
     check_commitment(served.content, record.commitment)
-    return Candidate(served.server, served.version, _acquiring(served.content, served.server, is_own=is_own))
+    match _plaintext(served.content, served.server, is_own=is_own):
+        case SplitAcquiring() as split:
+            return Candidate(served.server, served.version, None, split)
+        case acquiring:
+            return Candidate(served.server, served.version, acquiring)
 
 
-def _acquiring(content: Content, server: str, *, is_own: bool) -> Acquiring | None:
-    """Return a record's acquiring information, None where another platform wrote something else."""
+def _plaintext(content: Content, server: str, *, is_own: bool) -> Plaintext | None:
+    """Return what a record says, None where another platform wrote something else."""
     try:
-        return _acquiring_decoder.decode(content.plaintext)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return decode_plaintext(content.plaintext)
+    except PeerError:
         if not is_own:
             return None
         raise Refused("bad_record", f"what {server} keeps of this identity is no acquiring information") from None

@@ -296,10 +296,15 @@ def test_a_reference_label_of_a_static_code_is_no_order() -> None:
 
 
 def test_the_codes_part_of_a_split_key_is_read() -> None:
-    ours = [make_field("00", GUID), make_field("01", "0" * 26), make_field("02", "part")]
-    payload = emv.add_template(emv.parse(samples()["paynow-lee"]), ours)
-    assert read_code(payload).key_part == "part"
+    base, part = emv.parse(samples()["paynow-lee"]), bytes(range(16))
+    made = make_code(IDENTITY, chain_id=CHAIN, into=base, key_part=part)
+    assert read_code(emv.parse(made.text)).key_part == part
     assert static().key_part is None
+    for text in ("part", "A" * 21, "A" * 21 + "B", "A" * 23, "A" * 21 + "=", "Ä" * 22):
+        ours = [make_field("00", GUID), make_field("01", "0" * 26), make_field("02", text)]
+        with pytest.raises(PeerError) as caught:
+            read_code(emv.add_template(base, ours))
+        assert caught.value.code == "bad_code", text
 
 
 # -- our part, broken ------------------------------------------------------------------------------------
