@@ -123,13 +123,16 @@ class PayeeDesk:
         return await self._link.session()
 
     def _check(self, session: Session) -> None:
-        """Check the quote against the newest state; one that holds no more ends the connection.
+        """Check the quote against the newest state, and against the sealed one, by which the asker judges the answer.
+
+        One that does not hold ends the connection.
 
         Raises:
             PeerError: ``environment_refused``.
         """
         try:
-            check_standing(self._chain.state, session.quote)
+            for state in (self._chain.state, self._chain.state.sealed):
+                check_standing(state, session.quote)
         except PeerError as error:
             session.end(error)
             raise

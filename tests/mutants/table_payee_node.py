@@ -86,6 +86,14 @@ MUTANTS = (
         _ASKED + "test_an_answer_counts_by_what_is_allowed_when_it_comes",
     ),
     Mutant(
+        "environment before its registration is proven",
+        _PAYEES,
+        "            for state in (self._chain.state, self._chain.state.sealed):\n",
+        "            for state in (self._chain.state,):\n",
+        "a client takes a node for a liar, whose environment has just been registered",
+        _ASKED + "test_an_environment_answers_once_its_registration_is_proven",
+    ),
+    Mutant(
         "answer to another query",
         _PAYEES,
         "if (answer.query, answer.environment) != (query_hash(body), name):",

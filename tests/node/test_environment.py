@@ -284,6 +284,18 @@ async def test_only_what_the_chain_allows_answers(site: Site) -> None:
     assert "withdrawn" in (await site.desk.report()).message
 
 
+async def test_an_environment_answers_once_its_registration_is_proven(site: Site) -> None:
+    """A client sees what is sealed: an answer before would look like a lie of the node."""
+    site.world.call("permission", "disallow_measurement", measurement=MEASUREMENT)
+    site.take()
+    site.world.call("permission", "allow_measurement", measurement=MEASUREMENT, note="again")
+    site.take(is_sealed=False)
+    assert await code_of(site) == "environment_refused"
+    assert (await site.desk.report()).code == "environment_refused"
+    site.take()
+    assert await code_of(site) == ""
+
+
 async def test_an_answer_counts_by_what_is_allowed_when_it_comes(site: Site) -> None:
     asked, go_on = trio.Event(), trio.Event()
 
