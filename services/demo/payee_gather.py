@@ -59,7 +59,7 @@ async def gather_facts(
         raise PeerError("bad_answer", "the merchant of the story is not on the chain")
     own = {server: await till.own_records(server) for server in (P, Q)}
     after = await balances(till)
-    moved = await _moved(till)
+    posted = await moved(till)
     seals = await _seals(till, merchant.identity)
     isolation = {name: await _isolation(till, name) for name in (BANK, ISSUER)}
     chain = await _standings(till, merchant.identity, story.standings)
@@ -69,7 +69,7 @@ async def gather_facts(
         printed=story.printed,
         prints=story.prints,
         payments=[_paid(item) for item in story.payments],
-        moved={event: amount for event, amount in moved.items() if event in {item.event for item in story.payments}},
+        moved={event: amount for event, amount in posted.items() if event in {item.event for item in story.payments}},
         standings=story.standings,
         chain=chain,
         own=found,
@@ -91,7 +91,7 @@ async def gather_facts(
     return facts, search
 
 
-async def _moved(till: Till) -> Counter[str]:
+async def moved(till: Till) -> Counter[str]:
     """Return how much the account system's postings have paid for each event of payee codes."""
     found: Counter[str] = Counter()
     after = 0

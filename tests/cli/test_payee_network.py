@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import msgspec
 import pytest
 import trio
 
+from cli.payee_trial import PayeeTrial
 from node.network.homes import load_network
 from node.network.programs import Program, find_program, kill, start, stop
-from node.network.trial import free_port_base
+from node.network.trial import TrialNetwork, free_port_base
 from services.local.files import read_service
 from services.payee.enclave_config import EnclaveFile, enclave_settings, put_keys_aside
 from services.payee.measurement import FILES
 from services.payee.wording import EMULATED
 from tests.cli.support import answer, hansa
+from tests.network.payee_faults import play
 from tests.test_tidy import ROOT
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -118,7 +121,7 @@ def test_the_same_code_works_with_a_platform_that_is_added_later(net: Commands, 
     assert (paid["state"], paid["payee"]) == ("PAID", "merchant-m")
     found = net.ask("payee", "resolve", "--code", code, "--as", "wallet-p", "--record")
     recorded = net.ask("query", "payees", "query_record", f"query={found['query']}")["value"]
-    assert recorded["height"] == found["recordedHeight"]
+    assert recorded["height"] == str(found["recordedHeight"])
     assert net.refused("payee", "resolve", "--code", code, "--as", "wallet-q") == "no_platform"
     add(net, "wallet-q", "shop")
     paid = net.ask("payee", "pay", "--code", code, "--as", "wallet-q", "--amount", "3", "--order", "o-2")
@@ -187,6 +190,14 @@ def test_an_environment_with_new_keys_is_registered_and_trusted_anew(net: Comman
     net.up()
     assert net.ask(*alone)["target"]["acquiring"]["account"] == "merchant-m"
     assert net.ask("payee", "platform", "status", "--platform", "wallet-p")["environments"] == ["bank-a", "issuer-c"]
+
+
+def test_orders_are_paid_once_whatever_is_killed(net: Commands) -> None:
+    trial = PayeeTrial(TrialNetwork(load_network(net.folder), is_kept=True))
+    seen, wrong = trio.run(partial(play, trial, seed=5, orders=4, kills=3))
+    assert wrong == []
+    assert len(seen.killed) == 3
+    assert len(seen.paid) + len(seen.lost) == 4 * 8
 
 
 def copy_code(folder: Path) -> Path:

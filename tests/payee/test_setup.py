@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from consensus.ledger.codec import Value
 from consensus.ledger.errors import LocalError
+from consensus.ledger.keys import PrivateKey
+from consensus.ledger.payees import HEAD_AGE_MS_MAX
 from services.accounts.config import AccountsFile, accounts_settings
 from services.client.client import Client
 from services.client.keystore import Signer
@@ -18,17 +21,17 @@ from services.payee.enclave_config import EnclaveFile, enclave_settings
 from services.payee.enclave_keys import KEYS_FILE, open_sealed
 from services.payee.measurement import measure
 from services.payee.platform_config import PlatformFile, platform_settings
-from services.payee.setup import ENVIRONMENT_FILE, Host, Plan, set_up
+from services.payee.setup import ENVIRONMENT_FILE, Host, Plan, set_up, wake
 from tests.client.support import SoloNode, client_of, running
-from tests.payee.platform_world import CONSORTIUM
+from tests.payee.platform_world import CONSORTIUM, QuietNode
 
 PASSPHRASE = b"correct horse"
 
 
 @asynccontextmanager
-async def chain(folder: Path) -> AsyncIterator[Client]:
+async def chain(folder: Path, kind: type[SoloNode] = SoloNode) -> AsyncIterator[Client]:
     """Give a client of a new chain."""
-    node = SoloNode(folder, CONSORTIUM)
+    node = kind(folder, CONSORTIUM)
     async with running(node), client_of(node, genesis=CONSORTIUM.genesis) as client:
         yield client
 
@@ -146,6 +149,22 @@ async def test_keys_that_other_code_has_sealed_are_put_aside(tmp_path: Path, pla
         assert (await set_up(client, plan)).done == ()
     assert not (plan.services / "bank-a-enclave" / "data" / KEYS_FILE).exists()
     assert (plan.services / "issuer-c-enclave" / "data" / KEYS_FILE).exists()
+
+
+async def test_a_chain_that_stood_still_makes_a_block(tmp_path: Path, plan: Plan) -> None:
+    async with chain(tmp_path / "chain", kind=QuietNode) as client:
+        key: dict[str, Value] = {"key": PrivateKey.from_secret(4_711).public.compressed}
+        (await client.call(signer("wallet-p"), "payees", "register_platform", key)).check()
+        before = await client.state("payees/platform/wallet-p")
+        head_ms = before.verified.header.time_ms
+        await wake(client, plan, "wallet-p", now_ms=head_ms + HEAD_AGE_MS_MAX // 2 - 1)
+        assert (await client.state("payees/platform/wallet-p")).verified.height == before.verified.height
+        await wake(client, plan, "wallet-q", now_ms=head_ms + HEAD_AGE_MS_MAX)
+        assert (await client.state("payees/platform/wallet-p")).verified.height == before.verified.height
+        await wake(client, plan, "wallet-p", now_ms=head_ms + HEAD_AGE_MS_MAX // 2)
+        after = await client.state("payees/platform/wallet-p")
+        assert after.verified.height > before.verified.height
+        assert after.value == before.value
 
 
 @pytest.mark.parametrize(
