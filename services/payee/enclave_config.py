@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from services.local.files import ServiceFile, genesis_at, resolved, wrong
-from services.payee.enclave_keys import KEYS_FILE, sealed_by
+from services.payee.enclave_keys import KEYS_FILE, put_aside, sealed_by
 from services.payee.enclave_program import EnclaveSettings
 from services.payee.enclave_walls import find_user
 
@@ -71,15 +71,11 @@ def keys_measurement(home: Path, file: EnclaveFile) -> bytes | None:
 
 
 def put_keys_aside(home: Path, file: EnclaveFile) -> bool:
-    """Put sealed keys aside, never deleting them, so that the environment begins anew; tell whether there were any.
+    """Put sealed keys aside, so that the environment begins anew; tell whether there were any. Nothing is deleted.
 
-    It needs new registration, and platforms have to trust it anew: what it was before stays registered until withdrawn.
+    It needs new registration, and platforms have to trust it anew: what it was stays registered until withdrawn.
+
+    Raises:
+        LocalError: ``already_running``; ``bad_config``.
     """
-    keys = resolved(home, file.data) / KEYS_FILE
-    if not keys.exists():
-        return False
-    number = 1
-    while (aside := keys.with_name(f"{keys.name}.{number}")).exists():
-        number += 1
-    keys.rename(aside)
-    return True
+    return put_aside(resolved(home, file.data))

@@ -158,6 +158,30 @@ def _make_keys(path: Path, sealer: Sealer, place: list[Value], measurement: byte
     _write_new(path, _keys_codec.encode(_KeysFile(measurement, sealer.seal(encode(["payee-keys", *place]), both))))
 
 
+def put_aside(folder: Path) -> bool:
+    """Rename sealed keys, so that the environment begins anew; tell whether there were any. Nothing is deleted.
+
+    Raises:
+        LocalError: ``already_running``; ``bad_config``.
+    """
+    keys = folder / KEYS_FILE
+    if not keys.exists():
+        return False
+    try:
+        descriptor = os.open(folder / HEAD_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET_MODE)
+        try:
+            _lock(descriptor, folder)
+            number = 1
+            while (aside := keys.with_name(f"{keys.name}.{number}")).exists():
+                number += 1
+            keys.rename(aside)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise LocalError("bad_config", f"{error.filename or folder}: {error.strerror}") from None
+    return True
+
+
 def sealed_by(path: Path) -> bytes:
     """Return the measurement of the code that has sealed the keys in a file, as the file says.
 

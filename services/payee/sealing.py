@@ -88,7 +88,10 @@ class ExchangeKey:
 
 
 class EpochKey:
-    """A platform's symmetric key of one epoch."""
+    """A platform's symmetric key of one epoch.
+
+    It seals at most 2^32 records before two random nonces might meet (NIST SP 800-38D).
+    """
 
     __slots__ = ("_cipher", "_key")
 

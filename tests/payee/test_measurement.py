@@ -156,6 +156,8 @@ def test_keys_are_put_aside_and_never_lost(tmp_path: Path) -> None:
     for code in (b"\1" * 32, b"\2" * 32):
         with open_sealed(data, data / "machine.key", name="bank-a", chain_id=bytes(32), measurement=code):
             assert keys_measurement(home, file) == code
+            with pytest.raises(LocalError, match="another process"):
+                put_keys_aside(home, file)
         kept.append((data / "keys.sealed").read_bytes())
         assert put_keys_aside(home, file)
     assert [(data / f"keys.sealed.{number}").read_bytes() for number in (1, 2)] == kept
