@@ -181,6 +181,14 @@ MUTANTS = (
         "code outside of the measurement runs where records are opened",
         f"{_RUN}the_measurement_covers_exactly_what_it_loads",
     ),
+    Mutant(
+        "keys put aside under a running environment",
+        _KEYS,
+        "            _lock(descriptor, folder)\n            number = 1\n",
+        "            number = 1\n",
+        "an environment that runs loses its keys with its next start",
+        "pytest tests/payee/test_measurement.py::test_keys_are_put_aside_and_never_lost",
+    ),
     # -- its process ---------------------------------------------------------------------------------------------
     Mutant(
         "an environment that logs what it opens",

@@ -1,16 +1,29 @@
 """An environment's connections: frames in, frames out, whatever the other end does."""
 
 import json
+import os
+import socket
+import stat
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
+from consensus.ledger.errors import LocalError
 from consensus.ledger.payees import FRAME_BYTES_MAX, AskQuote, Told, ask_codec, quote_codec, told_codec
 from services.messages.logs import configure_logs
 from services.payee.enclave import Environment
-from services.payee.enclave_program import CONNECTIONS_MAX, FRAME_S_MAX, IDLE_S_MAX, RECEIVE_BYTES, Server
+from services.payee.enclave_program import (
+    CONNECTIONS_MAX,
+    FRAME_S_MAX,
+    IDLE_S_MAX,
+    RECEIVE_BYTES,
+    Server,
+    _bound,
+    _ready_file,
+)
 from tests.contracts.domain.payees import MEASUREMENT
 from tests.payee.resolving import environment_keys
 from tests.payee.test_enclave import shared_world
@@ -207,3 +220,47 @@ async def test_a_bug_says_nothing_of_what_it_was_about(
     assert (entry["event"], entry["error"]) == ("an ask is broken", "ValueError")
     await stream.send_all(quote_frame(2))
     assert await nonce_of(stream) == 2
+
+
+# -- its socket's name -----------------------------------------------------------------------------------
+
+
+def test_its_socket_is_for_its_starter_and_one_group_alone(tmp_path: Path) -> None:
+    path = tmp_path / ("deep" * 30) / "run" / "environment.sock"  # longer than the address of a socket may be
+    for group, mode in ((None, 0o600), (os.getegid(), 0o660)):
+        with _bound(path, group) as bound:
+            found = path.stat()
+            assert stat.S_ISSOCK(found.st_mode)
+            assert found.st_mode & 0o777 == mode
+            assert found.st_gid == os.getegid()
+            bound.listen()
+        assert not path.exists()
+
+
+def test_what_a_killed_program_left_is_replaced_and_what_is_no_socket_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "environment.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    with _bound(path, None):
+        assert path.exists()
+    path.write_text("a letter")
+    with pytest.raises(LocalError) as caught, _bound(path, None):
+        pass
+    assert caught.value.code == "bad_address"
+    assert path.read_text() == "a letter"
+
+
+def test_ready_is_said_in_a_file_that_is_open_before(tmp_path: Path) -> None:
+    ready = tmp_path / "run" / "ready"
+    ready.parent.mkdir()
+    ready.write_text("4711\n")  # an earlier life's
+    with _ready_file(ready.parent) as descriptor:
+        assert ready.read_bytes() == b""
+        os.write(descriptor, b"1\n")
+        assert ready.read_bytes() == b"1\n"
+    assert not ready.exists()
+    ready.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LocalError) as caught, _ready_file(ready.parent):
+        pass
+    assert caught.value.code == "bad_config"
+    assert not (tmp_path / "elsewhere").exists()
