@@ -111,13 +111,14 @@ def open_sealed(
     keys_file, head_path = folder / KEYS_FILE, folder / HEAD_FILE
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        is_new = not keys_file.exists()
-        sealer = _sealer(machine, measurement, is_new=is_new)
-        if not is_new and not head_path.exists():
-            raise StorageError("corrupted", f"{folder} holds keys and no {HEAD_FILE}")
         descriptor = os.open(head_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET_MODE)
         try:
             _lock(descriptor, folder)
+            # Only now: of two that start at once, one makes the secrets, and the other touches nothing.
+            is_new = not keys_file.exists()
+            if not is_new and os.fstat(descriptor).st_size == 0:
+                raise StorageError("corrupted", f"{folder} holds keys and no {HEAD_FILE}")
+            sealer = _sealer(machine, measurement, is_new=is_new)
             head = HeadFile(descriptor, head_path, sealer, place)
             if is_new:
                 head.begin()

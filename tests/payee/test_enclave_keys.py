@@ -1,5 +1,6 @@
 """What an environment keeps on disk: it opens for the same code on the same machine, and says why it does not."""
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,22 @@ def test_one_process_alone(tmp_path: Path) -> None:
     with opened(tmp_path):
         assert refusal(tmp_path) == "already_running"
     keys_of(tmp_path)
+
+
+def test_of_two_first_starts_one_makes_the_keys(tmp_path: Path) -> None:
+    """The other one touches nothing: a machine's secret that it made would take the place of the first one's."""
+    (tmp_path / "data").mkdir()
+    with (tmp_path / "data" / HEAD_FILE).open("wb") as head:
+        fcntl.flock(head, fcntl.LOCK_EX)
+        assert refusal(tmp_path) == "already_running"
+    assert not (tmp_path / "machine.key").exists()
+    assert keys_of(tmp_path) == keys_of(tmp_path)
+
+
+def test_keys_without_a_head_are_refused_every_time(tmp_path: Path) -> None:
+    keys_of(tmp_path)
+    (tmp_path / "data" / HEAD_FILE).unlink()
+    assert [refusal(tmp_path) for _ in range(2)] == ["corrupted"] * 2
 
 
 def test_a_first_start_that_was_cut_short_begins_anew(tmp_path: Path) -> None:
