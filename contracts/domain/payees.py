@@ -17,8 +17,9 @@ a tombstone, and the next add goes on from its version. What is signed names the
 signature serves twice. **Epochs** of a platform rise by one. A record is written under the epoch in force; one of an
 earlier epoch stays as it is until the platform encrypts it anew. What an environment was given it can have kept.
 
-**Keys** serve one use for ever: no key of a merchant, a platform or an environment is, or was, another one's or an
-account's. A key that was replaced signs nothing from then on; what it had signed before stays in force.
+**Keys** serve one use for ever: no key of a merchant, a platform or an environment is, or was, another one's, nor is it
+one that an account was registered with before. A key that was replaced signs nothing from then on; what it had signed
+before stays in force.
 
 **The log** of a merchant is a hash chain over what was signed at every change of it and its records, in order:
 log(n) = ``context.hash("payee-log", log(n − 1), n, signed)``, log(0) = 32 zero bytes. Each change's event names n and
@@ -388,6 +389,7 @@ class Payees(Contract):
     @method
     def record_query(self, context: Context, query: HashBytes) -> None:
         """Put on record that a query was made, by its hash alone; by any account. Fails with ``query_exists``."""
+        _acting(context)
         place = f"query/{query.hex()}"
         context.require(context.state.get(place) is None, "query_exists")
         record = {"account": context.caller, "height": context.height, "timeMs": context.time_ms}
@@ -485,12 +487,12 @@ def _carrier(context: Context) -> None:
     _acting(context, MERCHANT_ROLE, WALLET_ROLE)
 
 
-def _acting(context: Context, role: str, other: str = "") -> str:
-    """Return the caller's organisation, if it is active and the caller holds the role, or the other."""
+def _acting(context: Context, role: str = "", other: str = "") -> str:
+    """Return the caller's organisation, if it is active and the caller holds the role, if one is named, or the other."""
     account = context.account(context.caller)
     if account is None:
         raise Revert("not_allowed", "no account of a member")
-    is_held = role in account.roles or other in account.roles
+    is_held = not role or role in account.roles or other in account.roles
     context.require(is_held, "not_allowed", f"needs the role {role}{' or ' if other else ''}{other}")
     organisation = account.organisation
     status = context.query("membership", "organisation", organisation=organisation)["status"]

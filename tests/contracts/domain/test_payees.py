@@ -390,6 +390,7 @@ def test_a_suspended_organisation_does_nothing(payees: Payees) -> None:
         ("add_record", payees.record(2)),
         ("reencrypt_record", payees.reencryption(2, 1)),
         ("remove_record", payees.removal(2, by="platform")),
+        ("record_query", {"query": bytes(32)}),
     ]
     for method, fields in refused:
         payees.fails("organisation_suspended", "wallet-p", method, **fields)
