@@ -488,7 +488,7 @@ def _carrier(context: Context) -> None:
 
 
 def _acting(context: Context, role: str = "", other: str = "") -> str:
-    """Return the caller's organisation, if it is active and the caller holds the role, if one is named, or the other."""
+    """Return the caller's organisation, if it is active and the caller holds the role or the other, if one is named."""
     account = context.account(context.caller)
     if account is None:
         raise Revert("not_allowed", "no account of a member")
