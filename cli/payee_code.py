@@ -141,13 +141,14 @@ def make(
         )
     else:
         signer = None
-    identity = signer.identity if signer is not None else _identity(place, merchant, merchants_folder)
+    identity, key_part = (signer.identity, signer.key_part) if signer else _known(place, merchant, merchants_folder)
     made = make_code(
         identity,
         terms,
         chain_id=_chain_id(place, is_needed=signer is not None),
         key=None if signer is None else signer.key,
         into=base,
+        key_part=key_part,
     )
     drawn = terminal_text(made.text, is_colored=sys.stdout.isatty())
     if out is not None:
@@ -167,8 +168,8 @@ def make(
     output.show(data, draw)
 
 
-def _identity(place: Place, text: str, folder: Path | None) -> bytes:
-    """Return the identity of a merchant by name, or as it is written.
+def _known(place: Place, text: str, folder: Path | None) -> tuple[bytes, bytes | None]:
+    """Return identity and part of a split key of a merchant by name, or an identity as it is written.
 
     Raises:
         LocalError: ``no_merchant``.
@@ -176,14 +177,15 @@ def _identity(place: Place, text: str, folder: Path | None) -> bytes:
     from services.payee.identity import identity_of
 
     try:
-        return store_of(place, folder).find(text).identity
+        entry = store_of(place, folder).find(text)
     except LocalError as error:
         if error.code != "no_merchant":
             raise
         try:
-            return identity_of(text)
+            return identity_of(text), None
         except LocalError:
             raise error from None
+    return entry.identity, entry.key_part
 
 
 def _chain_id(place: Place, *, is_needed: bool) -> "ChainId":
@@ -333,6 +335,7 @@ def _code_json(made: "ReadCode") -> Json:
         "order": made.order,
         "expiresMs": made.expires_ms,
         "signed": made.is_signed,
+        "split": made.key_part is not None,
     }
 
 
@@ -354,6 +357,8 @@ def _code_shown(made: "ReadCode", name: str) -> Json:
         is_past = made.expires_ms <= time.time_ns() // 1_000_000
         shown["expires (UTC)"] = utc_text(made.expires_ms)[:19] + (", which is past" if is_past else "")
     shown["signed"] = "yes" if made.is_signed else "no"
+    if made.key_part is not None:
+        shown["split key"] = "a part of it is in this code"
     return shown
 
 

@@ -37,14 +37,20 @@ merchant.add_command(sign)
 
 @merchant.command("new")
 @click.argument("name")
+@click.option(
+    "--split", "is_split", is_flag=True, help="Its codes carry a part of a split key: for platform add --split."
+)
 @merchants_option
 @carrier_options
 @network_option
 @json_option
-def new(name: str, merchants_folder: Path | None, carrier: Carrier, place: Place, output: Output) -> None:
+def new(
+    name: str, is_split: bool, merchants_folder: Path | None, carrier: Carrier, place: Place, output: Output
+) -> None:
     """Make a merchant with a random identity, and register its key on the chain.
 
-    Interrupted, the same command goes on.
+    Interrupted, the same command goes on. With --split all its codes carry the same part of a key, and platforms can
+    keep records that nobody opens without a code: it cannot be added to codes that are printed.
 
     Example: hansa payee merchant new tea-house
     """
@@ -58,7 +64,7 @@ def new(name: str, merchants_folder: Path | None, carrier: Carrier, place: Place
         network_file = network_folder(place.given) / "identities" / "passphrase"
         passphrase = new_passphrase(name, carrier.passphrase_file, network_file)
     carrier.signer(place)  # before anything is made
-    made = store.make(name, passphrase)
+    made = store.make(name, passphrase, is_split=is_split)
     state, height = carrier.submit(
         place,
         output,
@@ -69,12 +75,16 @@ def new(name: str, merchants_folder: Path | None, carrier: Carrier, place: Place
         raise LocalError("merchant_exists", message)
     store.note_registered(name)
     data = _merchant_json(name, made.identity, state) | {"height": height, "file": str(store.folder / f"{name}.pem")}
+    data["split"] = is_split
     shown = {"identity": data["identity"], "key": data["key"], "block": height, "key file": data["file"]}
+    if is_split:
+        shown["split key"] = f"a part in every code; kept in {name}.json"
 
     def draw(console: "Console") -> None:
         panel(console, f"Merchant {name}", shown)
         console.print("Next: a platform adds its record, which both sign", markup=False)
         following = f"hansa payee platform add --platform P --merchant {name} --acquiring FILE"
+        following += " --split" if is_split else ""
         console.print(following, markup=False, soft_wrap=True)
 
     output.show(data, draw)
@@ -99,13 +109,14 @@ def list_merchants(merchants_folder: Path | None, place: Place, output: Output) 
             "identity": identity_text(entry.identity),
             "key": f"0x{entry.public_key.hex()}",
             "registered": entry.is_registered,
+            "split": entry.key_part is not None,
         }
         for entry in entries
     ]
     if not rows and merchants_folder is None:
         place.network  # noqa: B018 - says that there is no network rather than that it has no merchants
-    cells = [(row["merchant"], row["identity"], row["registered"]) for row in rows]
-    columns = ["merchant", "identity", "registered"]
+    columns = ["merchant", "identity", "registered", "split"]
+    cells = [tuple(row[name] for name in columns) for row in rows]
     output.show({"merchants": rows}, lambda console: table(console, columns, cells))
 
 

@@ -39,6 +39,7 @@ PAYER = "user-b"
 """Who pays, and whose key has a query recorded, if nobody else is named."""
 HINT = "hansa network up --with payee starts the programs"
 WAIT_S_MAX = 600
+SPLIT = "split key: opens with the code and its platform's part"
 _PLATFORM = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _ORDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,24}", re.ASCII)
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
@@ -371,6 +372,7 @@ def _code_json(code: "ReadCode") -> Json:
         "identity": _identity_text(code.identity),
         "dynamic": code.is_dynamic,
         "signed": code.is_signed,
+        "split": code.key_part is not None,
         "amount": None if code.amount is None else decimal_text(code.amount),
         "currency": code.currency,
         "order": code.order,
@@ -384,7 +386,12 @@ def resolved_json(resolved: "Resolved") -> Json:
     from services.payee.wording import EMULATED
 
     rows = [
-        {"server": one.server, "version": one.version, "acquiring": _acquiring_json(one.acquiring)}
+        {
+            "server": one.server,
+            "version": one.version,
+            "acquiring": _acquiring_json(one.acquiring),
+            "split": one.split is not None,
+        }
         for one in resolved.candidates
     ]
     own = [row for row in rows if row["server"] == resolved.server]
@@ -440,7 +447,8 @@ def record_fields(one: "Candidate") -> Json:
     """Return a platform's record, in words."""
     acquiring = one.acquiring
     if acquiring is None:
-        return {"platform": f"{one.server}, record version {one.version}", "record": "not shown to others"}
+        record = SPLIT if one.split is not None else "not shown to others"
+        return {"platform": f"{one.server}, record version {one.version}", "record": record}
     more = {"terminal": acquiring.terminal, "note": acquiring.note}
     return {
         "name": acquiring.name,
@@ -468,11 +476,11 @@ def _draw_looked(console: "Console", looked: "Looked", recorded: int | None, pro
     rows = [
         (one.server, one.version, one.acquiring.name, one.acquiring.account)
         if one.acquiring is not None
-        else (one.server, one.version, None, None)
+        else (one.server, one.version, None, SPLIT if one.split is not None else None)
         for one in resolved.candidates
     ]
     table(console, ["platform", ">version", "name", f"pays to ({SIMULATED})"], rows)
-    if any(one.acquiring is None for one in resolved.candidates):
+    if any(one.acquiring is None and one.split is None for one in resolved.candidates):
         consent = "the platform does not let it" if resolved.is_consenting else "the merchant has not consented"
         console.print(f"Not shown: {consent}, or the environment has not the key.", markup=False)
 

@@ -9,7 +9,7 @@ import rich_click as click
 from cli.options import Number, json_option, network_option, passphrase_option
 from cli.output import Output, panel, table
 from cli.payee_door import Door, door_options
-from cli.payee_place import merchants_option, open_merchant, store_of
+from cli.payee_place import merchants_option, open_merchant, payload_of, store_of
 from cli.place import Place
 from cli.settle_accounts import SIMULATED
 from consensus.ledger.errors import LocalError
@@ -18,7 +18,7 @@ from services.payee.wording import EMULATED
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from services.payee.interfaces import Acquiring, Draft, PutRecord, RecordPut, RecordRow
+    from services.payee.interfaces import Acquiring, Draft, DraftRecord, PutRecord, RecordPut, RecordRow
 
 C = TypeVar("C", bound=Callable[..., Any])
 Json = dict[str, Any]
@@ -34,6 +34,10 @@ def _record_options(function: C) -> C:
         click.option("--merchant", metavar="NAME|IDENTITY", help="Whom the record is of."),
         click.option(
             "--acquiring", metavar="FILE", type=file, help="JSON or TOML: account, name, currency, terminal, note."
+        ),
+        click.option("--split", is_flag=True, help="Nobody opens it without the merchant's code: a split key."),
+        click.option(
+            "--code", metavar="IMAGE|PAYLOAD", help="With --split: one of the merchant's, if it is elsewhere."
         ),
         click.option("--shareable", is_flag=True, help="Others' clients may see it, where the merchant consents."),
         click.option("--offer", metavar="OUT", type=file, help="Write it for the merchant to sign elsewhere."),
@@ -77,6 +81,8 @@ def _put(
     is_update: bool,
     merchant: str | None,
     acquiring: Path | None,
+    split: bool,
+    code: str | None,
     shareable: bool,
     offer: Path | None,
     signed: Path | None,
@@ -85,23 +91,27 @@ def _put(
     door: Door,
     place: Place,
 ) -> None:
-    from services.payee.interfaces import RecordPut
+    from services.payee.interfaces import DraftRecord, RecordPut
     from services.payee.offers import checked, read_signed
 
     if signed is not None:
-        if merchant or acquiring or offer:
+        if merchant or acquiring or offer or split or code:
             raise click.UsageError("--signed FILE says all that it is about")
         asked = read_signed(signed, door.server)
         _show_put(output, door, asked, door.call("put_record", asked, RecordPut))
         return
     if merchant is None or acquiring is None:
         raise click.UsageError("needs --merchant and --acquiring, or --signed")
+    if code is not None and not split:
+        raise click.UsageError("--code is for --split")
     content = _read_acquiring(acquiring)
     opened = None
     if offer is None:
         opened = open_merchant(place, merchant, folder=merchants_folder, passphrase_file=passphrase_file)
-    draft = _draft(door, _identity_of(place, merchant, merchants_folder), content, shareable, is_update=is_update)
-    checked(draft)
+    identity = _identity_of(place, merchant, merchants_folder)
+    code_part = _code_part(place, identity, code, merchants_folder) if split else b""
+    draft = _draft(door, DraftRecord(identity, content, shareable, code_part), is_update=is_update)
+    checked(draft, opened.key_part if opened is not None else code_part)
     if opened is None or offer is not None:
         _show_offer(output, draft, offer)
         return
@@ -129,13 +139,15 @@ def sign(
     from services.payee.offers import checked, read_offer, write_signed
 
     draft = read_offer(offer)
-    acquiring = checked(draft)
     opened = open_merchant(place, draft.identity, folder=merchants_folder, passphrase_file=passphrase_file)
+    acquiring = checked(draft, opened.key_part)
     put = _signed(draft, opened.sign_content, place)
     write_signed(out, draft, put.merchant_signature)
     data = {**_draft_json(draft), "merchant": opened.name, "acquiring": _acquiring_json(acquiring), "out": str(out)}
     shown = {"merchant": opened.name, "platform": draft.server, **_acquiring_fields(acquiring)}
     shown |= {"may be shown": draft.is_shareable, "version": draft.version, "written to": str(out)}
+    if draft.part:
+        shown["split key"] = "opens with a code and the platform's part alone"
     output.show(data, lambda console: panel(console, f"{opened.name} has signed", shown))
 
 
@@ -235,16 +247,37 @@ def _checked_identity(text: str) -> str:
     return identity_text(identity_of(text))
 
 
-def _draft(door: Door, identity: str, acquiring: "Acquiring", shareable: bool, *, is_update: bool) -> "Draft":
+def _code_part(place: Place, identity: str, code: str | None, folder: Path | None) -> bytes:
+    """Return a merchant's part of a split key, out of its files or of one of its codes.
+
+    Raises:
+        LocalError: ``no_merchant``; ``wrong_code`` for a code of somebody else; ``key_part_missing``.
+    """
+    from services.payee.identity import identity_text
+    from services.payee.payer import read_payload
+
+    if code is None:
+        part = store_of(place, folder).find(identity).key_part
+    else:
+        read = read_payload(payload_of(code))
+        if identity_text(read.identity) != identity:
+            raise LocalError("wrong_code", "the code is not this merchant's")
+        part = read.key_part
+    if part is None:
+        raise LocalError("key_part_missing", "this merchant has no part of a split key: payee merchant new --split")
+    return part
+
+
+def _draft(door: Door, asked: "DraftRecord", *, is_update: bool) -> "Draft":
     """Have the platform draft a record.
 
     Raises:
         Refused: ``record_exists`` of an add, ``unknown_record`` or ``record_removed`` of an update.
     """
     from services.client.errors import Refused
-    from services.payee.interfaces import Draft, DraftRecord
+    from services.payee.interfaces import Draft
 
-    draft = door.call("draft_record", DraftRecord(identity, acquiring, shareable), Draft)
+    draft = door.call("draft_record", asked, Draft)
     command = f"hansa payee platform {'add' if is_update else 'update'}"
     match is_update, draft.standing:
         case False, "ACTIVE":
@@ -304,6 +337,7 @@ def _draft_json(draft: "Draft") -> Json:
         "version": draft.version,
         "commitment": f"0x{draft.commitment.hex()}",
         "shareable": draft.is_shareable,
+        "split": bool(draft.part),
     }
 
 
@@ -339,6 +373,7 @@ def _row_json(row: "RecordRow") -> Json:
         "version": row.version,
         "epoch": row.epoch,
         "shareable": row.is_shareable,
+        "split": row.is_split,
         "status": "REMOVED" if row.is_removed else "ACTIVE",
         "acquiring": _acquiring_json(row.acquiring),
     }
@@ -347,4 +382,6 @@ def _row_json(row: "RecordRow") -> Json:
 def _row_text(row: "RecordRow") -> str:
     if row.is_removed:
         return "removed"
+    if row.is_split:
+        return "split: opens with its code"
     return "does not open" if row.acquiring is None else f"{row.acquiring.account} {row.acquiring.currency}"

@@ -53,7 +53,7 @@ def proof(file: Path, genesis: Path, output: Output) -> None:
         "environment": environment_text(resolved),
     }
     rows = [
-        (one.server, one.version, found.get("name"), found.get("pays to"))
+        (one.server, one.version, found.get("name"), found.get("pays to", found.get("record")))
         for one in resolved.candidates
         for found in [record_fields(one)]
     ]

@@ -242,10 +242,11 @@ class RecordDesk:
 
     def _is_of(self, draft: KeptDraft, identity: bytes, params: DraftRecord) -> bool:
         """Tell whether a draft has just what is asked for."""
-        said, part = decode_plaintext(draft.plaintext), self._store.part(identity, draft.commitment)
-        if isinstance(said, SplitAcquiring) and part is not None:
-            return params.is_shareable == draft.is_shareable and said == self._sealed(params, identity, part)
-        return (params.is_shareable, b"", params.acquiring) == (draft.is_shareable, params.code_part, said)
+        part = self._store.part(identity, draft.commitment)
+        if draft.is_shareable != params.is_shareable or bool(part) != bool(params.code_part):
+            return False
+        asked = params.acquiring if part is None else self._sealed(params, identity, part)
+        return draft.plaintext == msgspec.json.encode(asked)
 
     async def _own(self, identity: bytes) -> tuple[KeptRecord, Proven[KeptRecord]]:
         found = await self._chain.record(identity)

@@ -153,12 +153,19 @@ class PlatformWorld:
             made = await make_platform(server, vault, client or self.client, signer, accounts or self.bank, self.clock)
             yield Owner(self, made)
 
-    def code(self, terms: CodeTerms | None = None, *, number: int = 0, is_signed: bool | None = None) -> str:
+    def code(
+        self,
+        terms: CodeTerms | None = None,
+        *,
+        number: int = 0,
+        is_signed: bool | None = None,
+        key_part: bytes | None = None,
+    ) -> str:
         """Return a merchant's code; one for an order is signed."""
         who = identity(number)
         has_key = is_signed if is_signed is not None else terms is not None and terms.order is not None
-        made = make_code(who, terms, chain_id=self.client.chain_id, key=self.merchants[who] if has_key else None)
-        return made.text
+        signer = self.merchants[who] if has_key else None
+        return make_code(who, terms, chain_id=self.client.chain_id, key=signer, key_part=key_part).text
 
     def order_code(self, order: str = "R-1", amount: int = 1_250, *, lives_ms: int = HOUR_MS, number: int = 0) -> str:
         """Return a merchant's code for one order."""
@@ -181,16 +188,30 @@ class Owner:
         await self.platform.epochs.make_registered()
         return await self.link.call("rotate", Rotate(list(environments or ("bank-a", "issuer-c"))), Rotated)
 
-    async def draft(self, acquiring: Acquiring = ACQUIRING, *, number: int = 0, is_shareable: bool = False) -> Draft:
-        asked = DraftRecord(identity_text(identity(number)), acquiring, is_shareable)
+    async def draft(
+        self,
+        acquiring: Acquiring = ACQUIRING,
+        *,
+        number: int = 0,
+        is_shareable: bool = False,
+        code_part: bytes = b"",
+    ) -> Draft:
+        asked = DraftRecord(identity_text(identity(number)), acquiring, is_shareable, code_part)
         return await self.link.call("draft_record", asked, Draft)
 
     def signed(self, draft: Draft, *, number: int = 0) -> PutRecord:
         """Return a draft with the merchant's signature."""
         return signed(self.world, draft, number=number)
 
-    async def add(self, acquiring: Acquiring = ACQUIRING, *, number: int = 0, is_shareable: bool = False) -> RecordPut:
-        draft = await self.draft(acquiring, number=number, is_shareable=is_shareable)
+    async def add(
+        self,
+        acquiring: Acquiring = ACQUIRING,
+        *,
+        number: int = 0,
+        is_shareable: bool = False,
+        code_part: bytes = b"",
+    ) -> RecordPut:
+        draft = await self.draft(acquiring, number=number, is_shareable=is_shareable, code_part=code_part)
         return await self.link.call("put_record", self.signed(draft, number=number), RecordPut)
 
     async def pay(

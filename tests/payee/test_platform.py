@@ -91,7 +91,7 @@ async def test_http_says_who_may_call_and_that_money_is_simulated(tmp_path: Path
         assert health.headers["hansa-money"] == "simulated"
         assert (await web.get("/healthz", headers={"host": "evil.example"})).status_code == 403
         document = (await web.get("/openapi.json")).json()
-        assert set(document["paths"]) == {"/payments", "/delegations", "/healthz"}
+        assert set(document["paths"]) == {"/payments", "/delegations", "/parts", "/healthz"}
         large = {"payload": "0" * 10_001, "payer": "user-b", "payee": "merchant-m"}
         answer = await web.post("/payments", json=large, headers=token)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_field")
