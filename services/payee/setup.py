@@ -143,8 +143,7 @@ async def set_up(client: Client, plan: Plan) -> Prepared:
     await _allow(client, permission, measurement, done)
     accounts, environments, platforms = _files(plan)
     for home, environment in environments.items():
-        if keys_measurement(home, environment) not in (None, measurement):
-            put_keys_aside(home, environment)
+        if _gives_way(home, environment, measurement):
             done.append(f"{home.name}: keys that other code has sealed put aside")
     _write(plan, accounts, [*environments.items(), *platforms.items()], done)
     home, file = accounts
@@ -238,7 +237,8 @@ async def _register(
     """Register an environment as its quote says, unless it is; one of other code or keys gives way to it."""
     quote = (await ask_quote(socket, client.chain_id)).quote
     if quote.measurement != measurement:
-        raise LocalError("wrong_measurement", f"environment {name} runs other code than is installed: start it anew")
+        why = f"environment {name} runs other code than is installed"
+        raise LocalError("wrong_measurement", f"{why}: end its program, and set up again")
     found = await _environment(client, name)
     if found is not None and found.status == ACTIVE:
         if (found.exchange_key, found.signing_key, found.measurement) == _keys(quote):
@@ -253,6 +253,16 @@ async def _register(
     }
     (await client.call(admin, CONTRACT, "register_environment", arguments)).check()
     done.append(f"environment {name} registered")
+
+
+def _gives_way(home: Path, file: EnclaveFile, measurement: bytes) -> bool:
+    """Put an environment's keys aside where other code has sealed them, unless that code still runs."""
+    try:
+        return keys_measurement(home, file) not in (None, measurement) and put_keys_aside(home, file)
+    except LocalError as error:
+        if error.code != "already_running":
+            raise
+        return False
 
 
 def _keys(quote: Quote) -> tuple[bytes, bytes, bytes]:

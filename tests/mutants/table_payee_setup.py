@@ -43,8 +43,8 @@ MUTANTS = (
     Mutant(
         "keys put aside at every set-up",
         _SETUP,
-        "not in (None, measurement):",
-        "is not None:",
+        "not in (None, measurement) and",
+        "is not None and",
         "each start makes another environment, which nobody trusts yet",
         _TEST + "test_keys_that_other_code_has_sealed_are_put_aside",
     ),
