@@ -3,7 +3,8 @@
 An epoch has one symmetric key, made here, kept before anybody hears of it, and put on the chain wrapped for each
 trusted environment. To trust one no longer, the next epoch begins without it and all records are encrypted anew; what
 it could read before stays exposed to it. One call begins each epoch: it goes under a name that the chain takes once, so
-that an attempt that was given up and the next one exclude each other, and no epoch has two keys.
+that an attempt that was given up and the next one exclude each other, and no epoch has two keys. What an attempt that
+was given up has wrapped may be in anybody's hands, so no records stay under its key where it is for others.
 """
 
 import secrets
@@ -77,9 +78,10 @@ class Epochs:
         names = sorted(set(params.environments))
         async with self._changing:
             await self.make_registered()
+            keys = {name: await self._chain.exchange_key(name) for name in names}
             rotation = self._store.rotation()
-            if rotation is None or sorted(rotation.wraps) != names or not await self._announced(rotation):
-                rotation = await self._begun(names)
+            if rotation is None or not rotation.is_for(keys) or not await self._announced(rotation):
+                rotation = await self._begun(keys)
             log.info("an epoch is in force", epoch=rotation.epoch, environments=names)
             encrypted = await self._encrypt_anew(rotation.epoch)
             await self._store.end_rotation()
@@ -148,17 +150,19 @@ class Epochs:
             return False
         return self._store.wrapped_for(epoch, environment) == key
 
-    async def _begun(self, names: Sequence[str]) -> Rotation:
-        """Begin the next epoch for these environments, and return it once it is in force."""
-        keys = {name: await self._chain.exchange_key(name) for name in names}
+    async def _begun(self, keys: Mapping[str, bytes]) -> Rotation:
+        """Begin the next epoch for these environments' exchange keys, and return it once it is in force."""
         for _ in range(ATTEMPTS_MAX):
             found = (await self._chain.platform()).value
             epoch = 1 if found is None else found.epoch + 1
-            # An attempt that was given up may still begin this epoch: it has one key, whoever begins it.
-            secret = self._store.epoch_key(epoch) or secrets.token_bytes(KEY_BYTES)
-            rotation = Rotation(epoch, self._wrapped(epoch, EpochKey(secret), keys))
+            # An attempt that was given up may still begin this epoch: it has one key, whoever begins it. Others may
+            # have that attempt's wraps, so another epoch follows at once.
+            given_up = self._store.epoch_key(epoch)
+            secret = given_up or secrets.token_bytes(KEY_BYTES)
+            wraps = self._wrapped(epoch, EpochKey(secret), keys)
+            rotation = Rotation(epoch, wraps, is_passing=given_up is not None)
             await self._store.begin_rotation(rotation, secret)
-            if await self._announced(rotation):
+            if await self._announced(rotation) and not rotation.is_passing:
                 return rotation
         raise InvariantError("each round follows an epoch that another attempt has begun")
 

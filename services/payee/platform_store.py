@@ -52,6 +52,12 @@ class Rotation(msgspec.Struct, frozen=True):
     epoch: int
     wraps: dict[str, Wrap]
     """By environment."""
+    is_passing: bool = False
+    """Whether the epoch's key may be wrapped for others too, by an attempt that was given up."""
+
+    def is_for(self, exchange_keys: Mapping[str, bytes]) -> bool:
+        """Tell whether the epoch's key is for just these keys of environments."""
+        return not self.is_passing and {name: wrap.exchange_key for name, wrap in self.wraps.items()} == exchange_keys
 
 
 class KeptPayment(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,10 +123,18 @@ MUTANTS = (
     Mutant(
         "any names end a rotation",
         _EPOCHS,
-        "            if rotation is None or sorted(rotation.wraps) != names or not await self._announced(rotation):",
+        "            if rotation is None or not rotation.is_for(keys) or not await self._announced(rotation):",
         "            if rotation is None or not await self._announced(rotation):",
         "trust that is taken back while a rotation is unfinished stays",
         _KEEP + "test_an_interrupted_rotation_may_be_followed_by_another",
+    ),
+    Mutant(
+        "a key that was given away stays",
+        _EPOCHS,
+        "            if await self._announced(rotation) and not rotation.is_passing:",
+        "            if await self._announced(rotation):",
+        "whoever was sent an attempt that was given up reads all records of the epoch that follows",
+        _KEEP + "test_a_key_that_was_wrapped_for_others_stays_on_no_record",
     ),
     Mutant(
         "begun by another and taken for ours",

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from consensus.ledger.errors import HansaError, LocalError, StorageError
+from consensus.ledger.errors import HansaError, LocalError, PeerError, StorageError
 from consensus.ledger.keys import PrivateKey
 from consensus.ledger.payees import Content, record_key, wrap_key
 from services.client.errors import Refused, Unreachable
@@ -351,7 +351,66 @@ async def test_an_attempt_that_failed_does_not_stand_in_the_way(tmp_path: Path) 
         epochs._chain.exchange_key = late  # type: ignore[method-assign]
         assert await code_of(rotate(owner, "bank-a")) == "environment_withdrawn"
         epochs._chain.exchange_key = check  # type: ignore[method-assign]
-        assert (await rotate(owner, "issuer-c")).epoch == 2
+        assert (await rotate(owner, "issuer-c")).epoch == 3  # the second has a key that bank-a could have read
+
+
+@pytest.mark.parametrize("is_killed_again", [False, True])
+async def test_a_key_that_was_wrapped_for_others_stays_on_no_record(tmp_path: Path, is_killed_again: bool) -> None:
+    """The call of an attempt that was given up never lands, and yet a node has seen whom it wraps the key for."""
+    async with platform_world(tmp_path) as world:
+        async with world.platform() as owner:
+            await owner.begin()
+            await owner.add()
+            _die(owner, "announce before")
+            with pytest.raises(StorageError):
+                await owner.platform.epochs.rotate(Rotate(["bank-a"]))
+            given_up = owner.platform.epochs._store.rotation()
+        assert given_up is not None
+        if is_killed_again:
+            async with world.platform() as owner:
+                _die(owner, "announce after")
+                with pytest.raises(StorageError):
+                    await owner.platform.epochs.rotate(Rotate(["issuer-c"]))
+        async with world.platform() as owner:
+            assert (await rotate(owner, "issuer-c")).epoch == 3
+            seen = unwrap_epoch_key(
+                given_up.wraps["bank-a"].wrap,
+                server="wallet-p",
+                epoch=given_up.epoch,
+                environment="bank-a",
+                exchange=environment_keys("bank-a").exchange,
+            )
+            record = (await owner.platform.records._chain.record(identity(0))).value
+            assert record is not None
+            with pytest.raises(PeerError):
+                seen.open_record(record.ciphertext, identity=identity(0), server="wallet-p", version=record.version)
+            assert isinstance(await opened_by(world, "issuer-c"), Content)
+
+
+async def test_an_interrupted_rotation_for_keys_that_were_replaced_is_given_up(tmp_path: Path) -> None:
+    """The environment has new keys since: who has its old ones gets no key any more."""
+    async with platform_world(tmp_path) as world:
+        async with world.platform() as owner:
+            await owner.begin()
+            await owner.add()
+            _die(owner, "announce before")
+            with pytest.raises(StorageError):
+                await owner.platform.epochs.rotate(Rotate(["bank-a"]))
+        await world.call("bank-a", "withdraw_environment", name="bank-a")
+        fresh = ExchangeKey.generate()
+        await world.call(
+            "bank-a",
+            "register_environment",
+            name="bank-a",
+            exchange_key=fresh.public,
+            signing_key=PrivateKey.generate().public.compressed,
+            measurement=MEASUREMENT,
+        )
+        async with world.platform() as owner:
+            await rotate(owner, "bank-a")
+            assert (await status(owner)).environments == ["bank-a"]
+            with pytest.raises(PeerError):
+                await opened_by(world, "bank-a")  # with its old keys
 
 
 async def test_a_batch_is_no_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
