@@ -52,7 +52,10 @@ async def balances(till: Till) -> dict[str, Holding]:
 async def gather_facts(
     story: Story, till: Till, consortium: PayeeConsortium, before: dict[str, Holding]
 ) -> tuple[Facts, Search]:
-    """Ask everyone; all nodes are ended and started again, so that their disks can be read whole."""
+    """Ask everyone; in the end all nodes are ended, so that their disks can be read whole.
+
+    Whoever keeps the network starts them again (:data:`services.demo.payee_network.OpenPayeeNetwork`).
+    """
     merchant = story.merchant
     state = await merchant_state(till.client, merchant.identity)
     if state is None:
@@ -135,16 +138,12 @@ def _paid(payment: Payment) -> Paid:
 
 
 async def _search(story: Story, consortium: PayeeConsortium) -> Search:
-    """Look for what stands in records on all disks; nodes are ended for it and start again."""
+    """Look for what stands in records on all disks; nodes are ended for it, so this comes last."""
     markers = {text: forms_of(text) for text in story.secrets}
     public = {"identity": forms_of(story.merchant.identity)}
-    names = list(consortium.urls)
-    for name in names:
+    for name in consortium.urls:
         await consortium.kill(name)
-    search = await trio.to_thread.run_sync(partial(_look_through, markers, public, consortium))
-    for name in names:
-        await consortium.start(name)
-    return search
+    return await trio.to_thread.run_sync(partial(_look_through, markers, public, consortium))
 
 
 def _look_through(

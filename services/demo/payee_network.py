@@ -117,4 +117,7 @@ class PayeeConsortium(Protocol):
 
 
 OpenPayeeNetwork = Callable[[], AbstractAsyncContextManager[PayeeConsortium]]
-"""Starts a network for the time of a block, and ends all its processes whatever happens."""
+"""Starts a network for the time of a block, and ends all its processes whatever happens.
+
+One that is kept runs whole afterwards, whichever nodes were ended.
+"""
