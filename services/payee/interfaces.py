@@ -263,12 +263,12 @@ class Pay(Params, frozen=True):
     """``POST /payments``: pay what a code asks for, once for (merchant, order). Answered by ``Payment``.
 
     The platform reads and checks the code itself. ``amount`` and ``order`` are needed where the code names none, and
-    must not differ from it where it does. ``payee`` is the account that the client resolved: it must be the platform's
-    own. Codes: ``bad_code`` and others of :mod:`services.payee.codes`, ``code_expired``, ``unknown_merchant``,
-    ``no_platform``, ``wrong_payee``, ``wrong_amount``, ``wrong_currency``, ``wrong_order``, ``amount_missing``,
-    ``order_missing``, ``order_conflict`` (the order was paid on other terms), ``missing_key``, ``key_part_missing``,
-    ``no_part``, ``wrong_key_part`` of a split key, ``stale_states`` (the nodes know of no recent block), ``busy``. What
-    the account system refuses, as ``insufficient_funds``, is a payment of state REFUSED.
+    must not differ from it where it does. ``payee`` and ``currency`` are what the client resolved and showed: they must
+    be the platform's own. Codes: ``bad_code`` and others of :mod:`services.payee.codes`, ``code_expired``,
+    ``unknown_merchant``, ``no_platform``, ``wrong_payee``, ``wrong_amount``, ``wrong_currency``, ``wrong_order``,
+    ``amount_missing``, ``order_missing``, ``order_conflict`` (the order was paid on other terms), ``missing_key``,
+    ``key_part_missing``, ``no_part``, ``wrong_key_part`` of a split key, ``stale_states`` (the nodes know of no recent
+    block), ``busy``. What the account system refuses, as ``insufficient_funds``, is a payment of state REFUSED.
     """
 
     payload: Annotated[str, msgspec.Meta(max_length=PAYLOAD_CHARACTERS_MAX)]
@@ -276,6 +276,7 @@ class Pay(Params, frozen=True):
     payee: AccountId
     amount: AmountCents | None = None
     order: OrderId | None = None
+    currency: Currency | None = None
 
 
 class Payment(Result, frozen=True):

@@ -158,7 +158,8 @@ class Payer:
         if wanted is None:
             raise LocalError("amount_missing", "the code names no amount: say how much")
         name = code.order or order or f"o-{self._random_bytes(ORDER_RANDOM_BYTES).hex()}"
-        return Pay(payload=code.text, payer=payer, payee=acquiring.account, amount=wanted, order=name)
+        account, currency = acquiring.account, acquiring.currency
+        return Pay(payload=code.text, payer=payer, payee=account, amount=wanted, order=name, currency=currency)
 
     async def _opened(self, code: ReadCode, resolved: Resolved) -> Resolved:
         """Return a resolution with the platform's own record opened, where a split key needs the code's part."""
@@ -197,5 +198,5 @@ def _check_answers(payment: Payment, looked: Looked, asked: Pay) -> None:
     resolved = looked.resolved
     said = (payment.server, payment.identity, payment.order, payment.payer, payment.payee, payment.amount)
     meant = (resolved.server, identity_text(resolved.identity), asked.order, asked.payer, asked.payee, asked.amount)
-    if said != meant or payment.state not in (OPEN, PAID, REFUSED):
+    if said != meant or asked.currency not in (None, payment.currency) or payment.state not in (OPEN, PAID, REFUSED):
         raise PeerError("bad_answer", f"platform {resolved.server} speaks of another payment than it was asked for")

@@ -69,6 +69,7 @@ class _Request:
     amount: int
     payer: str
     payee: str
+    currency: str | None
     payload_hash: bytes
 
     @property
@@ -79,7 +80,8 @@ class _Request:
     def is_again(self, kept: KeptPayment) -> bool:
         """Tell whether this is the very request that a payment was made for: it has passed all checks."""
         asked = (self.payload_hash, self.payer, self.payee, self.amount)
-        return asked == (kept.payload_hash, kept.payer, kept.payee, kept.amount)
+        is_same = asked == (kept.payload_hash, kept.payer, kept.payee, kept.amount)
+        return is_same and self.currency in (None, kept.currency)
 
 
 class PaymentDesk:
@@ -120,6 +122,8 @@ class PaymentDesk:
         self._under_way += 1
         try:
             payment = await self._pay(_read_untrusted(params))
+            if payment.code == CONFLICT:
+                raise Refused(CONFLICT, f"order {payment.order} was paid on other terms, or by another platform")
         except HansaError as error:
             self._metrics.payments.labels(error.code).inc()
             raise
@@ -175,8 +179,6 @@ class PaymentDesk:
                 return self._told(await self._finished(name, kept, turn, is_just_asked))
             opened = await self._store.open_payment(name, self._opened(request, currency, kept))
             payment = await self._asked(name, opened, turn)
-        if payment.code == CONFLICT:
-            raise Refused(CONFLICT, f"order {request.order} was paid on other terms, or by another platform")
         return self._told(payment, is_first=payment.state == PAID)
 
     async def _check(self, request: _Request) -> str:
@@ -193,6 +195,8 @@ class PaymentDesk:
         named = code.payload.value("53")
         if named is not None and code.currency != own.currency:
             raise Refused("wrong_currency", f"the merchant is paid in {own.currency} here, the code says another")
+        if request.currency not in (None, own.currency):
+            raise Refused("wrong_currency", f"the merchant is paid in {own.currency} here by now: look again")
         return own.currency
 
     def _opened(self, request: _Request, currency: str, kept: KeptPayment | None) -> KeptPayment:
@@ -305,4 +309,4 @@ def _read_untrusted(params: Pay) -> _Request:
     if params.order not in (None, order):
         raise Refused("wrong_order", "the code is for another order")
     payload_hash = hashlib.sha256(params.payload.encode()).digest()
-    return _Request(code, order, amount, params.payer, params.payee, payload_hash)
+    return _Request(code, order, amount, params.payer, params.payee, params.currency, payload_hash)

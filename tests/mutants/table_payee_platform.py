@@ -13,6 +13,14 @@ _WHOLE = "pytest tests/payee/test_platform.py::"
 
 MUTANTS = (
     Mutant(
+        "another currency than was shown",
+        _PAYMENTS,
+        "        if request.currency not in (None, own.currency):",
+        "        if request.currency not in (None, own.currency, request.currency):",
+        "who was shown 12.50 of one currency pays 12.50 of another",
+        _PAY + "test_what_the_payer_was_shown_is_the_currency_that_is_paid",
+    ),
+    Mutant(
         "paid before it is kept",
         _PAYMENTS,
         "            opened = await self._store.open_payment(name, self._opened(request, currency, kept))\n"
@@ -179,9 +187,9 @@ MUTANTS = (
     Mutant(
         "a log that quotes",
         _RECORDS,
-        "        content = self.open(identity, found.value)\n",
-        "        content = self.open(identity, found.value)\n"
-        '        __import__("structlog").get_logger("platform").info("paying", content=content.plaintext)\n',
+        "        record, found = await self._own(identity)\n        said = self._said(identity, record)\n",
+        "        record, found = await self._own(identity)\n        said = self._said(identity, record)\n"
+        '        __import__("structlog").get_logger("platform").info("paying", content=msgspec.json.encode(said))\n',
         "acquiring information stands in the log",
         _WHOLE + "test_what_a_record_says_is_nowhere_but_with_its_owner",
     ),

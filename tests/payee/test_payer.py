@@ -224,6 +224,7 @@ async def test_another_payment_than_was_asked_for(street: Street) -> None:
         {"payer": "user-e"},
         {"payee": "thief"},
         {"amount": AMOUNT + 1},
+        {"currency": "USD"},
         {"state": "DONE"},
     ]
     async with open_platform(street.doors["wallet-p"].url, token=TOKEN) as link:

@@ -13,9 +13,11 @@ from msgspec.structs import replace
 from consensus.ledger.errors import HansaError
 from services.accounts.port import Answer, Order
 from services.client.errors import Refused, Unreachable
-from services.payee.codes import CodeTerms
+from services.payee import emv
+from services.payee.codes import CodeTerms, make_code
+from services.payee.emv import make_field, make_template
 from services.payee.identity import identity_text
-from services.payee.interfaces import NoParams, PaymentsQuery, RecordPut, RemoveRecord
+from services.payee.interfaces import NoParams, Pay, PaymentsQuery, RecordPut, RemoveRecord
 from services.payee.payments import event_of
 from tests.contracts.domain.payees import identity
 from tests.payee.platform_world import ACQUIRING, HOUR_MS, MONEY, Owner, PlatformWorld, platform_world
@@ -128,6 +130,25 @@ async def test_the_record_in_force_is_paid_and_no_earlier_one(tmp_path: Path) ->
         assert (await owner.pay(world.order_code(), payee="shop")).state == "PAID"
 
 
+async def test_what_the_payer_was_shown_is_the_currency_that_is_paid(tmp_path: Path) -> None:
+    """The code names none, and the record has another one by now."""
+    async with shop(tmp_path) as (world, owner):
+        template = make_template("29", [make_field("00", "com.example"), make_field("01", "1")])
+        bare = emv.Payload.of([make_field("00", "01"), template, make_field("58", "CN")])
+        code = make_code(identity(0), chain_id=world.chain_id, into=bare).text
+        asked = Pay(code, "user-b", "merchant-m", 100, "o-1", "CNY")
+        await owner.add(replace(ACQUIRING, currency="USD"))
+        with pytest.raises(Refused) as caught:
+            await owner.platform.payments.pay(asked)
+        assert caught.value.code == "wrong_currency"
+        assert owner.platform.payments._store.payment_count == 0
+        await owner.add()
+        assert (await owner.platform.payments.pay(asked)).state == "PAID"
+        assert (await owner.platform.payments.pay(replace(asked, currency=None))).is_first is False
+        with pytest.raises(Refused):
+            await owner.platform.payments.pay(replace(asked, currency="USD"))
+
+
 async def test_an_order_has_one_set_of_terms(tmp_path: Path) -> None:
     async with shop(tmp_path) as (world, owner):
         await owner.pay(world.code(), amount=1_250, order="o-1")
@@ -182,7 +203,17 @@ async def test_two_platforms_of_one_account_system_pay_an_order_once(tmp_path: P
             await other.add()
             assert (await other.pay(world.order_code())).state == "PAID"  # the account system has paid it
             assert await refused(other, world.order_code(), payer="user-e") == "order_conflict"
-        assert paid(world) == 1_250
+            answers = []
+
+            async def one(order: str) -> None:
+                answers.append(await refused(other, world.code(), amount=1, order=order))
+
+            await owner.pay(world.code(), amount=2, order="o-1")
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(one, "o-1")
+            assert answers == ["order_conflict"] * 3  # who waited is told so as well
+        assert paid(world) == 1_252
 
 
 def away(orders: Sequence[Order]) -> None:
