@@ -12,7 +12,7 @@ import rich_click as click
 
 from cli.options import json_option, network_option, passphrase_option
 from cli.output import EXIT_REFUSED, Output, leave, panel
-from cli.payee_place import merchants_option, open_merchant, payload_of, store_of
+from cli.payee_place import merchants_option, open_merchant, payload_of, payment_code, store_of
 from cli.place import Place
 from cli.settle_place import Pattern, Price, money
 from consensus.ledger.errors import LocalError, PeerError
@@ -229,7 +229,7 @@ def read(image: Path, merchants_folder: Path | None, place: Place, output: Outpu
     """
     from services.payee.images import read_image
 
-    _show(read_image(image), merchants_folder, place, output)
+    _show(payment_code(read_image(image), image), merchants_folder, place, output)
 
 
 @code.command("show")

@@ -144,7 +144,8 @@ def show(merchant: str, merchants_folder: Path | None, place: Place, output: Out
 
     state, records = place.ask(read)
     if state is None:
-        raise Refused("unknown_merchant", f"the chain has no merchant {merchant[:40]}")
+        way = f": hansa payee merchant new {name} registers it" if name else ""
+        raise Refused("unknown_merchant", f"the chain has no merchant {merchant[:40]}{way}")
     rows: list[Json] = [
         {
             "platform": server,

@@ -284,8 +284,10 @@ def _explaining(door: Door) -> Iterator[None]:
         match error.code:
             case "platform_unreachable":
                 message = f"{door.server} does not answer ({error.message}): {HINT}"
-            case "environment_missing" | "environment_down" | "environment_refused":
+            case "environment_missing" | "environment_down":
                 message = f"no node has an environment ({EMULATED}) that answers: {error.message}; {HINT}"
+            case "environment_refused":
+                message = f"no node has an environment ({EMULATED}) that may answer: {error.message}"
             case _:
                 raise
         raise Unreachable(message, code=error.code) from None

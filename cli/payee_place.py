@@ -1,5 +1,6 @@
 """What the commands of payee codes share: merchants and their keys, codes as arguments, who carries transactions."""
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -11,7 +12,7 @@ import rich_click as click
 from cli.options import keys_option, passphrase_option
 from cli.output import Output, note_error_details
 from cli.place import Place, find_passphrase, network_folder
-from consensus.ledger.errors import LocalError
+from consensus.ledger.errors import LocalError, PeerError
 
 if TYPE_CHECKING:
     from consensus.ledger.transaction import Transaction
@@ -88,10 +89,25 @@ def payload_of(text: str) -> str:
     from services.payee.emv import text_of
     from services.payee.images import read_content, read_file
 
+    if not os.path.exists(text):  # whatever characters and however many
+        raise LocalError("bad_image", f"{text[:80]!r} is no file, and no payload: payloads begin with {PAYLOAD_START}")
     content = read_file(Path(text))
     if content.startswith(PAYLOAD_START.encode()):
         return text_of(content.rstrip(b"\r\n"))
-    return read_content(content, Path(text).name)
+    return payment_code(read_content(content, Path(text).name), Path(text))
+
+
+def payment_code(text: str, image: Path) -> str:
+    """Return the text of the code in an image, if it begins as payloads do.
+
+    Raises:
+        PeerError: ``bad_payload``.
+    """
+    from services.payee.emv import shown
+
+    if not text.startswith(PAYLOAD_START):
+        raise PeerError("bad_payload", f"the code in {image.name} is no payment code: {shown(text)}")
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,10 @@ def _record_options(function: C) -> C:
     options = [
         click.option("--merchant", metavar="NAME|IDENTITY", help="Whom the record is of."),
         click.option(
-            "--acquiring", metavar="FILE", type=file, help="JSON or TOML: account, name, currency, terminal, note."
+            "--acquiring",
+            metavar="FILE",
+            type=file,
+            help="JSON or TOML with account, name, currency; terminal and note may be left out.",
         ),
         click.option("--split", is_flag=True, help="Nobody opens it without the merchant's code: a split key."),
         click.option(

@@ -162,7 +162,9 @@ class PlatformChain:
             raise Refused("environment_withdrawn", f"environment {environment} is withdrawn")
         allowed = (await self._value(allowed_key(found.measurement), _Allowed, True)).value
         if allowed is None or allowed.status != ALLOWED:
-            raise Refused("unknown_measurement", f"what {environment} runs is not on the allow-list")
+            why = f"what {environment} runs is not on the allow-list"
+            way = f"the permission authority puts it there (allow_measurement {found.measurement.hex()})"
+            raise Refused("unknown_measurement", f"{why}: {way}")
         return found.exchange_key
 
     async def records_of(self, after: str, limit: int = RECORDS_PAGE_MAX) -> list[ListedRecord]:

@@ -223,7 +223,12 @@ def _signers(plan: Plan, names: Sequence[str]) -> dict[str, Signer]:
 
 async def _allow(client: Client, permission: Signer, measurement: bytes, done: list[str]) -> None:
     """Put the measurement on the allow-list, unless it was ever there: what was disallowed stays so."""
-    found = await client.query(CONTRACT, "allowed", {"start": measurement.hex(), "limit": 1})
+    try:
+        found = await client.query(CONTRACT, "allowed", {"start": measurement.hex(), "limit": 1})
+    except Refused as error:
+        if error.code != "unknown_contract":
+            raise
+        raise Refused(error.code, f"this chain began without the contract {CONTRACT}: begin another one") from None
     if [item.measurement for item in msgspec.convert(found, list[_Listed])] == [measurement]:
         return
     arguments: dict[str, Value] = {"measurement": measurement, "note": NOTE}

@@ -267,6 +267,7 @@ def check_merchant(net: Shop) -> None:
     assert fault(net.run("merchant", "show", IDENTITY), 1) == "unknown_merchant"
     refused = net.run("merchant", "new", "tea-house", "--as", "user-b", keys=True)
     assert "error not_allowed" in refused.stderr
+    assert "hansa payee merchant new tea-house registers it" in net.run("merchant", "show", "tea-house").stderr
     drawn = net.draw("merchant", "new", "tea-house", keys=True)  # goes on
     identity = net.ask("merchant", "list")["merchants"][0]["identity"]
     assert identity in drawn

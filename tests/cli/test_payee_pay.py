@@ -25,7 +25,7 @@ from services.payee.interfaces import Acquiring
 from services.payee.platform_config import PlatformFile
 from services.payee.wording import EMULATED
 from tests.cli.support import answer, fault, hansa
-from tests.contracts.domain.payees import identity
+from tests.contracts.domain.payees import MEASUREMENT, identity
 from tests.payee.paying import TOKEN, Street, make_street
 from tests.payee.platform_world import ACQUIRING, CONSORTIUM, MARKER, MONEY
 
@@ -120,6 +120,14 @@ def test_a_code_that_is_none(tmp_path: Path) -> None:
     assert fault(hansa("payee", "resolve", "--code", str(tmp_path / "none.png"), "--as", "wallet-p"), 2) == "bad_image"
     (tmp_path / "empty.png").write_bytes(b"")
     assert fault(hansa("payee", "pay", "--code", str(tmp_path / "empty.png"), "--as", "wallet-p"), 2) == "bad_image"
+    for text in ("hello", "x" * 5_000, ""):
+        neither = hansa("payee", "pay", "--code", text, "--as", "wallet-p")
+        assert fault(neither, 2) == "bad_image"
+        assert "is no file, and no payload" in neither.stderr
+    (tmp_path / "page.png").write_bytes(image_bytes("https://example.com/", "png"))
+    other = hansa("payee", "pay", "--code", str(tmp_path / "page.png"), "--as", "wallet-p")
+    assert fault(other, 1) == "bad_payload"
+    assert "the code in page.png is no payment code: 'https://example.com/'" in other.stderr
     assert fault(hansa("payee", "pay", "--code", "000201" + "1" * 10_000, "--as", "wallet-p"), 1) == "too_large"
 
 
@@ -299,6 +307,11 @@ async def test_programs_that_do_not_answer(terminal: Terminal) -> None:
     world = terminal.street.world
     code = ("--code", world.code(), "--as", "wallet-p", "--amount", "1")
     assert fault(await terminal.run("pay", "--code", world.code(), "--as", "wallet-x"), 2) == "unknown_platform"
+    await world.call("permission", "disallow_measurement", measurement=MEASUREMENT)
+    refused = await terminal.run("pay", *code)
+    assert fault(refused, 1) == "environment_refused"
+    assert "is not allowed" in refused.stderr
+    assert "hansa network up" not in refused.stderr, "it runs already"
     terminal.street.stop_environment()
     down = await terminal.run("pay", *code)
     assert fault(down, 1) == "environment_down"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from consensus.ledger.codec import Value
@@ -15,6 +16,7 @@ from consensus.ledger.keys import PrivateKey
 from consensus.ledger.payees import HEAD_AGE_MS_MAX
 from services.accounts.config import AccountsFile, accounts_settings
 from services.client.client import Client
+from services.client.errors import Refused
 from services.client.keystore import Signer
 from services.local.files import changed, read_service, replace_file, write_service
 from services.payee.enclave_config import EnclaveFile, enclave_settings
@@ -165,6 +167,17 @@ async def test_a_chain_that_stood_still_makes_a_block(tmp_path: Path, plan: Plan
         after = await client.state("payees/platform/wallet-p")
         assert after.verified.height > before.verified.height
         assert after.value == before.value
+
+
+async def test_a_chain_that_began_without_the_contract_is_said(tmp_path: Path, plan: Plan) -> None:
+    contracts = [one for one in CONSORTIUM.genesis.contracts if one.name != "payees"]
+    early = replace(CONSORTIUM, genesis=msgspec.structs.replace(CONSORTIUM.genesis, contracts=contracts))
+    node = SoloNode(tmp_path / "chain", early)
+    async with running(node), client_of(node, genesis=early.genesis) as client:
+        with pytest.raises(Refused, match="this chain began without the contract payees") as caught:
+            await set_up(client, plan)
+    assert caught.value.code == "unknown_contract"
+    assert not plan.services.exists()
 
 
 @pytest.mark.parametrize(
