@@ -39,7 +39,7 @@ PAYER = "user-b"
 """Who pays, and whose key has a query recorded, if nobody else is named."""
 HINT = "hansa network up --with payee starts the programs"
 WAIT_S_MAX = 600
-SPLIT = "split key: opens with the code and its platform's part"
+SPLIT = "split key: opens with its code"
 _PLATFORM = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _ORDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,24}", re.ASCII)
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
@@ -452,6 +452,7 @@ def record_fields(one: "Candidate") -> Json:
         record = SPLIT if one.split is not None else "not shown to others"
         return {"platform": f"{one.server}, record version {one.version}", "record": record}
     more = {"terminal": acquiring.terminal, "note": acquiring.note}
+    more["split key"] = "opened with a part in the code, one of the platform" if one.split is not None else ""
     return {
         "name": acquiring.name,
         "platform": f"{one.server}, record version {one.version}",

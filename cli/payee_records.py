@@ -95,7 +95,7 @@ def _put(
     place: Place,
 ) -> None:
     from services.payee.interfaces import DraftRecord, RecordPut
-    from services.payee.offers import checked, read_signed
+    from services.payee.offers import check_asked, checked, read_signed
 
     if signed is not None:
         if merchant or acquiring or offer or split or code:
@@ -113,8 +113,9 @@ def _put(
         opened = open_merchant(place, merchant, folder=merchants_folder, passphrase_file=passphrase_file)
     identity = _identity_of(place, merchant, merchants_folder)
     code_part = _code_part(place, identity, code, merchants_folder) if split else b""
-    draft = _draft(door, DraftRecord(identity, content, shareable, code_part), is_update=is_update)
-    checked(draft, opened.key_part if opened is not None else code_part)
+    wanted = DraftRecord(identity, content, shareable, code_part)
+    draft = _draft(door, wanted, is_update=is_update)
+    check_asked(draft, checked(draft, opened.key_part if opened is not None else code_part), wanted, door.server)
     if opened is None or offer is not None:
         _show_offer(output, draft, offer)
         return
@@ -386,5 +387,5 @@ def _row_text(row: "RecordRow") -> str:
     if row.is_removed:
         return "removed"
     if row.is_split:
-        return "split: opens with its code"
+        return "split key: opens with its code"
     return "does not open" if row.acquiring is None else f"{row.acquiring.account} {row.acquiring.currency}"

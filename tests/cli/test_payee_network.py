@@ -116,6 +116,27 @@ def test_up_again_changes_nothing_and_says_what_is_emulated(net: Commands) -> No
     assert EMULATED in net.draw("network", "status")
 
 
+def test_a_split_key_needs_the_code_and_the_platform(net: Commands) -> None:
+    net.ask("payee", "merchant", "new", "inn", "--split")
+    acquiring, image = net.folder / "inn.json", str(net.folder / "inn.png")
+    acquiring.write_text(json.dumps({"account": "shop", "name": "Inn Ember-Oriole", "currency": "CNY"}))
+    whom = ("--platform", "wallet-p", "--merchant", "inn", "--acquiring", str(acquiring))
+    net.ask("payee", "platform", "add", *whom, "--split")
+    identity = net.ask("payee", "code", "make", "--merchant", "inn", "--out", image)["identity"]
+    paid = net.ask("payee", "pay", "--code", image, "--as", "wallet-p", "--amount", "2")
+    assert (paid["state"], paid["payee"], paid["name"]) == ("PAID", "shop", "Inn Ember-Oriole")
+    strangers = ("--merchants", str(net.folder / "nobody"))
+    bare = net.ask("payee", "code", "make", "--merchant", identity, *strangers)["payload"]
+    assert net.refused("payee", "pay", "--code", bare, "--as", "wallet-p", "--amount", "2") == "key_part_missing"
+    target = net.ask("payee", "resolve", "--code", bare, "--as", "wallet-p")["target"]
+    assert (target["acquiring"], target["split"]) == (None, True)
+    (row,) = [
+        row for row in net.ask("payee", "platform", "records", "--platform", "wallet-p")["records"] if row["split"]
+    ]
+    assert (row["identity"], row["acquiring"]) == (identity, None)
+    assert net.refused("payee", "platform", "update", *whom) == "record_split"
+
+
 def test_the_same_code_works_with_a_platform_that_is_added_later(net: Commands, code: str) -> None:
     paid = net.ask("payee", "pay", "--code", code, "--as", "wallet-p", "--amount", "12.50", "--order", "o-1")
     assert (paid["state"], paid["payee"]) == ("PAID", "merchant-m")
@@ -133,6 +154,22 @@ def test_the_same_code_works_with_a_platform_that_is_added_later(net: Commands, 
     assert "simulated" in net.draw(
         "payee", "pay", "--code", code, "--as", "wallet-q", "--amount", "3", "--order", "o-2"
     )
+
+
+def test_a_split_key_needs_the_code_and_the_platform(net: Commands) -> None:
+    made = net.ask("payee", "merchant", "new", "latte", "--split")
+    acquiring = net.folder / "latte.json"
+    acquiring.write_text(json.dumps({"account": "issuer-d", "name": "Latte", "currency": "CNY"}))
+    whom = ("--platform", "wallet-p", "--merchant", "latte", "--acquiring", str(acquiring))
+    net.ask("payee", "platform", "add", *whom, "--split")
+    code, without = str(net.folder / "latte.png"), str(net.folder / "without.png")
+    net.ask("payee", "code", "make", "--merchant", "latte", "--out", code)
+    elsewhere = str(net.folder / "nowhere")
+    net.ask("payee", "code", "make", "--merchant", made["identity"], "--out", without, "--merchants", elsewhere)
+    pay = ("--as", "wallet-p", "--amount", "2")
+    paid = net.ask("payee", "pay", "--code", code, *pay)
+    assert (paid["state"], paid["payee"]) == ("PAID", "issuer-d")
+    assert net.refused("payee", "pay", "--code", without, *pay) == "key_part_missing"
 
 
 def test_a_killed_environment_is_told_and_started_again(net: Commands, code: str) -> None:

@@ -20,6 +20,7 @@ from tests.mutants import (
     table_payee_node,
     table_payee_platform,
     table_payee_setup,
+    table_payee_split,
     table_payees,
     table_rights,
     table_settlement,
@@ -65,4 +66,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_payee_node.MUTANTS,
     *table_payee_platform.MUTANTS,
     *table_payee_setup.MUTANTS,
+    *table_payee_split.MUTANTS,
 )

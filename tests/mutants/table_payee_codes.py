@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         "several spellings of a signature",
         _CODES,
-        "if len(half) != _HALF_BYTES or _half_text(half) != text:",
-        "if len(half) != _HALF_BYTES:",
+        "if len(found) != count or _text_of(found) != text:",
+        "if len(found) != count:",
         "one signed code has several texts",
         _CODES_TEST + "test_every_bit_of_a_dynamic_code_flipped_is_refused",
     ),
