@@ -6,11 +6,12 @@
     wallet's cannot · the other wallet comes later: the same print works with both · what a record says changes · codes
     for one order: paid once however often, tampered, expired · bad records are refused · candidates: names alone, and
     with the merchant's consent what is shareable · an environment dies, then both, then a node · a measurement is
-    struck off · a new key, kept from one environment, then given to it · a wallet parts from the merchant
+    struck off · a new key, kept from one environment, then given to it · a wallet parts from the merchant · a split key
 """
 
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -85,6 +86,7 @@ class Story:
         await self._distrust()
         await self._rotate()
         await self._part()
+        await self._split()
 
     # -- one code, many platforms ----------------------------------------------------------------------
 
@@ -256,10 +258,26 @@ class Story:
         await self._refused("a platform that parted", "no_platform", partial(self._look, Q, self._photo()))
         await self._pay(P, self._photo(), OTHER_PAYER, 800)
 
+    async def _split(self) -> None:
+        self._watch.say("a merchant with a split key: one part in the code, one at the platform")
+        merchant = await self._till.new_merchant(f"{self._run}-split", is_split=True)
+        await self._till.add(P, merchant, self._acquiring(LATER))
+        await self._pay(P, photograph(self._till.code(merchant).text), PAYER, 900)
+        without = self._till.code(replace(merchant, key_part=None)).text
+        pay = partial(self._till.pay, P, without, first=BANK, payer=PAYER, amount=900)
+        await self._refused("a code without its part of the key", "key_part_missing", pay)
+
     # -- what all acts do ------------------------------------------------------------------------------
 
     async def _add(self, server: str, account: str, *, is_shareable: bool = False) -> None:
-        """Add or update a platform's record; what stands in it besides the account is looked for everywhere later."""
+        """Add or update a platform's record of the merchant."""
+        acquiring = self._acquiring(account)
+        put = await self._till.add(server, self.merchant, acquiring, is_shareable=is_shareable)
+        self.standings[server] = Standing(account, put.version, put.epoch, "ACTIVE")
+        self.changes += 1
+
+    def _acquiring(self, account: str) -> Acquiring:
+        """Return how an account is paid; what stands there besides is looked for everywhere later."""
         mark = secrets.token_hex(8)
         acquiring = Acquiring(
             account=account,
@@ -268,10 +286,8 @@ class Story:
             terminal=f"T-{mark}",
             note=f"settled daily, contract {secrets.token_hex(8)}",
         )
-        put = await self._till.add(server, self.merchant, acquiring, is_shareable=is_shareable)
         self.secrets += [acquiring.name, acquiring.terminal, acquiring.note]
-        self.standings[server] = Standing(account, put.version, put.epoch, "ACTIVE")
-        self.changes += 1
+        return acquiring
 
     async def _look(self, server: str, payload: str) -> object:
         began = trio.current_time()

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from consensus.ledger.codec import Value
 from consensus.ledger.errors import InvariantError
-from consensus.ledger.payees import CONTRACT, Mode, commitment, merchant_key
+from consensus.ledger.payees import CONTRACT, Mode, merchant_key
 from services.accounts.link import AccountsLink, open_accounts
 from services.client.client import Client, open_client
 from services.client.keystore import Signer
@@ -48,6 +48,7 @@ from services.payee.interfaces import (
 )
 from services.payee.link import PlatformLink, open_platform
 from services.payee.merchants import Merchant, Merchants
+from services.payee.offers import checked
 from services.payee.payer import Looked, Payer, delegated_signer, read_payload
 from services.payee.resolver import QuerySigner, Resolver
 
@@ -93,9 +94,9 @@ class Till:
 
     # -- merchants -------------------------------------------------------------------------------------
 
-    async def new_merchant(self, name: str) -> Merchant:
-        """Make a merchant with a random identity and register it."""
-        merchant = self._merchants.make(name, self._consortium.passphrase)
+    async def new_merchant(self, name: str, *, is_split: bool = False) -> Merchant:
+        """Make a merchant with a random identity and register it; codes of one that is split have a part of a key."""
+        merchant = self._merchants.make(name, self._consortium.passphrase, is_split=is_split)
         await merchants.register(self.client, self.signer(CARRIER), merchant)
         self._merchants.note_registered(name)
         return merchant
@@ -113,6 +114,7 @@ class Till:
             CodeTerms(**terms),  # type: ignore[arg-type]
             chain_id=self.client.chain_id,
             key=key,
+            key_part=merchant.key_part,
         )
 
     # -- platforms -------------------------------------------------------------------------------------
@@ -125,10 +127,10 @@ class Till:
         Raises:
             InvariantError: the platform would have had something else signed.
         """
-        params = DraftRecord(identity_text(merchant.identity), acquiring, is_shareable)
+        params = DraftRecord(identity_text(merchant.identity), acquiring, is_shareable, merchant.key_part or b"")
         draft = await self._owners[server].call("draft_record", params, Draft)
-        if commitment(draft.salt, draft.plaintext) != draft.commitment or draft.server != server:
-            raise InvariantError(f"{server} commits to something else than it shows")
+        if checked(draft, merchant.key_part) != acquiring or draft.server != server:
+            raise InvariantError(f"{server} would have something else signed than was agreed on")
         signature = merchant.sign_content(
             self.client.chain_id, server, draft.version, draft.commitment, is_shareable=draft.is_shareable
         )

@@ -156,22 +156,6 @@ def test_the_same_code_works_with_a_platform_that_is_added_later(net: Commands, 
     )
 
 
-def test_a_split_key_needs_the_code_and_the_platform(net: Commands) -> None:
-    made = net.ask("payee", "merchant", "new", "latte", "--split")
-    acquiring = net.folder / "latte.json"
-    acquiring.write_text(json.dumps({"account": "issuer-d", "name": "Latte", "currency": "CNY"}))
-    whom = ("--platform", "wallet-p", "--merchant", "latte", "--acquiring", str(acquiring))
-    net.ask("payee", "platform", "add", *whom, "--split")
-    code, without = str(net.folder / "latte.png"), str(net.folder / "without.png")
-    net.ask("payee", "code", "make", "--merchant", "latte", "--out", code)
-    elsewhere = str(net.folder / "nowhere")
-    net.ask("payee", "code", "make", "--merchant", made["identity"], "--out", without, "--merchants", elsewhere)
-    pay = ("--as", "wallet-p", "--amount", "2")
-    paid = net.ask("payee", "pay", "--code", code, *pay)
-    assert (paid["state"], paid["payee"]) == ("PAID", "issuer-d")
-    assert net.refused("payee", "pay", "--code", without, *pay) == "key_part_missing"
-
-
 def test_a_killed_environment_is_told_and_started_again(net: Commands, code: str) -> None:
     trio.run(kill, net.program("bank-a-enclave"))
     alone = ("payee", "resolve", "--code", code, "--as", "wallet-p", "--node", "bank-a")
