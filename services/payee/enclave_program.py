@@ -101,7 +101,17 @@ def run(settings: EnclaveSettings) -> None:
             gc.collect()
             gc.freeze()
             listening.listen(BACKLOG)
-            trio.run(_serve, environment, head, listening, ready, walls)
+            try:
+                trio.run(_serve, environment, head, listening, ready, walls)
+            except BaseExceptionGroup as group:
+                raise _alone(group) from None
+
+
+def _alone(error: BaseException) -> BaseException:
+    """Return the one error in a group, which a nursery makes of it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def _serve(environment: Environment, head: HeadFile, listening: socket.socket, ready: int, walls: Walls) -> None:

@@ -179,6 +179,27 @@ def test_keys_and_the_highest_head_outlive_it(home: EnvironmentHome) -> None:
         assert served_in(home, home.resolution())
 
 
+_ON_A_FULL_DISK = """
+import resource
+import services.payee.enclave_program as program
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+program.main()
+"""
+
+
+def test_a_disk_that_fails_ends_it_with_a_word(home: EnvironmentHome) -> None:
+    home.skip_command()
+    with home.running():
+        home.trust(home.quote())
+    home.command = ("-c", _ON_A_FULL_DISK, home.settings())
+    with home.running() as process:
+        assert served_in(home, home.resolution())
+        assert process.wait(SECONDS_MAX) == 1
+    assert home.lines[-1]["event"] == "stopped"
+    assert home.lines[-1]["code"] in {"disk_failed", "disk_full"}
+    assert "Traceback" not in home.said
+
+
 def unsigned(quote: Quote) -> Quote:
     """Return a quote without what each one has anew."""
     return replace(quote, signature=bytes(64))
