@@ -71,8 +71,8 @@ def report_error(error: HansaError) -> int:
     if wants_json():
         print_json_error(error.code, message)
     else:
-        text = message if message != error.code else ""
-        click.echo(f"{click.style('error', fg='red', bold=True)} {error.code}{': ' if text else ''}{text}", err=True)
+        text = _shown(f"{error.code}: {message}" if message != error.code else error.code)
+        click.echo(f"{click.style('error', fg='red', bold=True)} {text}", err=True)
     return exit_code(error)
 
 
@@ -119,7 +119,7 @@ class Output:
     def progress(self, text: str) -> None:
         """Say on standard error what takes time; silent under ``--json``."""
         if not self.as_json:
-            click.echo(text, err=True)
+            click.echo(_shown(text), err=True)
 
 
 def console() -> "Console":
@@ -193,10 +193,12 @@ def _cell(value: object) -> "Text":
 
     if isinstance(value, Text):
         return value
-    # What others wrote must not steer the terminal.
-    return Text(
-        "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text_of(value))
-    )
+    return Text(_shown(text_of(value)))
+
+
+def _shown(text: str) -> str:
+    """Return a text as it may be shown: what others wrote must not steer the terminal."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def text_of(value: object) -> str:

@@ -24,6 +24,8 @@ IdentityText = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-hjkmnp-tv-z]{26}\Z")
 """An identity as codes and people write it: 16 bytes in Crockford's base32, lower case."""
 OrderId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,24}\Z")]
 """An order of a merchant, as it fits EMVCo's reference label (62-05)."""
+_SHOWN = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*\Z"
+"""Text of one line that is shown to people and steers no screen."""
 EnvironmentText = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z")]
 
 
@@ -42,10 +44,10 @@ class Acquiring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     """
 
     account: AccountId
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=_SHOWN)]
     currency: Currency
-    terminal: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    note: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    terminal: Annotated[str, msgspec.Meta(max_length=64, pattern=_SHOWN)] = ""
+    note: Annotated[str, msgspec.Meta(max_length=256, pattern=_SHOWN)] = ""
 
 
 class SplitAcquiring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):

@@ -15,7 +15,15 @@ from consensus.ledger.keys import SIGNATURE_BYTES
 from consensus.ledger.payees import SALT_BYTES, Server, commitment
 from services.local.files import replace_file
 from services.payee.identity import identity_of
-from services.payee.interfaces import PART_BYTES, Acquiring, Draft, IdentityText, PutRecord, SplitAcquiring
+from services.payee.interfaces import (
+    PART_BYTES,
+    Acquiring,
+    Draft,
+    DraftRecord,
+    IdentityText,
+    PutRecord,
+    SplitAcquiring,
+)
 from services.payee.split import decode_plaintext, open_split
 
 FILE_BYTES_MAX = 64 * 1024
@@ -66,6 +74,17 @@ def checked(draft: Draft, code_part: bytes | None = None) -> Acquiring:
     return open_split(
         said, code_part=code_part, part=draft.part, identity=identity_of(draft.identity), server=draft.server
     )
+
+
+def check_asked(draft: Draft, said: Acquiring, asked: DraftRecord, server: str) -> None:
+    """Check that a draft, which says this, is the one that was asked for; who signs it unseen signs no more than that.
+
+    Raises:
+        PeerError: ``bad_draft``.
+    """
+    wanted = (server, asked.identity, asked.acquiring, asked.is_shareable, bool(asked.code_part))
+    if (draft.server, draft.identity, said, draft.is_shareable, bool(draft.part)) != wanted:
+        raise PeerError("bad_draft", f"{server} has drafted something else than it was asked for")
 
 
 def write_offer(path: Path, draft: Draft) -> None:

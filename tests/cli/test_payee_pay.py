@@ -14,8 +14,10 @@ import structlog.testing
 import trio
 from click.testing import Result
 
+from cli.output import Output, report_error
 from cli.settle_accounts import SIMULATED
 from node.payees import PayeeDesk, Resolution
+from services.client.errors import Refused
 from services.client.keystore import KeyStore
 from services.local.files import write_service
 from services.payee.codes import make_code
@@ -322,3 +324,10 @@ async def test_programs_that_do_not_answer(terminal: Terminal) -> None:
     assert "hansa network up --with payee" in away.stderr
     assert world.bank.orders == []
     assert MARKER not in down.output + away.output
+
+
+def test_what_a_program_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    report_error(Refused("busy\x1b]0;", "gone\x1b[2J\nand\u202e more"))
+    Output(as_json=False).progress("to \x1b[31mthief")
+    expected = "error busy?]0;: gone?[2J and? more\nto ?[31mthief\n"
+    assert capsys.readouterr().err == expected.replace("?", "\N{REPLACEMENT CHARACTER}")

@@ -11,14 +11,16 @@ import msgspec
 import pytest
 import trio
 from click.testing import Result
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from services.client.keystore import KeyStore
 from services.local.files import write_service
 from services.payee.identity import identity_text
-from services.payee.interfaces import Pay
+from services.payee.interfaces import Draft, DraftRecord, Pay
 from services.payee.link import open_platform as open_link
 from services.payee.platform_config import PlatformFile
+from services.payee.records import RecordDesk
 from services.payee.wording import EMULATED
 from tests.cli.support import answer, fault, hansa
 from tests.contracts.domain.payees import identity
@@ -152,6 +154,26 @@ async def test_keys_and_payments(tmp_path: Path) -> None:
         assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (1, "unknown_environment")
 
 
+@pytest.mark.parametrize("lie", [{"account": "thief"}, {"is_shareable": True}, {"server": "wallet-q"}])
+async def test_a_platform_that_drafts_something_else_gets_no_signature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any]
+) -> None:
+    honest = RecordDesk.draft_record
+
+    async def lying(desk: RecordDesk, params: DraftRecord) -> Draft:
+        acquiring = replace(params.acquiring, account=lie.get("account", params.acquiring.account))
+        is_shareable = lie.get("is_shareable", params.is_shareable)
+        draft = await honest(desk, replace(params, acquiring=acquiring, is_shareable=is_shareable))
+        return replace(draft, server=lie.get("server", draft.server))
+
+    monkeypatch.setattr(RecordDesk, "draft_record", lying)
+    async with terminal(tmp_path) as at:
+        result = await at.run("add", "--merchant", "tea", "--acquiring", str(at.acquiring))
+        assert fault(result, 1) == "bad_draft"
+        assert MARKER not in result.output + result.stderr
+        assert (await at.ask("records"))["records"] == []
+
+
 async def test_what_is_wrong_is_said_in_one_line_without_content(tmp_path: Path) -> None:
     async with terminal(tmp_path) as at:
         wrong = at.folder / "wrong.json"
@@ -160,6 +182,9 @@ async def test_what_is_wrong_is_said_in_one_line_without_content(tmp_path: Path)
             b"{",
             b'{"account": "a", "name": "%s", "currency": "yuan"}' % MARKER.encode(),
             b'{"account": "%s !", "name": "b", "currency": "CNY"}' % MARKER.encode(),
+            b'{"account": "a", "name": "%s\\u001b[2J", "currency": "CNY"}' % MARKER.encode(),
+            b'{"account": "a", "name": "%s\\npaid", "currency": "CNY"}' % MARKER.encode(),
+            b'{"account": "a", "name": "b", "note": "%s\\u202e", "currency": "CNY"}' % MARKER.encode(),
             b"\xff",
         ):
             wrong.write_bytes(content)
