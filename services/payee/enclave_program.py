@@ -158,21 +158,24 @@ class Server:
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Serve one connection until its other end closes it or breaks a rule."""
+        # Whoever has gone, or takes nothing, ends its own connection and nothing else.
         async with stream:
-            if self._connections >= CONNECTIONS_MAX:
-                await _send(stream, told_codec.encode(Told("busy", f"{CONNECTIONS_MAX} are connected", b"")))
-                return
-            self._connections += 1
-            try:
-                frames = _Frames(stream)
-                while (ask := await frames.receive()) is not None:
-                    await _send(stream, self._tell(ask))
-            except _FrameError as error:
-                await _send(stream, told_codec.encode(Told("malformed", str(error), b"")))
-            except trio.BrokenResourceError:
-                return
-            finally:
-                self._connections -= 1
+            with suppress(trio.BrokenResourceError):
+                await self._converse(stream)
+
+    async def _converse(self, stream: trio.abc.Stream) -> None:
+        if self._connections >= CONNECTIONS_MAX:
+            await _send(stream, told_codec.encode(Told("busy", f"{CONNECTIONS_MAX} are connected", b"")))
+            return
+        self._connections += 1
+        try:
+            frames = _Frames(stream)
+            while (ask := await frames.receive()) is not None:
+                await _send(stream, self._tell(ask))
+        except _FrameError as error:
+            await _send(stream, told_codec.encode(Told("malformed", str(error), b"")))
+        finally:
+            self._connections -= 1
 
     def _tell(self, ask: bytes) -> bytes:
         """Answer one ask; a bug in it ends neither the environment nor says what it was about."""

@@ -235,9 +235,25 @@ MUTANTS = (
     Mutant(
         "an environment with room for everybody",
         _PROGRAM,
-        "            if self._connections >= CONNECTIONS_MAX:\n",
-        "            if False:\n",
+        "        if self._connections >= CONNECTIONS_MAX:\n",
+        "        if False:\n",
         "connections without number take its memory",
         f"{_SERVED}one_too_many_is_told_busy_and_has_a_place_later",
+    ),
+    Mutant(
+        "an environment that ends with who takes nothing",
+        _PROGRAM,
+        "            with suppress(trio.BrokenResourceError):\n                await self._converse(stream)\n",
+        "            await self._converse(stream)\n",
+        "one connection that sends a bad frame and never reads ends the environment for all",
+        f"{_SERVED}who_takes_no_answer_is_let_go",
+    ),
+    Mutant(
+        "first starts that make each their own secret",
+        _KEYS,
+        "            _lock(descriptor, folder)\n            # Only now",
+        "            # Only now",
+        "of two starts at once the later replaces the secret that the first one's keys are sealed under",
+        f"{_KEPT}of_two_first_starts_one_makes_the_keys",
     ),
 )

@@ -171,7 +171,8 @@ async def test_one_too_many_is_told_busy_and_has_a_place_later(connect: Connect,
     assert await nonce_of(again) == 99
 
 
-async def test_who_takes_no_answer_is_let_go(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("kind", ["an ask", "no ask", "one too many"])
+async def test_who_takes_no_answer_is_let_go(autojump_clock: MockClock, kind: str) -> None:
     class Deaf(trio.abc.Stream):
         """Sends asks and never takes what it is told."""
 
@@ -186,7 +187,7 @@ async def test_who_takes_no_answer_is_let_go(autojump_clock: MockClock) -> None:
 
         async def receive_some(self, max_bytes: int | None = None) -> bytes:
             await trio.lowlevel.checkpoint()
-            return quote_frame(1)
+            return quote_frame(1) if kind == "an ask" else b"\xff" * 4
 
         async def aclose(self) -> None:
             self.is_closed = True
@@ -194,7 +195,14 @@ async def test_who_takes_no_answer_is_let_go(autojump_clock: MockClock) -> None:
 
     deaf = Deaf()
     began = trio.current_time()
-    await Server(environment()).serve(deaf)
+    server = Server(environment())
+    async with trio.open_nursery() as nursery:
+        if kind == "one too many":
+            for _ in range(CONNECTIONS_MAX):
+                nursery.start_soon(server.serve, memory_stream_pair()[0])
+            await trio.testing.wait_all_tasks_blocked()
+        await server.serve(deaf)
+        nursery.cancel_scope.cancel()
     assert deaf.is_closed
     assert trio.current_time() - began == pytest.approx(FRAME_S_MAX)
 
