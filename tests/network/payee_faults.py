@@ -23,6 +23,7 @@ from services.demo.payee_till import Till, clock_ms, open_till
 from services.demo.settlement_facts import moved_so
 from services.payee.interfaces import Acquiring, Payment
 from services.payee.merchants import Merchant
+from tests.network.support import pass_time
 
 PROGRAMS = (P, Q, ACCOUNTS, BANK_ENVIRONMENT, ISSUER_ENVIRONMENT)
 PAYERS = ("user-b", "user-e")
@@ -50,7 +51,7 @@ class Faults:
             for number in range(orders):
                 nursery.start_soon(self._pay_from_all_sides, 100 + number)
             for _ in range(kills):
-                await trio.sleep(self.random.randrange(PAUSE_MS_MAX) / 1000)
+                await pass_time(self.random.randrange(PAUSE_MS_MAX))
                 await self._kill(self.random.choice((*PROGRAMS, BANK)))
 
     async def _pay_from_all_sides(self, amount: int) -> None:
