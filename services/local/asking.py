@@ -24,6 +24,8 @@ ANSWER_MS_MAX = 60_000
 CONNECTIONS_MAX = 32
 IDLE_S_MAX = 10
 """How long a connection is kept that nobody uses: less than the other side keeps it."""
+CODE_CHARACTERS_MAX, MESSAGE_CHARACTERS_MAX = 64, 1_000
+"""How much of a refusal is kept."""
 OK, SERVER_ERRORS = range(200, 300), 500
 """HTTP statuses: those of an answer, and the first that leaves open what was done."""
 
@@ -65,11 +67,12 @@ class ProgramLink:
             if status in OK:
                 return msgspec.json.decode(answer, type=kind)
             problem = msgspec.json.decode(answer, type=Failed).error
+            code, message = problem.code[:CODE_CHARACTERS_MAX], problem.message[:MESSAGE_CHARACTERS_MAX]
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise self.unreachable(f"answers {status}, and what nobody can read: {error}") from None
         if status >= SERVER_ERRORS:
-            raise self.unreachable(f"{problem.code}: {problem.message}")
-        raise Refused(problem.code, problem.message)
+            raise self.unreachable(f"{code}: {message}")
+        raise Refused(code, message)
 
     def unreachable(self, why: str) -> Unreachable:
         """Return the error of an answer that says nothing about what was done."""

@@ -234,10 +234,10 @@ class Delegate(Params, frozen=True):
 class Delegated(Result, frozen=True):
     """A delegation, see :class:`consensus.ledger.payees.Delegation`."""
 
-    server: str
+    server: EnvironmentText
     key: str
-    until_ms: int
-    signature: str
+    until_ms: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+    signature: Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{128}\Z")]
 
 
 class AskPart(Params, frozen=True):

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from consensus.ledger.errors import PeerError
 from consensus.ledger.payees import Delegation
 from services.local.asking import Program, ProgramLink, open_program
 from services.payee.identity import identity_text
@@ -29,11 +28,7 @@ class PlatformLink:
         given = await self._program.post("/delegations", Delegate(asked), Delegated)
         if given.key != asked:
             raise self._program.unreachable("lets another key sign than it was asked for")
-        try:
-            signature = bytes.fromhex(given.signature.removeprefix("0x"))
-        except ValueError:
-            raise PeerError("bad_answer", "a delegation's signature is no hex") from None
-        return Delegation(given.server, key, given.until_ms, signature)
+        return Delegation(given.server, key, given.until_ms, bytes.fromhex(given.signature.removeprefix("0x")))
 
     async def part(self, identity: bytes) -> bytes:
         """Return the platform's part of the split key of its record of a merchant."""

@@ -1,17 +1,20 @@
 """The payer's client against a real platform, node and environment, all in this process: from a code to a payment."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from msgspec.structs import replace as changed
 
 from consensus.ledger.errors import HansaError, LocalError, PeerError
+from consensus.ledger.keys import PrivateKey
 from consensus.ledger.payees import Delegation, Mode
 from node.payees import PayeeDesk
 from services.client.errors import Refused, Unreachable
+from services.local.asking import Program, ProgramLink
 from services.payee import payer as payer_module
 from services.payee.codes import CodeTerms
 from services.payee.emv import Payload
@@ -182,6 +185,37 @@ async def test_another_platforms_url(street: Street) -> None:
         with pytest.raises(Refused) as refused:
             await delegated_signer(link, "wallet-p")
         assert refused.value.code == "bad_token"
+
+
+KEY = PrivateKey.from_secret(7).public.compressed
+DELEGATED = {"server": "wallet-p", "key": f"0x{KEY.hex()}", "untilMs": 1, "signature": f"0x{'11' * 64}"}
+
+
+@pytest.mark.parametrize(
+    "lie", [{"untilMs": 2**80}, {"untilMs": -1}, {"signature": "0x11"}, {"server": "W" * 100_000}, {"key": "0x00"}]
+)
+async def test_a_delegation_that_is_none(lie: dict[str, Any]) -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={**DELEGATED, **lie})
+
+    with pytest.raises(Unreachable) as error:
+        await link_to(answer).delegate(KEY)
+    assert error.value.code == "platform_unreachable"
+
+
+async def test_a_refusal_has_a_bounded_text() -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(409, json={"error": {"code": "c" * 9_999, "message": "m" * 999_999}})
+
+    with pytest.raises(Refused) as error:
+        await link_to(answer).delegate(KEY)
+    assert (len(error.value.code), len(error.value.message)) == (64, 1_000)
+
+
+def link_to(answer: Callable[[httpx.Request], Awaitable[httpx.Response]]) -> PlatformLink:
+    """Return a link to what answers so."""
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return PlatformLink(ProgramLink(client, Program("http://127.0.0.1:1", "platform", "platform_unreachable")))
 
 
 async def test_an_environment_that_is_down(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
