@@ -49,6 +49,7 @@ ENVIRONMENT_FILE = "environment.toml"
 TOKEN_FILE = "token"
 NOTE = "code of the network on this machine, emulated"
 ACTIVE = "ACTIVE"
+OTHER_KEY = "other_key"
 PORT_MAX = 65_535
 
 
@@ -165,7 +166,8 @@ async def finish(client: Client, prepared: Prepared) -> list[str]:
     """Register environments, open accounts and begin epochs, once the programs run; return what was done, in words.
 
     Raises:
-        LocalError: ``wrong_measurement`` where an environment runs other code than is installed here.
+        LocalError: ``wrong_measurement`` where an environment runs other code than is installed here, ``other_key``
+            where a platform has lost its vault.
         Refused: the chain's; ``key_used`` where an environment was withdrawn and has no new keys.
         Unreachable: a program or every node is away.
     """
@@ -288,6 +290,9 @@ async def _begin(server: str, socket: Path, environments: list[str], done: list[
     """Have a platform begin its first epoch, or give the epoch's key to environments that lack it."""
     async with LocalLink(socket) as link:
         status = await link.call("status", NoParams(), PlatformStatus)
+        if status.trouble == OTHER_KEY:
+            way = f"hansa payee platform register --replace --platform {server}, and set up again"
+            raise LocalError(OTHER_KEY, f"the chain has another key of {server} than its vault, which is new: {way}")
         missing = [name for name in environments if name not in status.environments]
         if not status.epoch:
             await link.call("rotate", Rotate(environments), Rotated)
