@@ -67,6 +67,8 @@ def checked(draft: Draft, code_part: bytes | None = None) -> Acquiring:
         raise PeerError("bad_draft", "the draft holds no acquiring information") from None
     if not is_that or msgspec.json.encode(said) != draft.plaintext:
         raise PeerError("bad_draft", "the draft's commitment is not to what it shows")
+    if isinstance(said, SplitAcquiring) is not bool(draft.part):
+        raise PeerError("bad_draft", "the draft has a split key without the platform's part, or the part alone")
     if not isinstance(said, SplitAcquiring):
         return said
     if code_part is None:

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
-from consensus.ledger.errors import HansaError, PeerError
+from consensus.ledger.errors import HansaError, LocalError, PeerError
 from consensus.ledger.payees import Content, Mode, commitment
-from services.payee.codes import CodeTerms
+from services.payee.codes import CodeTerms, key_part_text
 from services.payee.identity import identity_text
 from services.payee.interfaces import (
+    CODE_PART_BYTES,
     Acquiring,
     AskPart,
     Draft,
@@ -28,6 +29,7 @@ from services.payee.interfaces import (
     Rotated,
     SplitAcquiring,
 )
+from services.payee.merchants import Merchants
 from services.payee.offers import checked, read_offer, write_offer
 from services.payee.payer import Payer, read_payload
 from services.payee.split import CHECK_BYTES, decode_plaintext, open_split, seal_split
@@ -36,6 +38,7 @@ from tests.payee.paying import make_street
 from tests.payee.platform_world import ACQUIRING, HOUR_MS, MARKER, Owner, PlatformWorld, platform_world
 from tests.payee.test_records import code_of, opened_by
 
+PASSPHRASE = b"long enough"
 CODE_PART, PART = bytes(range(16)), bytes(range(100, 132))
 WHERE: dict[str, Any] = {"identity": identity(0), "server": "wallet-p"}
 SEALED = seal_split(ACQUIRING, code_part=CODE_PART, part=PART, **WHERE)
@@ -198,7 +201,8 @@ async def test_the_merchant_sees_what_it_signs(tmp_path: Path) -> None:
             (draft, None, "key_part_missing"),
             (draft, bytes(16), "wrong_key_part"),
             (changed(draft, part=bytes(32)), CODE_PART, "wrong_key_part"),
-            (changed(draft, part=b""), CODE_PART, "wrong_key_part"),
+            (changed(draft, part=b""), CODE_PART, "bad_draft"),
+            (_lied(draft, msgspec.json.encode(ACQUIRING)), CODE_PART, "bad_draft"),
             (changed(draft, server="wallet-q"), CODE_PART, "wrong_key_part"),
             (_lied(draft, spaced), CODE_PART, "bad_draft"),
             (changed(draft, plaintext=msgspec.json.encode(SEALED)), CODE_PART, "bad_draft"),
@@ -220,6 +224,34 @@ async def test_what_does_not_fit(tmp_path: Path) -> None:
         assert (await owner.draft(full)).version == 1
         assert await code_of(owner.draft(full, code_part=CODE_PART)) == "too_large"
         assert await code_of(owner.draft(code_part=b"short")) == "bad_key"
+
+
+# -- a merchant's files ----------------------------------------------------------------------------------
+
+
+def test_a_merchant_has_its_part_from_the_beginning_or_never(tmp_path: Path) -> None:
+    store = Merchants(tmp_path / "merchants")
+    made = store.make("tea", PASSPHRASE, is_split=True)
+    assert made.key_part is not None
+    assert len(made.key_part) == CODE_PART_BYTES
+    assert store.make("tea", PASSPHRASE, is_split=True).key_part == made.key_part
+    assert store.make("inn", PASSPHRASE, is_split=True).key_part != made.key_part
+    assert store.make("bakery", PASSPHRASE).key_part is None
+    for name, is_split in (("tea", False), ("bakery", True)):
+        with pytest.raises(LocalError) as caught:
+            store.make(name, PASSPHRASE, is_split=is_split)
+        assert caught.value.code == "merchant_exists"
+    store.note_registered("tea")
+    store.next_key("tea", PASSPHRASE)
+    store.take_next("tea")
+    assert store.open("tea", PASSPHRASE).key_part == store.find("tea").key_part == made.key_part
+    assert key_part_text(made.key_part) not in repr(made) + repr(store.find("tea"))
+    path = store.folder / "tea.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(path.read_bytes().replace(key_part_text(made.key_part).encode(), b"short"))
+    with pytest.raises(LocalError) as caught:
+        store.find("tea")
+    assert caught.value.code == "bad_merchant"
 
 
 # -- a payer's client ------------------------------------------------------------------------------------
