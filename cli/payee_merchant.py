@@ -63,12 +63,13 @@ def new(
     else:
         network_file = network_folder(place.given) / "identities" / "passphrase"
         passphrase = new_passphrase(name, carrier.passphrase_file, network_file)
-    carrier.signer(place)  # before anything is made
+    account = carrier.signer(place)  # before anything is made
     made = store.make(name, passphrase, is_split=is_split)
     state, height = carrier.submit(
         place,
         output,
         lambda client, account, on_signed: merchants.register(client, account, made, on_signed=on_signed),
+        account,
     )
     if height is None and store.find(name).is_registered:
         message = f"{name} is registered, its identity is {identity_text(made.identity)}: choose another NAME"

@@ -122,8 +122,17 @@ class Carrier:
         """Open its key; errors as of ``Place.signer``."""
         return place.signer(self.name, self.keys, self.passphrase_file)
 
-    def submit(self, place: Place, output: Output, use: "Callable[[Client, Signer, OnSigned], Awaitable[T]]") -> T:
+    def submit(
+        self,
+        place: Place,
+        output: Output,
+        use: "Callable[[Client, Signer, OnSigned], Awaitable[T]]",
+        account: "Signer | None" = None,
+    ) -> T:
         """Run an errand on the chain, and say of the chain's refusals what they mean.
+
+        Args:
+            account: where its key was opened before; nobody types a passphrase twice.
 
         Raises:
             Refused: the chain's code.
@@ -131,14 +140,14 @@ class Carrier:
         """
         from services.client.errors import Refused
 
-        account = self.signer(place)
+        signer = account or self.signer(place)
 
         def on_signed(transaction: "Transaction") -> None:
             note_error_details(transactionId=f"0x{transaction.id.hex()}")
             output.progress(f"submitting 0x{transaction.id.hex()}")
 
         try:
-            return place.ask(lambda client: use(client, account, on_signed))
+            return place.ask(lambda client: use(client, signer, on_signed))
         except Refused as error:
             if error.code not in WHY:
                 raise

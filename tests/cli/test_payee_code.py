@@ -1,9 +1,12 @@
 """``hansa payee merchant`` and ``code``: what people type, what they see, and what they are told is wrong."""
 
 import json
+import os
+import pty
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -243,6 +246,39 @@ def test_a_key_needs_its_passphrase(shop: Shop) -> None:
     make = ("payee", "code", "make", "--merchant", "tea-house", "--sign", *shop.options)
     assert fault(hansa(*make, HANSA_PASSPHRASE="another one"), 2) == "wrong_passphrase"
     assert fault(hansa(*make, "--passphrase-file", "missing", HANSA_PASSPHRASE=PASSPHRASE), 2) == "bad_passphrase_file"
+
+
+def test_nobody_types_a_passphrase_twice(tmp_path: Path) -> None:
+    KeyStore(tmp_path / "keys").create("merchant-m", PASSPHRASE.encode(), CONSORTIUM.account_keys["merchant-m"])
+    (tmp_path / "genesis.json").write_bytes(CONSORTIUM.genesis.to_json())
+    where = [
+        "--network",
+        "none",
+        "--genesis",
+        "genesis.json",
+        "--node",
+        "http://127.0.0.1:1",
+        "--merchants",
+        "merchants",
+    ]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        variables = {name: value for name, value in os.environ.items() if name != "HANSA_PASSPHRASE"}
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "cli.main", "payee", "merchant", "new", "tea-house", "--keys", "keys", *where],
+            variables | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    asked = b""
+    with os.fdopen(terminal, "r+b", buffering=0) as screen, suppress(OSError):  # the terminal goes with who was in it
+        while part := screen.read(4_096):
+            asked += part
+            if part.endswith(b": "):
+                screen.write(f"{PASSPHRASE}\n".encode())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert b"node_unreachable" in asked
+    assert asked.count(b"New passphrase for tea-house") == asked.count(b"Passphrase of merchant-m") == 1
 
 
 # -- merchants, and signatures on a chain ----------------------------------------------------------------
