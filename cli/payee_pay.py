@@ -141,6 +141,7 @@ def resolve(
         return await session.look(read, mode, signer)
 
     looked, asked, recorded = _run(place, door, run)
+    _say_liars(looked, output)
     if proof is not None:
         _write(proof, shown_file(asked, looked.resolved))
     data = {
@@ -149,6 +150,7 @@ def resolve(
         "recordedHeight": recorded,
         "proof": None if proof is None else str(proof),
         "node": looked.resolved.node,
+        "liars": [*looked.resolved.liars],
     }
     output.show(data, lambda console: _draw_looked(console, looked, recorded, proof))
 
@@ -212,12 +214,19 @@ def pay(
         asked = session.payer.terms(looked, payer=payer, amount=amount, order=order)
         again = _again(code, server, payer, asked, place, url, token_file)
         note_error_details(order=asked.order, again=again)
+        _say_liars(looked, output)
         output.progress(f"order {asked.order}: {_asked_text(looked, asked)}")
         with _saying(again):
             return looked, await session.payer.pay(looked, asked, wait_ms=1_000 * timeout_s)
 
     looked, payment = _run(place, door, run)
     _show_payment(looked, payment, output)
+
+
+def _say_liars(looked: "Looked", output: Output) -> None:
+    """Name the nodes that answered falsely before an honest one was found."""
+    for liar in looked.resolved.liars:
+        output.progress(f"warning: {liar}")
 
 
 # -- asking ----------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@ A node hands the query to its environment and returns the answer with the states
 lead to the pinned genesis document: which platforms have a record, what each commits to, which environments are
 registered, which measurements are allowed. So the answer must be what the states say, opened: another payee does not
 fit the commitment, another record not the version, and that there is none is proven as well. A node that cannot answer
-is passed over; one that answers falsely is named in the error, and is not asked first again.
+is passed over; so is one that answers falsely, which is named and not asked first again.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -139,7 +139,7 @@ class Resolved:
 
     ``merchant_key`` is the merchant's proven key, ``is_consenting`` whether others' records may be shown. ``node`` is
     the URL of who answered; its ``environment`` is an emulation without hardware isolation. ``answer`` and ``states``
-    are the bytes that were checked.
+    are the bytes that were checked. ``liars`` says which nodes were asked before and answered falsely, and how.
     """
 
     identity: bytes
@@ -155,6 +155,7 @@ class Resolved:
     node: str
     answer: bytes = field(repr=False)
     states: bytes = field(repr=False)
+    liars: tuple[str, ...] = ()
 
     @property
     def target(self) -> Candidate | None:
@@ -231,7 +232,7 @@ class Resolver:
             Refused: ``unknown_identity`` and ``no_platform`` are proven; ``stale_answer`` where no node proves a head
                 of the last two minutes, or as new as one before; else what the nodes said.
             Unreachable: no node can be reached, or none's environment: ``environment_down``.
-            PeerError: ``bad_answer`` names a node whose answer is not what the chain says.
+            PeerError: ``bad_answer`` names a node whose answer is not what the chain says, where no other one answers.
         """
         failures: list[tuple[str, HansaError]] = []
         first = self._preferred
@@ -241,32 +242,23 @@ class Resolver:
             seen = self._height
             try:
                 told = await node.request("payee_resolve", {"query": asked.raw}, Told, timeout_ms=RESOLVE_MS_MAX)
+                code, resolved = self._check_untrusted(asked, told, url, seen)
             except (Unreachable, Refused) as error:
                 failures.append((url, error))
                 continue
             except PeerError as error:
-                if error.code != "wrong_chain":
-                    self._leave(index)
-                    raise
-                failures.append((url, error))
+                is_lie = error.code != "wrong_chain"
+                lie = PeerError("bad_answer", f"{url} answers falsely: {error.message}")
+                failures.append((url, lie if is_lie else error))
                 continue
-            try:
-                code, resolved = self._check_untrusted(asked, told, url, seen)
-            except Refused as error:
-                failures.append((url, error))
-                continue
-            except PeerError as error:
-                self._leave(index)
-                raise PeerError("bad_answer", f"{url} answers falsely: {error.message}") from None
             self._preferred = index
             if code:
                 raise Refused(code, _WORDS[code].format(server=asked.body.server))
-            return resolved
+            liars = tuple(error.message for _, error in failures if error.code == "bad_answer")
+            return replace(resolved, liars=liars)
+        # Whoever has lied is not asked first again.
+        self._preferred = (first + 1) % len(self._nodes)
         raise _told_best(failures)
-
-    def _leave(self, index: int) -> None:
-        """Begin with the next node from now on."""
-        self._preferred = (index + 1) % len(self._nodes)
 
     def _check_untrusted(self, asked: Asked, told: Told, url: str, seen: int) -> tuple[str, Resolved]:
         """Return what an answer says, with a code where there is nothing to show.
@@ -440,9 +432,11 @@ _WORDS = {
 
 
 def _told_best(failures: list[tuple[str, HansaError]]) -> HansaError:
-    """Return the failure that says most: what an environment refused, then why none answers."""
+    """Return the failure that says most: a lie, what an environment refused, then why none answers."""
 
     def rank(error: HansaError) -> int:
+        if error.code == "bad_answer":
+            return -1
         if error.code in _NO_ENVIRONMENT:
             return 3
         if isinstance(error, Refused):
@@ -450,7 +444,7 @@ def _told_best(failures: list[tuple[str, HansaError]]) -> HansaError:
         return 2
 
     url, best = min(failures, key=lambda failure: rank(failure[1]))
-    message = f"{url}: {best.message}"
+    message = best.message if best.code == "bad_answer" else f"{url}: {best.message}"
     others = ", ".join(f"{other} {error.code}" for other, error in failures if other != url)
     if others:
         message += f" (others: {others})"

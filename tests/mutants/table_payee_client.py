@@ -8,7 +8,7 @@ _CLI = "cli/payee_pay.py"
 _TRUE = "pytest tests/payee/test_resolver.py::"
 _PAID = "pytest tests/payee/test_payer.py::"
 _SAID = "pytest tests/cli/test_payee_pay.py::"
-_LIES = _TRUE + "test_a_lie_is_named_and_its_node_left"
+_LIES = _TRUE + "test_a_lie_is_named_and_the_next_node_asked"
 
 MUTANTS = (
     Mutant(
@@ -126,10 +126,10 @@ MUTANTS = (
     Mutant(
         "liar asked first again",
         _RESOLVER,
-        "        self._preferred = (index + 1) % len(self._nodes)",
-        "        self._preferred = index",
+        "        self._preferred = (first + 1) % len(self._nodes)",
+        "        self._preferred = first",
         "a client stays with a node that has lied to it",
-        _LIES,
+        _TRUE + "test_where_all_lie_another_node_is_first_the_next_time",
     ),
     Mutant(
         "environment's word is final",

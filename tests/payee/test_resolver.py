@@ -1,5 +1,6 @@
 """The client that resolves: what it takes for true, and each lie of a node or an environment that it sees through."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -276,17 +277,32 @@ LIES: dict[str, tuple[Lie, str]] = {
 
 
 @pytest.mark.parametrize("name", LIES)
-async def test_a_lie_is_named_and_its_node_left(name: str) -> None:
+async def test_a_lie_is_named_and_the_next_node_asked(name: str) -> None:
     world = shared_world()
     lie, why = LIES[name]
     liar, honest = Node(world, lie=lie), Node(world)
     resolver = resolver_of(world, liar, honest)
-    with pytest.raises(PeerError, match=f"^http://n0 answers falsely: .*{why}") as error:
-        await resolver.resolve(WHO)
-    assert error.value.code == "bad_answer"
-    assert not any(marker in str(error.value) for marker in ("thief", *MARKERS))
-    assert (await resolver.resolve(WHO)).node == "http://n1"
+    found = await resolver.resolve(WHO)
+    assert (found.node, found.target) == ("http://n1", (await resolver_of(world, honest).resolve(WHO)).target)
+    (named,) = found.liars
+    assert re.match(f"http://n0 answers falsely: .*{why}", named)
+    assert (await resolver.resolve(WHO)).liars == ()
     assert len(liar.asked) == 1, "it is not asked first again"
+    alone = Node(world, lie=lie)
+    with pytest.raises(PeerError, match=f"^http://n0 answers falsely: .*{why}") as error:
+        await resolver_of(world, alone).resolve(WHO)
+    assert error.value.code == "bad_answer"
+    assert not any(marker in text for text in (named, str(error.value)) for marker in ("thief", *MARKERS))
+
+
+async def test_where_all_lie_another_node_is_first_the_next_time() -> None:
+    world = shared_world()
+    lie, _ = LIES["another payee"]
+    first, second = Node(world, lie=lie), Node(world, lie=lie)
+    resolver = resolver_of(world, first, second)
+    assert await code_of(resolver) == "bad_answer"
+    first.lie = second.lie = None
+    assert (await resolver.resolve(WHO)).node == "http://n1"
 
 
 async def test_what_a_record_says_stands_in_no_text_about_it() -> None:
