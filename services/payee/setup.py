@@ -119,6 +119,10 @@ class _Listed(msgspec.Struct, frozen=True):
     measurement: bytes
 
 
+class _Wrapped(msgspec.Struct, frozen=True):
+    environment: str
+
+
 class _Environment(msgspec.Struct, frozen=True, rename="camel"):
     exchange_key: bytes
     signing_key: bytes
@@ -179,7 +183,7 @@ async def finish(client: Client, prepared: Prepared) -> list[str]:
     with single_errors():
         async with trio.open_nursery() as nursery:
             for server, socket in prepared.platforms.items():
-                nursery.start_soon(_begin, server, socket, names, done)
+                nursery.start_soon(begin, client, server, socket, names, done)
     return done
 
 
@@ -286,18 +290,24 @@ async def _environment(client: Client, name: str) -> _Environment | None:
     return msgspec.convert(found, _Environment)
 
 
-async def _begin(server: str, socket: Path, environments: list[str], done: list[str]) -> None:
-    """Have a platform begin its first epoch, or give the epoch's key to environments that lack it."""
+async def begin(client: Client, server: str, socket: Path, environments: list[str], done: list[str]) -> None:
+    """Have a platform begin its first epoch, or give the epoch's key to environments that have new keys since.
+
+    Whom a platform has left out of its epoch it does not trust, which is not for set-up to change.
+    """
     async with LocalLink(socket) as link:
         status = await link.call("status", NoParams(), PlatformStatus)
         if status.trouble == OTHER_KEY:
             way = f"hansa payee platform register --replace --platform {server}, and set up again"
             raise LocalError(OTHER_KEY, f"the chain has another key of {server} than its vault, which is new: {way}")
-        missing = [name for name in environments if name not in status.environments]
         if not status.epoch:
             await link.call("rotate", Rotate(environments), Rotated)
             done.append(f"platform {server}: epoch 1 for {', '.join(environments)}")
-        elif missing:
+            return
+        found = await client.query(CONTRACT, "wraps", {"server": server, "epoch": status.epoch})
+        given = [wrapped.environment for wrapped in msgspec.convert(found, list[_Wrapped])]
+        missing = [name for name in environments if name in given and name not in status.environments]
+        if missing:
             await link.call("trust", Trust(missing), PlatformStatus)
             done.append(f"platform {server}: epoch {status.epoch} for {', '.join(missing)} too")
 

@@ -21,10 +21,14 @@ from services.client.keystore import Signer
 from services.local.files import changed, read_service, replace_file, write_service
 from services.payee.enclave_config import EnclaveFile, enclave_settings
 from services.payee.enclave_keys import KEYS_FILE, open_sealed
+from services.payee.interfaces import NoParams, PlatformStatus, Rotate, Rotated
 from services.payee.measurement import measure
 from services.payee.platform_config import PlatformFile, platform_settings
-from services.payee.setup import ENVIRONMENT_FILE, Host, Plan, set_up, wake
+from services.payee.sealing import ExchangeKey
+from services.payee.setup import ENVIRONMENT_FILE, Host, Plan, begin, set_up, wake
 from tests.client.support import SoloNode, client_of, running
+from tests.contracts.domain.payees import MEASUREMENT
+from tests.payee.platform_house import house
 from tests.payee.platform_world import CONSORTIUM, QuietNode
 
 PASSPHRASE = b"correct horse"
@@ -167,6 +171,29 @@ async def test_a_chain_that_stood_still_makes_a_block(tmp_path: Path, plan: Plan
         after = await client.state("payees/platform/wallet-p")
         assert after.verified.height > before.verified.height
         assert after.value == before.value
+
+
+async def test_an_environment_that_a_platform_left_out_stays_out(tmp_path: Path) -> None:
+    """Run again, set-up gives keys anew to who has new ones, and to nobody else."""
+    async with house(tmp_path) as found:
+        done: list[str] = []
+        asked = (found.world.client, "wallet-p", found.settings.socket, ["bank-a", "issuer-c"], done)
+        await found.link.call("rotate", Rotate(["bank-a"]), Rotated)
+        await begin(*asked)
+        assert done == []
+        await found.world.call("bank-a", "withdraw_environment", name="bank-a")
+        await found.world.call(
+            "bank-a",
+            "register_environment",
+            name="bank-a",
+            exchange_key=ExchangeKey.generate().public,
+            signing_key=PrivateKey.generate().public.compressed,
+            measurement=MEASUREMENT,
+        )
+        await begin(*asked)
+        assert len(done) == 1
+        status = await found.link.call("status", NoParams(), PlatformStatus)
+        assert status.environments == ["bank-a"]
 
 
 async def test_a_chain_that_began_without_the_contract_is_said(tmp_path: Path, plan: Plan) -> None:
