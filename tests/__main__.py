@@ -10,8 +10,9 @@ import sys
 import tempfile
 
 PURE = (
-    *("tests/contracts", "tests/ledger", "tests/pbft", "tests/sim"),
+    *("tests/contracts", "tests/ledger", "tests/pbft", "tests/sim", "tests/fuzz/test_targets.py"),
     *(f"tests/settlement/test_{name}.py" for name in ("crashes", "decision", "histories")),
+    *(f"tests/payee/test_{name}.py" for name in ("codes", "emv", "images", "sealing")),
 )
 """Tests that depend on no clock."""
 LOWEST = 19
