@@ -14,6 +14,7 @@ import trio
 from msgspec.structs import replace
 
 from consensus.ledger.payees import AskResolve, Mode, Quote, Served, answer_codec, query_codec, query_hash
+from node.program import OWN_PACKAGES
 from services.payee.enclave_link import ask_quote, look_at
 from services.payee.enclave_walls import (
     FILTER,
@@ -129,8 +130,8 @@ _LISTING = f"""
 import atexit, sys
 import services.payee.enclave_program as program
 def show():
-    paths = [getattr(module, "__file__", None) or "" for module in sys.modules.values()]
-    print("\\nloaded", *sorted(path for path in paths if path.startswith({str(ROOT) + os.sep!r})), file=sys.stderr)
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in {OWN_PACKAGES!r}]
+    print("\\nloaded", *sorted(module.__file__ or "" for module in ours), file=sys.stderr)
 atexit.register(show)
 program.main()
 """
