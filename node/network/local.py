@@ -218,8 +218,10 @@ async def _wait_ready(homes: Sequence[NodeHome], timeout_ms: int) -> None:
         process = node_process(home)
         while await read_health(home.rpc) is None:
             if process.pid() is None:
-                why = f"{process.ending().words} (log: {home.log_file})"
-                raise LocalError("node_exited", f"{home.name} ended at its start: {why}")
+                ending = process.ending()
+                # Somebody may have taken its port after it was found free.
+                code = ending.code if ending.code == "port_in_use" else "node_exited"
+                raise LocalError(code, f"{home.name} ended at its start: {ending.words} (log: {home.log_file})")
             if process.state() is ProcessState.FROZEN:
                 raise LocalError("node_frozen", f"{home.name} is frozen (SIGSTOP): kill -CONT {process.pid()} wakes it")
             await trio.sleep(READY_POLL_S)

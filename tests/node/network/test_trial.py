@@ -50,7 +50,12 @@ async def test_an_error_in_the_block_ends_the_processes_and_the_folder(
 
 
 @pytest.mark.network
-async def test_ports_taken_meanwhile_are_left_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_seen_before", [True, False])
+async def test_ports_taken_meanwhile_are_left_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_seen_before: bool
+) -> None:
+    if not is_seen_before:  # they are taken between the check and the node's own attempt
+        monkeypatch.setattr(local, "check_port_free", lambda *port: None)
     with socket.socket() as taken:
         taken.bind((LOCAL_HOST, 0))
         taken.listen()
