@@ -29,8 +29,9 @@ _FORMAT_VERSION = b"\x01"
 class Purpose(StrEnum):
     """What a signature is for.
 
-    A key is for one group of purposes only: clients, votes, sessions, business events, business agreements
-    (from ``AGREEMENT`` to ``ANSWER``), private channels, payees: a merchant's, a platform's, an environment's.
+    A key is for one group of purposes only: clients (``TRANSACTION`` and those of streams), votes, sessions, business
+    events, business agreements (from ``AGREEMENT`` to ``ANSWER``), private channels, payees: a merchant's, a
+    platform's, an environment's.
     """
 
     TRANSACTION = "transaction"
@@ -55,6 +56,9 @@ class Purpose(StrEnum):
     PAYEE_QUERY = "payee-query"
     PAYEE_QUOTE = "payee-quote"
     PAYEE_ANSWER = "payee-answer"
+    STREAM_TERMS = "stream-terms"
+    STREAM_CLOSE = "stream-close"
+    STREAM_HELLO = "stream-hello"
 
 
 def signed_bytes(purpose: Purpose, chain_id: ChainId, payload: bytes) -> bytes:

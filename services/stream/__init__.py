@@ -1,0 +1,1 @@
+"""Payment streams: many payments between two parties, one upload to the chain."""
