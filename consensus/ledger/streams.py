@@ -48,9 +48,9 @@ class Mode(IntEnum):
 class Terms(Record, frozen=True):
     """What both agree on. Amounts in smallest units of ``unit``; 0 of an end condition: none.
 
-    ``number`` is the payer's own and makes the stream's id. ``price`` is of one metered unit (``what``). ``step_max`` is
-    the most by which ``due`` may rise from one iteration to the next, and so what either side can lose. ``credit`` is
-    what ``due`` may exceed ``deposit − fine`` by. ``validity_ms`` is how long an iteration is valid when it is made,
+    ``number`` is the payer's own and makes the stream's id. ``price`` is of one metered unit (``what``). ``step_max``
+    is the most by which ``due`` may rise from one iteration to the next, and so what either side can lose. ``credit``
+    is what ``due`` may exceed ``deposit − fine`` by. ``validity_ms`` is how long an iteration is valid when it is made,
     and ``margin_ms`` how long before its expiry the service party uploads it. ``window_ms`` counts ``uptime_ms`` and is
     at least ``validity_ms + margin_ms``, so that whatever cannot be settled expires, and can be claimed, before the
     deposit goes back. ``step_ms`` is how long either waits for the other's next step before it takes the stream for
@@ -85,8 +85,8 @@ class StreamRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """A stream as the state holds it: a map with camelCase keys under :func:`stream_key`.
 
     ``deposit`` is all that was ever put in, ``taken`` what went out of it to the service party as due, ``paid`` all
-    that the service party got as due, out of balance or deposit. ``settled_by`` is the transaction that settled (32 bytes),
-    empty before. ``withdraw_at_uptime_ms`` is 0 while nobody asked.
+    that the service party got as due, out of balance or deposit. ``settled_by`` is the transaction that settled (32
+    bytes), empty before. ``withdraw_at_uptime_ms`` is 0 while nobody asked.
     """
 
     payer: bytes
