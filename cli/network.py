@@ -97,7 +97,7 @@ def init(
 @click.option(
     "--with",
     "systems",
-    metavar="rights,agency,settlement,payee",
+    metavar="rights,agency,settlement,payee,stream",
     type=Systems(),
     multiple=True,
     help="Set these systems up and start their programs too.",
@@ -116,7 +116,7 @@ def up(
     A folder without a network is initialised first; --validators and --port-base count for that alone.
     Exit code 1, and a line that says why, when all run and yet too few vote or a validator casts no vote.
 
-    Example: hansa network up net --with rights,agency,settlement,payee
+    Example: hansa network up net --with rights,agency,settlement,payee,stream
     """
     import trio
 
@@ -152,7 +152,7 @@ def _start_system(made: "LocalNetwork", system: str, output: Output) -> None:
     """Set a system up on the running network and start its programs."""
     import trio
 
-    from cli import agency, payee_setup, rights, settle
+    from cli import agency, payee_setup, rights, settle, stream_setup
     from cli.place import Place
     from node.network.programs import find_programs, start
 
@@ -167,6 +167,8 @@ def _start_system(made: "LocalNetwork", system: str, output: Output) -> None:
         case "payee":
             prepared = payee_setup.prepare(place, output)
             then.append(lambda: payee_setup.finish(place, prepared, output))
+        case "stream":
+            stream_setup.prepare(place, output)
         case _:
             rights.prepare(place, rights.BUSINESS, output)
     programs = find_programs(made, system)

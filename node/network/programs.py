@@ -25,7 +25,7 @@ READY_FILE = "ready"
 PID_BYTES_MAX = 32
 PROGRAM_PORT_STEP = 200
 """Programs listen this far above a network's port base, on that port and those after it."""
-PROGRAM_PORTS = 7
+PROGRAM_PORTS = 9
 """How many ports the programs of a network take."""
 
 ENVIRONMENT = ("payee", "enclave", "serve")
@@ -60,9 +60,13 @@ SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
         "wallet-p": ("payee", "platform", "serve"),
         "wallet-q": ("payee", "platform", "serve"),
     },
+    "stream": {
+        "stream-service": ("stream", "service", "serve"),
+        "stream-watcher": ("stream", "watch", "serve"),
+    },
 }
 """The programs of each system in the order in which they start, with the commands that run them."""
-PATIENT = frozenset({"agency", "settlement", "payee"})
+PATIENT = frozenset({"agency", "settlement", "payee", "stream"})
 """Systems whose programs wait for each other by themselves, so that they start side by side."""
 
 

@@ -34,6 +34,8 @@ PROGRAMS = {
     "bridge": "settlement bridge",
     "environment": "environment",
     "platform": "platform",
+    "stream-service": "service party",
+    "stream-watcher": "watcher",
 }
 """All programs in words, by the ``program`` of their files: a folder that is another's is said to be so."""
 SERVICE_BYTES_MAX = 256 * 1024
