@@ -1,8 +1,17 @@
 """The borders of the streams' programs: how payer and service party are joined, and what stands at the meter."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from services.stream.wire import Said, Told
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a meter says: ``units`` in all; ``is_done`` once nothing more will be wanted of it."""
+
+    units: int
+    is_done: bool
 
 
 class Link(Protocol):
@@ -26,7 +35,7 @@ class Link(Protocol):
 class Meter(Protocol):
     """What supplies, and counts what it has supplied."""
 
-    async def read(self, stream: bytes, allowed_units: int) -> "Reading":
+    async def read(self, stream: bytes, allowed_units: int) -> Reading:
         """Allow this many units in all, and return what was supplied in all until now, which is never more.
 
         A stream's count never falls, also over restarts. Units are those of ``Terms.what``.
@@ -34,11 +43,5 @@ class Meter(Protocol):
         Raises:
             Unreachable: ``meter_unreachable``.
             PeerError: ``bad_meter``.
+            StorageError: ``disk_failed``, of a meter that counts here.
         """
-
-
-class Reading(Protocol):
-    """What a meter says: ``units`` in all; ``is_done`` once nothing more will be wanted of it."""
-
-    units: int
-    is_done: bool
