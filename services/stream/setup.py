@@ -16,9 +16,10 @@ from consensus.ledger.transaction import ATOMIC, make_call
 from services.client.client import Client
 from services.client.errors import Refused
 from services.client.keystore import Signer
-from services.local.files import SERVICE_FILE, ServiceFile, existing, write_service
+from services.local.files import SERVICE_FILE, ServiceFile, changed, existing, write_service
 from services.stream.config import WATCHER_SOCKET, WatcherFile
-from services.stream.service_config import SERVICE_SOCKET, StreamServiceFile
+from services.stream.service_config import StreamServiceFile
+from services.stream.service_interface import SERVICE_SOCKET
 
 SERVICE_PROGRAM, WATCHER_PROGRAM = "stream-service", "stream-watcher"
 """The folders of the programs."""
@@ -43,6 +44,7 @@ class Plan:
         genesis_file: the genesis document.
         nodes: RPC roots of the nodes.
         service_port, watcher_port: where the two listen on this machine.
+        changes: fields of the service party's file that get other values.
     """
 
     services: Path
@@ -52,6 +54,7 @@ class Plan:
     nodes: tuple[str, ...]
     service_port: int
     watcher_port: int
+    changes: tuple[tuple[str, object], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ async def _issue(client: Client, issuer: Signer, done: list[str]) -> None:
 
 def _service_file(home: Path, plan: Plan) -> StreamServiceFile:
     """Return what an operator wrote, else a service party that charges cars by a demo meter."""
-    return existing(home, StreamServiceFile) or StreamServiceFile(
+    file = existing(home, StreamServiceFile) or StreamServiceFile(
         listen=f"127.0.0.1:{plan.service_port}",
         genesis=os.path.relpath(plan.genesis_file, home),
         nodes=list(plan.nodes),
@@ -130,6 +133,7 @@ def _service_file(home: Path, plan: Plan) -> StreamServiceFile:
         account=SERVICE,
         unit=UNIT,
     )
+    return changed(home, file, dict(plan.changes))
 
 
 def _watcher_file(home: Path, plan: Plan) -> WatcherFile:
