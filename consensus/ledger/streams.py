@@ -193,7 +193,8 @@ def read_iteration_untrusted(
     due = arguments.get("due") if isinstance(arguments, dict) else None
     if not is_settle or body.mode != ATOMIC or not isinstance(due, int) or arguments != {"stream": stream, "due": due}:
         raise PeerError("bad_iteration", "it is not one call that settles this stream")
-    if not 0 < due <= AMOUNT_MAX:
+    # A bool is an int to Python and to ==, but not to the contract, where it would fail and use the number up.
+    if isinstance(due, bool) or not 0 < due <= AMOUNT_MAX:
         raise PeerError("bad_iteration", f"what is due is 1 to {AMOUNT_MAX}")
     if not transaction.signed_by(key):
         raise PeerError("bad_signature", "not signed by the stream's payer")

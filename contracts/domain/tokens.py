@@ -5,15 +5,19 @@ amount moves from one to the other and back, or out of the reserve to a payee. W
 reserved under a lien: it belongs to the holder, who can neither spend nor free it, until an agent lifts the lien since
 the price was paid, or gives the units back to the seller since it never will be.
 
+An *escrow* is an amount that left the balances: another contract holds it under a key of its own choice, and alone says
+whom it goes to. Only contracts put units there and pay them out, each those of its own.
+
 State, under ``tokens/``:
 
 - ``unit/UNIT`` = {issuer (20 bytes), decimals, description}
 - ``supply/UNIT`` = amount in existence
 - ``balance/UNIT/ADDRESS`` = [available, reserved]
 - ``reservation/UNIT/ADDRESS/KEY`` = amount still reserved; 0 once committed or released, so that a key serves once
+- ``escrow/UNIT/CONTRACT/KEY`` = amount that a contract holds under a key; none once all was paid out
 - ``lien/SELLER/EVENT`` = {unit, to, amount, agent, status}, kept for ever, so that an event of a seller serves once
 
-Invariants, for every unit: the sum of all available and reserved amounts is the supply; a holder's
+Invariants, for every unit: the sum of all available, reserved and escrowed amounts is the supply; a holder's
 reserved amount is the sum of its reservations and of the held liens on it; nothing is negative; the supply is at most
 2^63 − 1, so that no sum of balances overflows.
 
@@ -209,6 +213,44 @@ class Tokens(Contract):
         context.emit("given_back", unit=unit, seller=seller, to=to, amount=amount, event=event)
         return amount
 
+    @method
+    def escrow(self, context: Context, unit: UnitName, key: Name, amount: Amount) -> int:
+        """Move an amount, in smallest units, from the caller's available balance to what a contract holds under a key.
+
+        Only contracts call this; the amount is added to what is there; return how much that is now. Fails with
+        ``not_allowed``, ``unknown_unit`` or ``insufficient_funds``.
+        """
+        context.require(context.via != "", "not_allowed", "an escrow belongs to a contract")
+        balance_key = _balance_key(unit, context.caller)
+        available, reserved = _spendable(context, unit, balance_key, amount)
+        place = _escrow_key(unit, context.via, key)
+        held: int = (context.state.get(place) or 0) + amount
+        context.state.put(balance_key, [available - amount, reserved])
+        context.state.put(place, held)
+        context.emit("escrowed", unit=unit, holder=context.caller, contract=context.via, key=key, amount=amount)
+        return held
+
+    @method
+    def pay_escrow(self, context: Context, unit: UnitName, key: Name, to: AccountAddress, amount: Amount) -> int:
+        """Pay an amount, in smallest units, of what the calling contract holds under a key to an account.
+
+        Only the contract that holds it calls this; return how much is left. Fails with ``not_allowed``,
+        ``insufficient_escrow`` or ``unknown_account``.
+        """
+        context.require(context.via != "", "not_allowed", "an escrow belongs to a contract")
+        place = _escrow_key(unit, context.via, key)
+        held: int = context.state.get(place) or 0
+        context.require(held >= amount, "insufficient_escrow", f"{held} held, {amount} needed")
+        to_key = _balance_key(unit, to)
+        available, reserved = _recipient_balance(context, to_key, to)
+        context.state.put(to_key, [available + amount, reserved])
+        if held > amount:
+            context.state.put(place, held - amount)
+        else:
+            context.state.delete(place)
+        context.emit("escrow_paid", unit=unit, contract=context.via, key=key, to=to, amount=amount)
+        return held - amount
+
     @query
     def unit(self, context: Context, unit: UnitName) -> dict[str, Value]:
         """Return a unit's {unit, issuer, decimals, description, supply}. Fails with ``unknown_unit``."""
@@ -254,6 +296,28 @@ class Tokens(Contract):
         if amount is None:
             raise Revert("unknown_reservation")
         return amount
+
+    @query
+    def escrowed(self, context: Context, unit: UnitName, contract: Name, key: Name) -> int:
+        """Return what a contract holds under a key, in smallest units; 0 where it holds nothing."""
+        amount: int = context.state.get(_escrow_key(unit, contract, key)) or 0
+        return amount
+
+    @query
+    def escrows(
+        self,
+        context: Context,
+        unit: UnitName,
+        start: Annotated[str, msgspec.Meta(max_length=129)] = "",
+        limit: PageSize = 100,
+    ) -> list[Value]:
+        """Return up to ``limit`` escrows of a unit as {contract, key, amount}, from ``start`` = CONTRACT/KEY on."""
+        prefix = f"escrow/{unit}/"
+        page: list[Value] = []
+        for place, amount in context.state.scan(prefix, prefix + start, limit):
+            contract, key = place[len(prefix) :].split("/", 1)
+            page.append({"contract": contract, "key": key, "amount": amount})
+        return page
 
     @query
     def lien(self, context: Context, seller: AccountAddress, event: Name) -> dict[str, Value]:
@@ -337,6 +401,10 @@ def _close_reservation(context: Context, unit: str, key: str) -> int:
     context.state.put(reservation, 0)
     context.state.put(balance_key, [available, reserved - amount])
     return amount
+
+
+def _escrow_key(unit: str, contract: str, key: str) -> str:
+    return f"escrow/{unit}/{contract}/{key}"
 
 
 def _lien_key(seller: bytes, event: str) -> str:

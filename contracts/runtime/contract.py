@@ -23,11 +23,12 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
-from consensus.ledger.codec import Value
+from consensus.ledger.codec import Value, decode_untrusted
 from consensus.ledger.errors import PeerError, Revert
 from consensus.ledger.ids import ADDRESS_BYTES, ChainId, tagged_hash
 from consensus.ledger.keys import PublicKey, Purpose
 from consensus.ledger.merkle import ListProof, leaf_is_under
+from consensus.ledger.transaction import decode_transaction_untrusted
 from contracts.runtime.accounts import AccountRecord, account_key, decode_account
 from contracts.runtime.lanes import LaneRecord, load_lane
 from contracts.runtime.meter import (
@@ -104,6 +105,7 @@ class Host(Protocol):
     time_ms: int
     uptime_ms: int
     transaction_id: bytes
+    lane_name: bytes
     call_index: int
 
     def emit(self, contract: str, name: str, data: bytes) -> None:
@@ -184,7 +186,8 @@ class Context:
 
     ``caller`` is the address (20 bytes) of the transaction's sender, also in calls between contracts;
     ``via`` names the contract that called this one, and is empty for a call of the transaction itself.
-    ``time_ms`` and ``uptime_ms`` are the block's; ``call_index`` is the call's place in its transaction.
+    ``time_ms`` and ``uptime_ms`` are the block's; ``lane_name`` is the lane that the transaction stands in, empty for
+    the sender's main lane and for queries; ``call_index`` is the call's place in its transaction.
     """
 
     __slots__ = (
@@ -195,6 +198,7 @@ class Context:
         "caller",
         "chain_id",
         "height",
+        "lane_name",
         "state",
         "time_ms",
         "transaction_id",
@@ -213,6 +217,7 @@ class Context:
         self.time_ms = host.time_ms
         self.uptime_ms = host.uptime_ms
         self.transaction_id = host.transaction_id
+        self.lane_name = host.lane_name
         self.call_index = host.call_index
         self.state = State(host, contract, is_writable=is_writable)
 
@@ -299,6 +304,42 @@ class Context:
         except PeerError as error:
             raise Revert("bad_key", error.message) from None
         return key.verifies(signature, Purpose(purpose), ChainId(self.chain_id), payload)
+
+    def transaction(self, raw: bytes, public_key: bytes) -> dict[str, Any]:
+        """Read a transaction of this chain that is signed with a key (33 bytes), whether it was ever sent or not.
+
+        Returns {id (32 bytes), sender, lane, sequence, validUntilMs, mode, calls: [{contract, method, arguments}]}.
+
+        Raises:
+            Revert: ``bad_transaction`` for bytes that are none, of another chain, with arguments that are no canonical
+                value, or not signed so; ``bad_key``.
+        """
+        # Every byte can be a value of its own, read twice and walked through.
+        self._host.meter.charge(VERIFY_STEPS + len(raw))
+        try:
+            transaction = decode_transaction_untrusted(raw)
+            calls = [
+                {"contract": call.contract, "method": call.method, "arguments": decode_untrusted(call.arguments)}
+                for call in transaction.body.calls
+            ]
+        except PeerError as error:
+            raise Revert("bad_transaction", error.message) from None
+        body = transaction.body
+        self.require(body.chain_id == self.chain_id, "bad_transaction", "of another chain")
+        try:
+            key = PublicKey.load_untrusted(public_key)
+        except PeerError as error:
+            raise Revert("bad_key", error.message) from None
+        self.require(transaction.signed_by(key), "bad_transaction", "not signed with this key")
+        return {
+            "id": bytes(transaction.id),
+            "sender": body.sender,
+            "lane": body.lane,
+            "sequence": body.sequence,
+            "validUntilMs": body.valid_until_ms,
+            "mode": body.mode,
+            "calls": calls,
+        }
 
     def is_under(self, root: bytes, leaf: list[Value], index: int, count: int, path: list[bytes]) -> bool:
         """Tell whether a leaf, the canonical list of these values, stands at ``index`` of ``count`` under a root.

@@ -302,6 +302,7 @@ class BlockRun:
     def _session(self, transaction: Transaction) -> "Session":
         session = Session(self._executor, self._overlay, self._block, transaction.body.sender, self._contracts)
         session.transaction_id = transaction.id
+        session.lane_name = transaction.body.lane
         return session
 
     def _run_atomic(self, transaction: Transaction) -> Receipt:
@@ -385,6 +386,7 @@ class Session:
         self.time_ms = block.time_ms
         self.uptime_ms = block.uptime_ms
         self.transaction_id: bytes = ZERO_HASH
+        self.lane_name = b""
         self.call_index = 0
         self.events: list[Event] = []
         self._executor = executor
