@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agency": ("cli.agency:agency", "Agency sale: orders of a bank for an issuer's products, records, evidence."),
     "settle": ("cli.settle:settle", "Settlement: an asset and its payment move both, or neither."),
     "payee": ("cli.payee:payee", "One merchant code, many payment platforms: merchants, codes, paying."),
+    "stream": ("cli.stream:stream", "Payment streams: many payments between two parties, one upload."),
     "demo": ("cli.demo:demo", "The business stories on a network of their own."),
     "bench": ("cli.bench:bench", "The benchmarks."),
 }
