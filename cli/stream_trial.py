@@ -1,4 +1,4 @@
-"""A trial network with service party, watcher and payers on it: what the stream demo, its benchmark and tests run on."""
+"""A trial network with service party, watcher and payers: what the stream demo, its benchmark and tests run on."""
 
 import sys
 from collections.abc import AsyncIterator
