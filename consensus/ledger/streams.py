@@ -14,6 +14,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from consensus.ledger import ids
+from consensus.ledger.block import UPTIME_STEP_MS_MAX
 from consensus.ledger.codec import Record, RecordCodec, Value, decode_untrusted, encode
 from consensus.ledger.errors import PeerError
 from consensus.ledger.ids import ADDRESS_BYTES, ChainId, Hash, tagged_hash
@@ -24,6 +25,8 @@ CONTRACT: Final = "streams"
 AMOUNT_MAX = 10**15
 WINDOW_MS_MIN, WINDOW_MS_MAX = 60_000, 30 * 24 * 3_600 * 1_000
 """How long a payer waits for its deposit at the least and at the most, in ``uptime_ms``."""
+OUTAGE_MS: Final = UPTIME_STEP_MS_MAX
+"""What an outage of the chain, in which nobody can claim, counts of a window at the most."""
 ITERATION_BYTES_MAX = 1_024
 
 Address: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=ADDRESS_BYTES, max_length=ADDRESS_BYTES)]
@@ -52,8 +55,8 @@ class Terms(Record, frozen=True):
     is the most by which ``due`` may rise from one iteration to the next, and so what either side can lose. ``credit``
     is what ``due`` may exceed ``deposit − fine`` by. ``validity_ms`` is how long an iteration is valid when it is made,
     and ``margin_ms`` how long before its expiry the service party uploads it. ``window_ms`` counts ``uptime_ms`` and is
-    at least ``validity_ms + margin_ms``, so that whatever cannot be settled expires, and can be claimed, before the
-    deposit goes back. ``step_ms`` is how long either waits for the other's next step before it takes the stream for
+    at least ``validity_ms + margin_ms + OUTAGE_MS``, so that whatever cannot be settled expires, and can be claimed,
+    before the deposit goes back. ``step_ms`` is how long either waits for the other's next step before it takes the stream for
     ended.
     """
 
@@ -79,6 +82,18 @@ class Terms(Record, frozen=True):
 
 
 terms_codec: RecordCodec[Terms] = RecordCodec(Terms, bytes_max=1_024)
+
+
+def terms_fault(terms: Terms) -> str:
+    """Return why the contract would not open a stream on these terms, whoever signed them; empty where it would."""
+    if terms.payer == terms.service:
+        return "payer and service party are two accounts"
+    if terms.fine >= terms.deposit:
+        return "the fine is part of the deposit, and not all of it"
+    if terms.margin_ms >= terms.validity_ms:
+        return "an iteration is valid for longer than the margin"
+    least_ms = terms.validity_ms + terms.margin_ms + OUTAGE_MS
+    return f"the window is {least_ms} ms at least" if terms.window_ms < least_ms else ""
 
 
 class StreamRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):

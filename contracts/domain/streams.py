@@ -17,8 +17,8 @@ pays nothing and succeeds, so that no service party claims first to see a later 
 through another contract, ``settle`` is refused, so that the lane's record tells of every settlement.
 
 **The deposit goes back** by ``close``, to which both agree, or after a window of ``uptime_ms`` that begins when the
-payer asks. The window is longer than an iteration is valid: what cannot be settled expires before it ends, and is
-claimed. A closed stream never moves again, and its id never serves another.
+payer asks. The window is longer than an iteration is valid, by more than an outage counts: what cannot be settled
+expires before it ends, and is claimed. A closed stream never moves again, and its id never serves another.
 
 **Keys.** An iteration and the payer's consent to close are signed with the key that the payer's account had when it
 opened, whatever became of it; the service party's with the key in force.
@@ -41,6 +41,8 @@ from contracts.runtime.contract import AMOUNT_MAX, Amount, Context, Contract, Re
 
 OPEN, CLOSED = "OPEN", "CLOSED"
 ATOMIC = 0
+OUTAGE_MS = 60_000
+"""What an outage, in which nobody could claim, counts of ``uptime_ms`` at the most."""
 ITERATION_BYTES_MAX = 1_024
 
 Address = Annotated[bytes, msgspec.Meta(min_length=ADDRESS_BYTES, max_length=ADDRESS_BYTES, title="account")]
@@ -101,20 +103,23 @@ class Streams(Contract):
     ) -> bytes:
         """Open a stream on terms that the service party signed, put the deposit into escrow, return its id (32 bytes).
 
-        By the payer that the terms name. ``window_ms`` is at least ``validity_ms + margin_ms``, ``margin_ms`` less than
-        ``validity_ms``, ``fine`` less than ``deposit``. Fails with ``not_allowed``, ``same_account``, ``bad_terms``,
-        ``offer_expired``, ``stream_exists``, ``unknown_account``, ``bad_signature``,
+        By the payer that the terms name. ``window_ms`` is at least ``validity_ms + margin_ms`` and a minute, ``margin_ms``
+        less than ``validity_ms``, ``fine`` less than ``deposit``. Fails with ``not_allowed``, ``same_account``,
+        ``bad_terms``, ``offer_expired``, ``stream_exists``, ``lane_consumed``, ``unknown_account``, ``bad_signature``,
         ``unknown_unit`` or ``insufficient_funds``.
         """
         context.require(context.caller == payer, "not_allowed", "the terms name another payer")
         context.require(payer != service, "same_account", "payer and service party are two accounts")
         context.require(fine < deposit, "bad_terms", "the fine is part of the deposit, and not all of it")
         context.require(margin_ms < validity_ms, "bad_terms", "an iteration is valid for longer than the margin")
-        is_long = window_ms >= validity_ms + margin_ms
-        context.require(is_long, "bad_terms", "the window is at least as long as validity and margin")
+        least_ms = validity_ms + margin_ms + OUTAGE_MS
+        context.require(window_ms >= least_ms, "bad_terms", f"the window is {least_ms} ms at least")
         context.require(context.time_ms <= offer_until_ms, "offer_expired", f"it stood until {offer_until_ms}")
         stream = context.hash("stream", payer, service, number)
         context.require(context.state.get(_key(stream)) is None, "stream_exists", "the number has served its payer")
+        lane = _lane(context, stream)
+        is_free = context.lane_name != lane and context.lane(payer, lane) is None
+        context.require(is_free, "lane_consumed", "the number that the stream would settle with is used already")
         values: list[Value] = [payer, service, number, what, unit, deposit, fine, price, step_max, credit, mode]
         values += [count_max, amount_max, duration_ms_max, window_ms, validity_ms, margin_ms, step_ms, offer_until_ms]
         terms_hash = context.hash("stream-terms", *values)

@@ -102,7 +102,7 @@ class Streams(Door):
             count_max=0,
             amount_max=0,
             duration_ms_max=0,
-            window_ms=120_000,
+            window_ms=150_000,
             validity_ms=60_000,
             margin_ms=10_000,
             step_ms=5_000,
