@@ -177,6 +177,36 @@ def payee(merchants: int, clients: int, seconds: int, quick: bool, output: Outpu
     leave(main(open_network=payee_trial, sizes=sizes, as_json=output.as_json))
 
 
+@bench.command("stream")
+@click.option("--rows", metavar="A,B", default="", help="Of frames, http, alone, chain, opening; else all.")
+@click.option("--streams", metavar="N", type=Number(1, 10_000), default=100, show_default=True)
+@click.option(
+    "--connections",
+    metavar="N",
+    type=Number(1, 1_000),
+    default=100,
+    show_default=True,
+    help="WebSockets of row frames, among which the streams are shared out.",
+)
+@_seconds(8)
+@click.option("--openings", metavar="N", type=Number(50, 1_000_000), default=10_000, show_default=True)
+@click.option("--quick", is_flag=True, help="A few of everything: does it run?")
+@json_option
+def stream(rows: str, streams: int, connections: int, seconds: int, openings: int, quick: bool, output: Output) -> None:
+    """Measure payment streams: iterations stored durably a second, one alone, what the chain has to do for them.
+
+    By one process of a service party, over WebSockets and with one HTTP request each; 200 payments as one stream beside
+    200 transfers; the opening of the first and of the ten-thousandth stream. About two minutes. The money is simulated.
+
+    Example: hansa bench stream --rows frames,http
+    """
+    from bench.stream import QUICK, Sizes, main
+    from cli.stream_trial import stream_trial
+
+    sizes = QUICK if quick else Sizes(streams=streams, connections=connections, seconds=seconds, openings=openings)
+    leave(main(open_network=stream_trial, rows=_names(rows), sizes=sizes, as_json=output.as_json))
+
+
 @bench.command("charts")
 @click.option("--only", metavar="A,B", default="", help="Of batch, calls, latency, stages, keys, validators; else all.")
 @click.option("--out", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default="docs/charts")
