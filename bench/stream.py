@@ -41,7 +41,7 @@ from services.client.outcome import Outcome
 from services.client.tasks import single_errors
 from services.demo.stream_network import OpenStreamNetwork, ServiceDoor, StreamConsortium
 from services.local.link import LocalLink
-from services.stream.opening import open_stream, read_stream
+from services.stream.opening import read_stream
 from services.stream.service_interface import SERVICE_SOCKET, ServiceStatus
 from services.stream.setup import ISSUER, PAYER, SERVICE, UNIT
 
@@ -277,13 +277,13 @@ class StreamBench:
 
     async def _pay_as_stream(self, count: int) -> list[Outcome]:
         (agreed,) = await self._opener.offers(1, deposit=DEPOSIT, count_max=count)
-        opened = await open_stream(self._client, self._payer, agreed)
+        opened = await self._opener.open_offered(agreed)
         stream = self._opener.load_stream(agreed)
         await self._pay(stream, count)
         record = await self._settled(stream.id)
-        if record.paid != count * PRICE or opened.outcome is None:
+        if record.paid != count * PRICE:
             raise InvariantError(f"{record.paid} was settled of {count} payments of {PRICE}")
-        return [opened.outcome, (await self._client.outcome(record.settled_by)).check()]
+        return [opened, (await self._client.outcome(record.settled_by)).check()]
 
     async def _pay(self, stream: LoadStream, count: int) -> Stamps:
         """Pay so many times by one stream alone.

@@ -20,7 +20,7 @@ from services.client.keystore import Signer
 from services.client.lanes import Lanes
 from services.client.outcome import Outcome
 from services.client.tasks import single_errors
-from services.stream.opening import Agreed, ask_offer
+from services.stream.opening import Agreed, ask_offer, open_stream
 from services.stream.service_interface import OfferWanted
 
 OPENINGS_PER_TRANSACTION = 10
@@ -45,7 +45,8 @@ class Opener:
         self._parties = parties
         self._url = url
         self.opened = 0
-        """How many streams, and their numbers."""
+        """How many streams it has opened."""
+        self._number = 0
         self._height = 0
 
     async def offers(self, count: int, *, deposit: int, count_max: int = 0) -> list[Agreed]:
@@ -80,9 +81,19 @@ class Opener:
         """Return a payer's stream on these terms."""
         return LoadStream(agreed.terms, self._parties.payer.key, self._client.chain_id)
 
+    async def open_offered(self, agreed: Agreed) -> Outcome:
+        """Open one stream by its offer as payers do, and return its proven outcome."""
+        opened = await open_stream(self._client, self._parties.payer, agreed)
+        if opened.outcome is None:
+            raise InvariantError("a stream with a new number was there before")
+        self.opened += 1
+        return opened.outcome
+
     async def open_one(self, terms: Terms) -> Outcome:
         """Open one more stream on such terms, alone in its transaction, and return its proven outcome."""
-        return (await self._client.call_many(self._parties.payer, [self._signed_call(terms)])).check()
+        outcome = await self._client.call_many(self._parties.payer, [self._signed_call(terms)])
+        self.opened += 1
+        return outcome.check()
 
     async def open_many(self, terms: Terms, count: int) -> None:
         """Open so many more on such terms, many in a transaction; errors as :meth:`offered`."""
@@ -106,8 +117,8 @@ class Opener:
         return _open_call(own, key.sign(Purpose.STREAM_TERMS, chain_id, terms_hash(own)))
 
     def _next(self) -> int:
-        self.opened += 1
-        return self.opened
+        self._number += 1
+        return self._number
 
     async def _bring(self, calls: Sequence[Call]) -> None:
         starts = iter(range(0, len(calls), OPENINGS_PER_TRANSACTION))
@@ -133,6 +144,7 @@ class Opener:
         self._height = max(self._height, answer.height)
         if answer.failed_count:
             raise InvariantError(f"{answer.failed_count} openings failed at height {answer.height}")
+        self.opened += len(calls)
 
 
 def _open_call(terms: Terms, signature: bytes) -> Call:
