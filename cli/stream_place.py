@@ -54,7 +54,7 @@ def ends_of(terms: "Terms") -> str:
         ends.append(f"at {counted(terms.amount_max, terms.unit)}")
     if terms.duration_ms_max:
         ends.append(f"after {span(terms.duration_ms_max)}")
-    return " or ".join([*ends, "when either closes it"])
+    return " or ".join(ends or ["when either closes it"])
 
 
 def terms_fields(terms: "Terms", names: dict[bytes, str]) -> Json:
@@ -138,6 +138,20 @@ def one_of(digits: str, known: list[bytes], where: str) -> bytes:
             raise LocalError("unknown_stream", f"no stream that begins with 0x{digits} is known {where}")
         case _:
             raise LocalError("bad_id", f"{len(found)} streams begin with 0x{digits}: give more digits")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file for its owner alone, in one step.
+
+    Raises:
+        LocalError: ``bad_file``.
+    """
+    from services.local.files import replace_file
+
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise LocalError("bad_file", f"{path}: {error.strerror}") from None
 
 
 @contextmanager
