@@ -18,7 +18,7 @@ EVERY ?= 1
 STORE ?= embedded
 HISTORIES ?= 10000
 
-.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos rights-faults agency-faults settlement-faults settlement-histories payee-faults fuzz mutants bench lock clean
+.PHONY: help setup demo test quick lint up down sim sim-long kill-loop chaos rights-faults agency-faults settlement-faults settlement-histories payee-faults stream-faults fuzz mutants bench lock clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,9 @@ agency-faults: $(READY) ## everything of agency sale killed in the middle of pac
 
 payee-faults: $(READY) ## orders paid from all sides while everything of payee codes is killed: make payee-faults ROUNDS=10 SEED=1
 	$(BIN)/python -m tests.network.payee_faults --rounds $(ROUNDS) --seed $(SEED)
+
+stream-faults: $(READY) ## cars charged while payers, service party, watcher and a node are killed: make stream-faults ROUNDS=5 SEED=1
+	$(BIN)/python -m tests.network.stream_faults --rounds $(ROUNDS) --seed $(SEED)
 
 settlement-histories: $(READY) ## random histories of settlement: make settlement-histories HISTORIES=10000 FIRST_SEED=1
 	$(BIN)/python -m tests.settlement.histories --count $(HISTORIES) --seed $(FIRST_SEED)
