@@ -32,6 +32,20 @@ class Link(Protocol):
         """Wait for messages and return those that are there; errors as of :meth:`send`, and of bad bytes."""
 
 
+class Connection(Protocol):
+    """The service party's end of a :class:`Link`."""
+
+    async def send(self, messages: list[Told]) -> None:
+        """Bring messages over, in their order.
+
+        Raises:
+            Unreachable: ``payer_unreachable``: the connection is over.
+        """
+
+    async def receive(self) -> list[Said]:
+        """Wait for a frame and return its messages; errors as of :meth:`send`, and of bad bytes."""
+
+
 class Meter(Protocol):
     """What supplies, and counts what it has supplied."""
 
