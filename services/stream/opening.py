@@ -21,6 +21,7 @@ from consensus.ledger.streams import (
     read_record,
     stream_id,
     stream_key,
+    terms_fault,
     terms_hash,
 )
 from services.client.client import Client
@@ -131,12 +132,11 @@ def check_terms(terms: Terms, wanted: OfferWanted, accepted: Accepted, *, now_ms
         "unit": accepted.unit in ("", terms.unit),
         "price": terms.price <= accepted.price_max,
         "stepMax": terms.price <= terms.step_max <= accepted.step_max,
-        "windowMs": terms.validity_ms + terms.margin_ms <= terms.window_ms <= accepted.window_ms_max,
-        "marginMs": terms.margin_ms < terms.validity_ms,
-        "fine": terms.fine < terms.deposit,
-        "service": terms.service != terms.payer,
+        "windowMs": terms.window_ms <= accepted.window_ms_max,
     }
-    other += [name for name, holds in bounds.items() if not holds and name not in other]
+    other += [name for name, holds in bounds.items() if not holds]
+    if fault := terms_fault(terms):
+        other.append(fault)
     if other:
         raise PeerError("other_terms", f"the offer differs from what was wished and is accepted: {', '.join(other)}")
     if terms.offer_until_ms <= now_ms:

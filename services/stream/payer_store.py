@@ -1,0 +1,203 @@
+"""What a payer keeps of its streams: one SQLite file, readable while a stream is being paid, synced before anything is
+sent.
+
+Of each stream it holds what was agreed and how far was signed. A total that was signed is never followed by a lower
+one, whatever dies: a row is only ever replaced by one with at least its total. One process at a time pays a stream.
+Calls block for the time of a write.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from consensus.ledger.errors import InvariantError, LocalError, StorageError
+from services.local.sqlite import disk_error, sync_folder, typed_errors
+from services.stream.opening import Agreed
+from services.stream.payermachine import Owed
+
+FORMAT = 1
+STORE_FILE = "payer.db"
+STREAMS_PAGE_MAX = 1_000
+BUSY_S = 5.0
+"""How long another command's write is waited for."""
+_TABLES = (
+    """CREATE TABLE stream (id BLOB PRIMARY KEY, account TEXT NOT NULL, url TEXT NOT NULL, made_ms INTEGER NOT NULL,
+        signature BLOB NOT NULL, signed_due INTEGER NOT NULL, owed BLOB NOT NULL) WITHOUT ROWID""",
+    "CREATE INDEX stream_made ON stream (made_ms, id)",
+)
+
+
+class KeptStream(msgspec.Struct, frozen=True):
+    """A stream of a payer.
+
+    Args:
+        owed: what was agreed and how far it was signed.
+        signature: the service party's, of the terms.
+        account: the name of the key that pays.
+        url: where the service party is reached, "" where that is not known.
+        made_ms: when the payer took the offer, UTC.
+    """
+
+    owed: Owed
+    signature: bytes
+    account: str
+    url: str
+    made_ms: int
+
+    @property
+    def agreed(self) -> Agreed:
+        """What opens the stream."""
+        return Agreed(self.owed.terms, self.signature)
+
+
+class PayerStore:
+    """Opened by :func:`open_payer_store`; ``LocalError`` and ``StorageError`` as :mod:`services.local.sqlite`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        """Take over an open database."""
+        self._connection = connection
+        self._path = path
+        self._owed = msgspec.msgpack.Decoder(Owed)
+
+    def add(self, kept: KeptStream) -> None:
+        """Keep a new stream; what is known of one with this id stays, but for where it is reached."""
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO stream VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET url = excluded.url",
+                (
+                    bytes(kept.owed.stream),
+                    kept.account,
+                    kept.url,
+                    kept.made_ms,
+                    kept.signature,
+                    kept.owed.signed_due,
+                    msgspec.msgpack.encode(kept.owed),
+                ),
+            )
+
+    def keep(self, owed: Owed) -> None:
+        """Make durable how a stream stands now.
+
+        Raises:
+            InvariantError: less was signed by this than is known to be signed.
+        """
+        with self._writing() as connection:
+            changed = connection.execute(
+                "UPDATE stream SET signed_due = ?, owed = ? WHERE id = ? AND signed_due <= ?",
+                (owed.signed_due, msgspec.msgpack.encode(owed), bytes(owed.stream), owed.signed_due),
+            ).rowcount
+        if changed != 1:
+            raise InvariantError(f"stream {bytes(owed.stream).hex()} is not there, or more was signed than is kept now")
+
+    def remove(self, stream: bytes) -> None:
+        """Forget a stream that never came to be on the chain; nothing was signed in it."""
+        with self._writing() as connection:
+            connection.execute("DELETE FROM stream WHERE id = ? AND signed_due = 0", (bytes(stream),))
+
+    def stream(self, stream: bytes) -> KeptStream:
+        """Return one stream.
+
+        Raises:
+            LocalError: ``unknown_stream``.
+        """
+        rows = self._rows("SELECT owed, signature, account, url, made_ms FROM stream WHERE id = ?", (bytes(stream),))
+        if not rows:
+            raise LocalError("unknown_stream", f"{self._path} holds no stream 0x{stream.hex()}")
+        return self._kept(*rows[0])
+
+    def find(self, prefix: str) -> list[KeptStream]:
+        """Return up to ten streams whose ids begin with these hex digits, as people write them."""
+        query = "SELECT owed, signature, account, url, made_ms FROM stream WHERE hex(id) LIKE ? ORDER BY id LIMIT 10"
+        digits = prefix.lower().removeprefix("0x")
+        if not all(digit in "0123456789abcdef" for digit in digits):
+            return []
+        return [self._kept(*row) for row in self._rows(query, (digits.upper() + "%",))]
+
+    def streams(self, limit: int = STREAMS_PAGE_MAX) -> list[KeptStream]:
+        """Return the newest streams, the newest first."""
+        query = "SELECT owed, signature, account, url, made_ms FROM stream ORDER BY made_ms DESC, id LIMIT ?"
+        return [self._kept(*row) for row in self._rows(query, (limit,))]
+
+    def newest_number(self) -> int:
+        """Return the greatest number that any stream here has, -1 where there is none."""
+        return max((kept.owed.terms.number for kept in self.streams()), default=-1)
+
+    @contextmanager
+    def held(self, stream: bytes) -> Iterator[None]:
+        """Be the only one who signs for a stream, for the time of the block; the system lets go with the process.
+
+        Raises:
+            LocalError: ``stream_held``: another process pays it.
+        """
+        path = self._path.with_name(f"{stream.hex()}.lock")
+        with typed_errors(self._path):
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LocalError("stream_held", f"another process pays stream 0x{stream.hex()}") from None
+            except OSError as error:
+                raise disk_error(path.parent, error.errno, error.strerror or "") from None
+            yield
+        finally:
+            os.close(lock)
+
+    def _kept(self, owed: bytes, signature: bytes, account: str, url: str, made_ms: int) -> KeptStream:
+        try:
+            return KeptStream(self._owed.decode(owed), signature, account, url, made_ms)
+        except msgspec.MsgspecError as error:
+            raise StorageError("corrupted", f"{self._path}: {error}") from None
+
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[Any]:
+        with typed_errors(self._path):
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with typed_errors(self._path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def open_payer_store(folder: Path) -> Iterator[PayerStore]:
+    """Give the store of a folder, made where there is none; other processes may have it open too.
+
+    Raises:
+        StorageError: ``wrong_format`` and others.
+    """
+    path = folder / STORE_FILE
+    with typed_errors(path):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
+    try:
+        with typed_errors(path):
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version not in (0, FORMAT):
+                raise StorageError("wrong_format", f"{path} has format {version}, this is for {FORMAT}")
+            if version == 0:
+                for table in _TABLES:
+                    connection.execute(table)
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+            connection.execute("COMMIT")
+            sync_folder(folder)
+        yield PayerStore(connection, path)
+    finally:
+        connection.close()
