@@ -5,6 +5,7 @@ A meter of one's own answers ``GET /streams/STREAM?allowed=UNITS`` (the stream i
 The number never falls and is never above what was allowed, also after a restart. ``isDone``: nothing more is wanted.
 """
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,13 +19,15 @@ from consensus.ledger.errors import LocalError, PeerError, StorageError
 from services.client.errors import Refused
 from services.local.asking import Program, ProgramLink, open_program
 from services.local.files import replace_file
-from services.stream.charging import Pulse, charging_session
+from services.stream.charging import PULSES, Pulse, charging_session
 from services.stream.interfaces import Meter, Reading
 
 DEMO: Final = "demo"
 DEMO_SEED = 9
 DEMO_SPEED = 100
 """How many times faster than a real car the session goes: about 25 minutes in 15 seconds."""
+PULSES_MAX = 10_000
+_NUMBER: Final = re.compile("[0-9]{1,9}")
 ANSWER_MS_MAX = 5_000
 COUNT_BYTES_MAX = 256
 METERED_MAX = 4_096
@@ -71,10 +74,11 @@ class ChargingMeter:
         folder: Path,
         seed: int = DEMO_SEED,
         speed: int = DEMO_SPEED,
+        pulses: int = PULSES,
         now_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
     ) -> None:
         self._folder = folder
-        self._session = charging_session(seed)
+        self._session = charging_session(seed, pulses)
         self._speed = speed
         self._now_ms = now_ms
         self._counted: dict[bytes, tuple[int, int]] = {}
@@ -133,7 +137,7 @@ class ChargingMeter:
 
 @asynccontextmanager
 async def open_meter(text: str, folder: Path) -> AsyncIterator[Meter]:
-    """Give the meter that ``--meter`` names: ``demo``, ``demo:SEED``, ``demo:SEED:SPEED`` or an HTTP root.
+    """Give the meter that ``--meter`` names: an HTTP root, or ``demo[:SEED[:SPEED[:PULSES]]]``.
 
     ``folder`` is where the demo keeps its counts.
 
@@ -142,10 +146,13 @@ async def open_meter(text: str, folder: Path) -> AsyncIterator[Meter]:
     """
     name, *numbers = text.split(":")
     if name == DEMO:
-        if len(numbers) > 2 or not all(number.isascii() and number.isdigit() for number in numbers):
-            raise LocalError("bad_meter_name", f"{text} is neither a URL nor demo, demo:SEED or demo:SEED:SPEED")
-        seed, speed = (int(number) for number in [*numbers, *map(str, (DEMO_SEED, DEMO_SPEED)[len(numbers) :])])
-        yield ChargingMeter(folder, seed, speed)
+        defaults = (DEMO_SEED, DEMO_SPEED, PULSES)
+        if len(numbers) > len(defaults) or not all(_NUMBER.fullmatch(number) for number in numbers):
+            raise LocalError("bad_meter_name", f"{text} is neither a URL nor demo[:SEED[:SPEED[:PULSES]]]")
+        seed, speed, pulses = (*map(int, numbers), *defaults[len(numbers) :])
+        if not 0 < pulses <= PULSES_MAX:
+            raise LocalError("bad_meter_name", f"{text}: a session has 1 to {PULSES_MAX} pulses")
+        yield ChargingMeter(folder, seed, speed, pulses)
         return
     async with open_program(Program(text, "meter", "meter_unreachable"), answer_ms_max=ANSWER_MS_MAX) as link:
         yield HttpMeter(link)
