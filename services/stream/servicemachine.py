@@ -2,14 +2,15 @@
 
 Rules, so that whatever payer, network or disk do, it never has more than one step (``step_max``) unpaid:
 
-- **V1** Nothing is supplied before the chain's record of the stream was seen with these terms (R88), nor while the
-  chain has not been seen for half of the withdrawal window: a withdrawal could go unnoticed.
+- **V1** Nothing is supplied or taken before the chain's record of the stream was seen with these terms (R88), nor once
+  the chain has not been seen for so long that an iteration, made after a withdrawal that went unnoticed, might outlast
+  its window: ``window_ms`` less the validity, half a margin and an outage.
 - **V2** *Service first*: the meter is allowed what is stored and one step; *payment first*: what is stored. Both never
   more than deposit, fine, credit and the agreed amount let it be paid.
 - **V3** An iteration is good when its total is a multiple of the price, not above what was supplied (payment first: and
   one step), and it stays valid for the margin at least and the agreed validity at most (and half a margin, for clocks
-  that differ). A higher one replaces the last one; the same again is acknowledged again, and is a renewal when it is valid
-  for longer. A lower one is old news, late or repeated by whoever copied it: refused, without effect.
+  that differ). A higher one replaces the last one; the same again is acknowledged again, and is a renewal when
+  it is valid for longer. A lower one is old news, late or repeated by whoever copied it: refused, without effect.
 - **V4** ``Keep`` stands before all that depends on it: nothing is acknowledged, told or uploaded before it is durable.
 - **V5** The stream ends on an agreed end (count, amount, deposit, time, the meter is done) once what was supplied is
   paid and what was paid is supplied; on a close message; and at once on an anomaly: no iteration in ``step_ms`` though
@@ -27,7 +28,7 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 from msgspec.structs import replace
 
-from consensus.ledger.streams import Iteration, Mode, StreamRecord, Terms, terms_hash
+from consensus.ledger.streams import OUTAGE_MS, Iteration, Mode, StreamRecord, Terms, terms_hash
 from consensus.ledger.transaction import decode_transaction_untrusted
 from services.stream.ends import due_max, reached
 from services.stream.wire import Refused, Standing, Stored, Supplied, Told
@@ -154,6 +155,7 @@ class ServiceStream:
         self._is_busy = False
         self._close: CloseTogether | None = None
         self._paid: int | None = None
+        self._now_ms = 0
 
     @property
     def allowed_units(self) -> int:
@@ -176,8 +178,11 @@ class ServiceStream:
     def iterated(self, iteration: Iteration, now_ms: int) -> tuple[Effect, ...]:
         """Take an iteration that ``read_iteration_untrusted`` has checked for this stream and its pinned key."""
         kept, terms, due = self.kept, self.kept.terms, iteration.due
+        self._now_ms = now_ms
         if kept.status in COLLECTED + CLOSED:
             return self._refuse("stream_ended", "the stream has ended")
+        if self._is_blind:
+            return self._refuse("chain_unseen", "nothing is known of the chain now")
         if due < kept.due:
             return self._refuse("old_iteration", f"a total of {kept.due} is stored")
         ahead_ms_max = min(terms.validity_ms + terms.margin_ms // 2, ITERATION_AHEAD_MS_MAX)
@@ -252,13 +257,14 @@ class ServiceStream:
         """Take the stream's record and its lane's, None if never used, both as proven in the block of this time."""
         if record is None or record.terms_hash != self._terms_hash:
             return ()
+        kept, was_blind = self.kept, self._is_blind
         self._is_blind, self._seen_ms = False, None
         self._limit, self._paid = record.limit, record.paid
-        kept = self.kept
         if record.status == "CLOSED":
             is_paid = record.paid >= min(kept.due, kept.terms.price * kept.units)
             return self._pass_to(Status.CLOSED if is_paid else Status.LOST)
-        is_expired = time_ms > kept.valid_until_ms
+        # An idle chain's last block may be older than what has expired since.
+        is_expired = max(time_ms, self._now_ms) > kept.valid_until_ms
         effects: tuple[Effect, ...] = ()
         if kept.status == Status.STREAMING:
             reason = ""
@@ -269,7 +275,8 @@ class ServiceStream:
             elif kept.raw and is_expired:
                 reason = "expiry"
             if not reason:
-                return ()
+                self._turn_ms = None if was_blind else self._turn_ms
+                return (Tell(kept.standing()),) if was_blind else ()
             self._change(status=Status.ENDING, reason=reason)
             effects = Keep(), Tell(self.kept.standing())
         if self._is_busy:
@@ -280,7 +287,7 @@ class ServiceStream:
 
     def uploaded(self, outcome: Outcome, now_ms: int) -> tuple[Effect, ...]:
         """Take what became of the upload, claim or close; what is to be done next the chain says (V6)."""
-        self._is_busy = False
+        self._is_busy, self._now_ms = False, now_ms
         if self._close is not None and outcome != Outcome.UNKNOWN:
             self._close = None
             return self._collect() if outcome == Outcome.REFUSED and self.kept.raw else ()
@@ -289,16 +296,17 @@ class ServiceStream:
     def ticked(self, now_ms: int) -> tuple[Effect, ...]:
         """Look at the clock, ms UTC; several times in each ``step_ms`` and margin."""
         kept, terms = self.kept, self.kept.terms
+        self._now_ms = now_ms
         if kept.status != Status.STREAMING:
             return ()
         self._seen_ms = now_ms if self._seen_ms is None else self._seen_ms
         self._turn_ms = now_ms if self._turn_ms is None else self._turn_ms
-        if now_ms - self._seen_ms > terms.window_ms // 2:
+        if now_ms - self._seen_ms > terms.window_ms - terms.validity_ms - terms.margin_ms // 2 - OUTAGE_MS:
             self._is_blind = True
         if kept.raw and now_ms >= kept.valid_until_ms - terms.margin_ms:
             return self.end("expiry", now_ms)
         effects = self._end_if_reached(now_ms)
-        if not effects and self._is_payers_turn() and now_ms - self._turn_ms >= terms.step_ms:
+        if not effects and not self._is_blind and self._is_payers_turn() and now_ms - self._turn_ms >= terms.step_ms:
             return self.end(self._reached or "timeout", now_ms)
         return effects
 
