@@ -47,14 +47,15 @@ class StatusQuery(Params, frozen=True):
 
 
 class Tariff(Result, frozen=True):
-    """What a service party agrees to; see :class:`services.stream.service_config.ServiceFile`."""
+    """What a service party agrees to; see :class:`services.stream.service_config.StreamServiceFile`."""
 
     unit: str
     what: str
     price: int
     step_max: int
     deposit_min: int
-    fine_max: int
+    deposit_max: int
+    fine_min: int
     credit_max: int
     modes: list[str]
     window_ms: int
