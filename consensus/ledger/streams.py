@@ -56,8 +56,8 @@ class Terms(Record, frozen=True):
     is what ``due`` may exceed ``deposit − fine`` by. ``validity_ms`` is how long an iteration is valid when it is made,
     and ``margin_ms`` how long before its expiry the service party uploads it. ``window_ms`` counts ``uptime_ms`` and is
     at least ``validity_ms + margin_ms + OUTAGE_MS``, so that whatever cannot be settled expires, and can be claimed,
-    before the deposit goes back. ``step_ms`` is how long either waits for the other's next step before it takes the stream for
-    ended.
+    before the deposit goes back. ``step_ms`` is how long either waits for the other's next step before it takes the
+    stream for ended.
     """
 
     payer: Address

@@ -103,10 +103,10 @@ class Streams(Contract):
     ) -> bytes:
         """Open a stream on terms that the service party signed, put the deposit into escrow, return its id (32 bytes).
 
-        By the payer that the terms name. ``window_ms`` is at least ``validity_ms + margin_ms`` and a minute, ``margin_ms``
-        less than ``validity_ms``, ``fine`` less than ``deposit``. Fails with ``not_allowed``, ``same_account``,
-        ``bad_terms``, ``offer_expired``, ``stream_exists``, ``lane_consumed``, ``unknown_account``, ``bad_signature``,
-        ``unknown_unit`` or ``insufficient_funds``.
+        By the payer that the terms name. ``window_ms`` is at least ``validity_ms + margin_ms`` and a minute more,
+        ``margin_ms`` less than ``validity_ms``, ``fine`` less than ``deposit``. Fails with ``not_allowed``,
+        ``same_account``, ``bad_terms``, ``offer_expired``, ``stream_exists``, ``lane_consumed``, ``unknown_account``,
+        ``bad_signature``, ``unknown_unit`` or ``insufficient_funds``.
         """
         context.require(context.caller == payer, "not_allowed", "the terms name another payer")
         context.require(payer != service, "same_account", "payer and service party are two accounts")

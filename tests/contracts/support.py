@@ -126,24 +126,24 @@ class Chain:
         """Execute one transaction in a block of its own and return its receipts."""
         return self.block([self.transaction(sender, *calls, lane=lane, mode=mode)]).receipts
 
-    def call(self, sender: str, contract: str, method: str, **arguments: Value) -> Receipt:
+    def call(self, sender: str, contract: str, method: str, /, **arguments: Value) -> Receipt:
         """Execute one call in a block of its own and return its receipt."""
         return self.submit(sender, make_call(contract, method, arguments))[0]
 
-    def ok(self, sender: str, contract: str, method: str, **arguments: Value) -> Value:
+    def ok(self, sender: str, contract: str, method: str, /, **arguments: Value) -> Value:
         """Execute one call that must succeed and return its value."""
         receipt = self.call(sender, contract, method, **arguments)
         if receipt.status != OK:
             raise AssertionError(f"{contract}.{method} failed with {receipt.code}: {self.logs[-1:]}")
         return decode(receipt.values[0])
 
-    def fails(self, sender: str, contract: str, method: str, **arguments: Value) -> str:
+    def fails(self, sender: str, contract: str, method: str, /, **arguments: Value) -> str:
         """Execute one call that must fail and return its code."""
         receipt = self.call(sender, contract, method, **arguments)
         if receipt.status == OK:
             raise AssertionError(f"{contract}.{method} succeeded")
         return receipt.code
 
-    def query(self, contract: str, method: str, **arguments: Value) -> Value:
+    def query(self, contract: str, method: str, /, **arguments: Value) -> Value:
         """Return the answer of a query."""
         return self.executor.query(self.state, self.block_context(), contract, method, arguments)

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from consensus.ledger.codec import Value
-from consensus.ledger.ids import Hash
+from consensus.ledger.ids import Address, Hash
 from consensus.ledger.keys import PrivateKey, Purpose
 from consensus.ledger.receipt import OK, Receipt
 from consensus.ledger.streams import (
@@ -25,7 +25,7 @@ from consensus.ledger.transaction import Call, Transaction, make_call
 from contracts.runtime.execution import BlockContext
 from contracts.runtime.lanes import LaneRecord, load_lane
 from tests.contracts.domain.support import Door, shared_registry
-from tests.contracts.support import START_MS, Chain
+from tests.contracts.support import START_MS, Chain, make_registry
 
 UNIT = "FEN"
 FUNDS = 100_000
@@ -36,10 +36,18 @@ PARTIES = (PAYER, SERVICE, OTHER, "carol", "shop-2")
 
 @dataclass
 class StreamChain(Chain):
-    """A chain whose clock a test moves: ``uptime_ms`` may stand still while time passes, as on an idle network."""
+    """A chain whose clock a test moves; ``uptime_ms`` may stand still while time passes. Addresses outlive keys."""
 
     idle_ms: int = field(default=0)
     """How much of the time that passed did not count as uptime."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.addresses = {name: key.public.address for name, key in self.keys.items()}
+
+    def address(self, name: str) -> Address:
+        """Return the address of an account by name, whatever its key is by now."""
+        return self.addresses[name]
 
     def block_context(self) -> BlockContext:
         """Return the context of the next block."""
@@ -75,8 +83,8 @@ class StreamChain(Chain):
 class Streams(Door):
     """The contract on such a chain, and what its parties sign. Arguments are whole, for tests to change."""
 
-    def __init__(self) -> None:
-        chain = StreamChain(shared_registry())
+    def __init__(self, *extra: str) -> None:
+        chain = StreamChain(make_registry(*extra) if extra else shared_registry())
         super().__init__("streams", chain)
         self.chain: StreamChain = chain
         chain.ok("issuer", "tokens", "define", unit=UNIT, decimals=2)
@@ -165,6 +173,13 @@ class Streams(Door):
         amount = self.balance(name) - leave
         if amount > 0:
             self.chain.ok(name, "tokens", "transfer", **self.transfer(to, amount))
+
+    def rotate(self, name: str, number: int = 0) -> PrivateKey:
+        """Give an account a new key, and return the one it had."""
+        old, new = self.key(name), PrivateKey.from_secret(9_000 + number)
+        self.chain.ok(name, "membership", "rotate_key", new_public_key=new.public.compressed)
+        self.chain.keys[name] = new
+        return old
 
     # -- what there is ------------------------------------------------------------------------------------
 
