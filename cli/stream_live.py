@@ -81,6 +81,11 @@ class Table:
         self._drawn_s = 0.0
         self._live: Live | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether a terminal shows it."""
+        return self._live is not None
+
     def __enter__(self) -> Self:
         """Begin to draw."""
         if not self._output.as_json and sys.stdout.isatty():

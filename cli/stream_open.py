@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from services.client.client import Client
     from services.client.keystore import Signer
     from services.stream.opening import Agreed, Opened
-    from services.stream.payer_store import PayerStore
+    from services.stream.payer import Payer
     from services.stream.service_interface import Offer, OfferWanted
 
 Json = dict[str, Any]
@@ -186,6 +186,8 @@ def open_stream(service: str | None, offer_file: Path | None, purse: Purse, outp
     wish = Wish(**wishes)
     if offer_file is not None and (wish.deposit is not None or wish.ends):
         raise click.UsageError("--offer says all terms: leave --deposit and --end out")
+    from services.stream.payer import Payer
+
     signer = purse.signer("")
     url = service_url(purse.place, service)
     given = None if offer_file is None else _read_offer(offer_file)
@@ -195,7 +197,7 @@ def open_stream(service: str | None, offer_file: Path | None, purse: Purse, outp
             _, agreed = await _agree(client, url, signer, wish)
         else:
             agreed = await _check(client, given, wish)
-        return agreed, await _open(client, signer, agreed, url, store, output)
+        return agreed, await _open(Payer(client, signer, store), agreed, url, output)
 
     with purse.store() as store:
         agreed, opened = purse.place.ask(run)
@@ -264,24 +266,10 @@ def _accepted(wish: Wish) -> Any:
     return accepted if wish.step is None else replace(accepted, step_max=wish.step)
 
 
-async def _open(
-    client: "Client", signer: "Signer", agreed: "Agreed", url: str, store: "PayerStore", output: Output
-) -> "Opened":
-    """Keep what was agreed, then open the stream; what the chain refuses is forgotten again."""
-    from services.client.errors import Refused
-    from services.stream import opening
-    from services.stream.payer_store import KeptStream
-    from services.stream.payermachine import Owed
-
-    stream = bytes(agreed.stream)
-    note_error_details(stream=f"0x{stream.hex()}")
-    store.add(KeptStream(Owed(stream, agreed.terms), agreed.signature, signer.name, url, _now_ms()))
-    output.progress(f"opening stream 0x{stream.hex()}")
-    try:
-        return await opening.open_stream(client, signer, agreed)
-    except Refused:
-        store.remove(stream)
-        raise
+async def _open(payer: "Payer", agreed: "Agreed", url: str, output: Output) -> "Opened":
+    note_error_details(stream=f"0x{agreed.stream.hex()}")
+    output.progress(f"opening stream 0x{agreed.stream.hex()}")
+    return await payer.open(agreed, url=url)
 
 
 def _read_offer(path: Path) -> "Offer":

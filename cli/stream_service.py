@@ -290,7 +290,7 @@ def _draw_status(console: "Console", found: "ServiceStatus") -> None:
         "price": f"{counted(tariff.price, tariff.unit)} for {tariff.what}",
         "a step": f"{counted(tariff.step_max, tariff.unit)} at the most, within {span(tariff.step_ms)}",
         "deposit from": counted(tariff.deposit_min, tariff.unit),
-        "fine up to": counted(tariff.fine_max, tariff.unit),
+        "fine from": counted(tariff.fine_min, tariff.unit),
         "modes": tariff.modes,
         "window": span(tariff.window_ms),
         "streams": ", ".join(f"{count:,} {status}" for status, count in found.counts.items() if count) or "none",
