@@ -153,7 +153,7 @@ async def test_what_cannot_be_kept_is_not_supplied(tmp_path: Path) -> None:
         await ChargingMeter(broken, speed=0).read(STREAM, 100)
 
 
-@pytest.mark.parametrize("text", ["demo:", "demo:x", "demo:1:2:3", "demo:-1", "demo:²", "demo:1:"])
+@pytest.mark.parametrize("text", ["demo:", "demo:x", "demo:1:2:3:4", "demo:1:2:0", "demo:-1", "demo:²", "demo:1:"])
 async def test_a_demo_is_named_by_seed_and_speed(tmp_path: Path, text: str) -> None:
     with pytest.raises(LocalError) as caught:
         async with open_meter(text, tmp_path):
