@@ -15,6 +15,7 @@ from cli.stream_place import MODES, counted, ends_of, short
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
+    from rich.text import Text
 
     from consensus.ledger.streams import Terms
 
@@ -144,7 +145,7 @@ class Table:
         lines.append(Text(f"  {seen.note or self._pace()}", style="yellow" if seen.note else "dim"))
         return Group(*lines)
 
-    def _row(self, row: _Row) -> "RenderableType":
+    def _row(self, row: _Row) -> "Text":
         from rich.text import Text
 
         stored = "…" if row.stored_s is None else f"✓ {1_000 * (row.stored_s - row.at_s):.0f} ms"
@@ -158,7 +159,7 @@ class Table:
         )
         return Text(_COLUMNS.format(*cells), style=style, no_wrap=True)
 
-    def _bar(self) -> "RenderableType":
+    def _bar(self) -> "Text":
         from rich.text import Text
 
         seen, terms = self._seen, self._terms

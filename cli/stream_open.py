@@ -1,7 +1,6 @@
 """``hansa stream offer`` and ``open``: terms that a service party signs, and the stream that a payer opens by them."""
 
 import re
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from services.client.client import Client
     from services.client.keystore import Signer
     from services.stream.opening import Agreed, Opened
-    from services.stream.payer import Payer
     from services.stream.service_interface import Offer, OfferWanted
 
 Json = dict[str, Any]
@@ -103,8 +101,8 @@ class Wish:
     step: int | None
     number: int | None
 
-    def wanted(self, payer: bytes) -> "OfferWanted":
-        """Return what the service party is asked for.
+    def wanted(self, payer: bytes, next_number: int) -> "OfferWanted":
+        """Return what the service party is asked for, with the next number unless one was said.
 
         Raises:
             UsageError: no deposit, or two ends of a kind.
@@ -116,10 +114,9 @@ class Wish:
         if len({name for name, _ in self.ends}) != len(self.ends):
             raise click.UsageError("--end: each of count, amount and time once")
         fine = self.deposit // FINE_SHARE if self.fine is None else self.fine
-        number = time.time_ns() // 1_000_000 * 1_000 + secrets.randbelow(1_000) if self.number is None else self.number
         return OfferWanted(
             payer=f"0x{payer.hex()}",
-            number=number,
+            number=next_number if self.number is None else self.number,
             deposit=self.deposit,
             fine=fine,
             credit=self.credit,
@@ -149,9 +146,14 @@ def offer(service: str | None, out: Path, purse: Purse, output: Output, **wishes
     """
     import msgspec
 
+    from services.stream.payer import Payer
+
     signer = purse.signer("")
     url = service_url(purse.place, service)
-    given, agreed = purse.place.ask(lambda client: _agree(client, url, signer, Wish(**wishes)))
+    with purse.store() as store:
+        given, agreed = purse.place.ask(
+            lambda client: _agree(client, url, signer, Wish(**wishes), Payer(client, signer, store).next_number())
+        )
     write_file(out, msgspec.json.format(msgspec.json.encode(given), indent=2) + b"\n")
     shown = terms_fields(agreed.terms, names_of(purse.place)) | {
         "stands until": f"{utc_text(agreed.terms.offer_until_ms)} UTC",
@@ -193,11 +195,14 @@ def open_stream(service: str | None, offer_file: Path | None, purse: Purse, outp
     given = None if offer_file is None else _read_offer(offer_file)
 
     async def run(client: "Client") -> "tuple[Agreed, Opened]":
+        payer = Payer(client, signer, store)
         if given is None:
-            _, agreed = await _agree(client, url, signer, wish)
+            _, agreed = await _agree(client, url, signer, wish, payer.next_number())
         else:
             agreed = await _check(client, given, wish)
-        return agreed, await _open(Payer(client, signer, store), agreed, url, output)
+        note_error_details(stream=f"0x{agreed.stream.hex()}")
+        output.progress(f"opening stream 0x{agreed.stream.hex()}")
+        return agreed, await payer.open(agreed, url=url)
 
     with purse.store() as store:
         agreed, opened = purse.place.ask(run)
@@ -228,11 +233,11 @@ def service_url(place: Place, service: str | None) -> str:
 # -- inside ----------------------------------------------------------------------------------------------
 
 
-async def _agree(client: "Client", url: str, signer: "Signer", wish: Wish) -> "tuple[Offer, Agreed]":
+async def _agree(client: "Client", url: str, signer: "Signer", wish: Wish, next_number: int) -> "tuple[Offer, Agreed]":
     """Ask for an offer, and check it."""
     from services.stream.opening import ask_offer, check_offer
 
-    wanted = wish.wanted(bytes(signer.address))
+    wanted = wish.wanted(bytes(signer.address), next_number)
     given = await ask_offer(url, wanted)
     return given, await check_offer(client, given, wanted, now_ms=_now_ms(), accepted=_accepted(wish))
 
@@ -264,12 +269,6 @@ def _accepted(wish: Wish) -> Any:
 
     accepted = ANYTHING if wish.price is None else replace(ANYTHING, price_max=wish.price)
     return accepted if wish.step is None else replace(accepted, step_max=wish.step)
-
-
-async def _open(payer: "Payer", agreed: "Agreed", url: str, output: Output) -> "Opened":
-    note_error_details(stream=f"0x{agreed.stream.hex()}")
-    output.progress(f"opening stream 0x{agreed.stream.hex()}")
-    return await payer.open(agreed, url=url)
 
 
 def _read_offer(path: Path) -> "Offer":

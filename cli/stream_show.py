@@ -6,6 +6,7 @@ import rich_click as click
 
 from cli.options import Number, json_option
 from cli.output import Output, panel, table
+from cli.stream_live import quantity
 from cli.stream_payer import Purse, chain_fields, chain_json, find_kept, on_chain, purse_options
 from cli.stream_place import counted, names_of, party, short, stream_argument, terms_fields
 from cli.stream_service import REASONS, service_fields
@@ -84,7 +85,7 @@ def list_streams(limit: int, purse: Purse, output: Output) -> None:
             short(kept.owed.stream),
             kept.account,
             party(kept.owed.terms.service, names),
-            _status_text(kept),
+            str(kept.owed.status),
             counted(kept.owed.signed_due, kept.owed.terms.unit),
             f"{kept.owed.terms.deposit:,}",
         )
@@ -113,6 +114,7 @@ def own_json(kept: "KeptStream") -> Json:
         "reason": str(owed.reason) or None,
         "signedDue": owed.signed_due,
         "storedDue": owed.stored_due,
+        "count": owed.count,
         "receivedUnits": owed.received_units,
         "madeMs": kept.made_ms,
         "terms": terms_json(owed.terms),
@@ -145,16 +147,18 @@ def _ask_service(kept: "KeptStream") -> "tuple[StreamShown | None, str]":
     try:
         return trio.run(run), ""
     except HansaError as error:
-        return None, f"{error.code}: {kept.url}"
+        why = "has not heard of it yet" if error.code == "unknown_stream" else error.code
+        return None, f"{why} ({kept.url})"
 
 
 def _own_fields(kept: "KeptStream") -> Json:
     owed = kept.owed
     terms = owed.terms
+    worth = counted(owed.received_units * terms.price, terms.unit)
     return {
         "this payer": _status_text(kept),
-        "signed": f"{counted(owed.signed_due, terms.unit)} in all, {owed.stored_due:,} stored by the service party",
-        "received": f"{owed.received_units:,} × {terms.what} = {counted(owed.received_units * terms.price, terms.unit)}",
+        "signed": f"{counted(owed.signed_due, terms.unit)} in {owed.count:,} iterations, {owed.stored_due:,} stored",
+        "supplied": f"{quantity(owed.received_units, terms.what)}, which is {worth}",
     }
 
 
