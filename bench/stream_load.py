@@ -46,7 +46,8 @@ class Opener:
         self._url = url
         self.opened = 0
         """How many streams it has opened."""
-        self._number = 0
+        self._number = time.time_ns() // 1_000_000 * 1_000
+        """Of the last stream: another opener's are others."""
         self._height = 0
 
     async def offers(self, count: int, *, deposit: int, count_max: int = 0) -> list[Agreed]:

@@ -178,13 +178,13 @@ def payee(merchants: int, clients: int, seconds: int, quick: bool, output: Outpu
 
 
 @bench.command("stream")
-@click.option("--rows", metavar="A,B", default="", help="Of frames, http, alone, chain, opening; else all.")
+@click.option("--rows", metavar="A,B", default="", help="Of chain, frames, apart, http, alone, opening; else all.")
 @click.option("--streams", metavar="N", type=Number(1, 10_000), default=100, show_default=True)
 @click.option(
     "--connections",
     metavar="N",
     type=Number(1, 1_000),
-    default=100,
+    default=10,
     show_default=True,
     help="WebSockets of row frames, among which the streams are shared out.",
 )

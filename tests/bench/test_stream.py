@@ -78,8 +78,8 @@ def test_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(open_network=stream_trial, rows=PARTS, sizes=QUICK, as_json=True) == 0
     report = json.loads(capsys.readouterr().out)
     rows = {row["row"]: row for row in report["rows"]}
-    assert list(rows) == ["frames", "http", "alone", "stream", "each", FEW, MANY]
-    assert min(rows[name]["iterations_per_s"] for name in ("frames", "http")) > 0
+    assert list(rows) == ["stream", "each", "frames", "apart", "http", "alone", FEW, MANY]
+    assert min(rows[name]["iterations_per_s"] for name in ("frames", "apart", "http")) > 0
     assert rows["alone"]["iterations"] == QUICK.alone
     assert (rows["stream"]["transactions"], rows["each"]["transactions"]) == (2, QUICK.payments)
     assert (rows[FEW]["steps"], rows[MANY]["opened"]) == (rows[MANY]["steps"], QUICK.openings)
