@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from services.demo.network import Consortium
     from services.demo.payee_network import PayeeConsortium
     from services.demo.settlement_network import SettlementConsortium
+    from services.demo.stream_network import StreamConsortium
 
 _keep = click.option("--keep", is_flag=True, help="Leave the network running at the end.")
 _folder = click.option(
@@ -140,6 +141,21 @@ def payee(keep: bool, folder: Path | None, output: Output) -> None:
     leave(_play_payee(folder, output, keep=keep))
 
 
+@demo.command("stream")
+@_seed
+@_keep
+@_folder
+@json_option
+def stream(seed: int, keep: bool, folder: Path | None, output: Output) -> None:
+    """Charge a car that pays 200 times with one upload, while its payer, the service party and a node die.
+
+    Then a payer burns the number of a second one and is fined, and a watcher settles a third.
+
+    Example: hansa demo stream --json
+    """
+    leave(_play_stream(folder, output, seed=seed, keep=keep))
+
+
 @demo.command("all")
 @_seed
 @_keep
@@ -155,7 +171,8 @@ def everything(seed: int, keep: bool, folder: Path | None, output: Output) -> No
     code = _play_rights(folder, output, seed=seed, keep=keep)
     code = _play_agency(folder, output, seed=seed, keep=keep) or code
     code = _play_settlement(folder, output, seed=seed, keep=keep) or code
-    leave(_play_payee(folder, output, keep=keep) or code)
+    code = _play_payee(folder, output, keep=keep) or code
+    leave(_play_stream(folder, output, seed=seed, keep=keep) or code)
 
 
 def _play_rights(
@@ -218,3 +235,13 @@ def _play_payee(folder: Path | None, output: Output, *, keep: bool) -> int:
         return payee_trial(folder, keep=keep)
 
     return main(open_network=open_network, as_json=output.as_json)
+
+
+def _play_stream(folder: Path | None, output: Output, *, seed: int, keep: bool) -> int:
+    from cli.stream_trial import stream_trial
+    from services.demo.stream import main
+
+    def open_network() -> "AbstractAsyncContextManager[StreamConsortium]":
+        return stream_trial(folder, keep=keep)
+
+    return main(open_network=open_network, seed=seed, as_json=output.as_json)

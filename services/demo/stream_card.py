@@ -12,6 +12,13 @@ from rich.text import Text
 
 from services.demo.stream_facts import CLOSED, Facts, Session
 
+_REASONS = {
+    "count": "the agreed count",
+    "used": "the number was used otherwise",
+    "withdrawal": "its deposit was asked back",
+    "timeout": "a time-out",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -106,7 +113,7 @@ def _fields(report: Report) -> dict[str, str]:
         for item in facts.sessions
     ]
     return {
-        "ended by": "; ".join(f"{item.title}: {item.reason}" for item in facts.sessions),
+        "ended by": "; ".join(f"{item.title}: {_REASONS.get(item.reason, item.reason)}" for item in facts.sessions),
         "lost": "; ".join(lost),
         "deposits": "; ".join(deposits),
         "refused": ", ".join(f"{name}: {got}" for name, (got, wanted) in facts.answers.items() if got == wanted)
