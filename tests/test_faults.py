@@ -17,7 +17,7 @@ from tests.test_tidy import ROOT, files_of, tree_of
 PATH = ROOT / "docs" / "faults.md"
 PAGE = PATH.read_text("utf-8")
 BUGS = 89
-STAGED = 77
+STAGED = 88
 """Bugs up to this number are staged by a test of their own name; later ones say what they wait for."""
 
 
