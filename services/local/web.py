@@ -29,6 +29,8 @@ CONNECTIONS_MAX = 512
 BACKLOG = 512
 HEAD_BYTES_MAX = 16 * 1024
 """Size of a request's line and headers."""
+WEBSOCKET_BYTES_MAX = 64 * 1024
+"""Size of a message on a WebSocket, where a program has one."""
 SEND_BUFFER_BYTES = 256 * 1024
 """What the kernel may hold for a peer that reads slowly; Linux doubles the number."""
 UNREAD_MS_MAX = 10_000
@@ -123,6 +125,8 @@ def server_config() -> anycorn.Config:
     config.errorlog = None
     config.h11_max_incomplete_size = HEAD_BYTES_MAX
     config.include_server_header = False
+    config.websocket_max_message_size = WEBSOCKET_BYTES_MAX
+    config.websocket_permessage_deflate = False
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.keep_alive_max_requests = REQUESTS_MAX
     return config

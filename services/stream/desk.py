@@ -21,9 +21,10 @@ from services.stream.challenges import Challenges
 from services.stream.interfaces import Meter
 from services.stream.metrics import ServiceMetrics
 from services.stream.outlet import STREAMS_MAX, Outlet
-from services.stream.service_chain import ServiceChain
+from services.stream.service_chain import ChainPort
 from services.stream.servicemachine import (
     CLOSED,
+    COLLECTED,
     AgreeToClose,
     Claim,
     CloseTogether,
@@ -48,7 +49,15 @@ LOOKS_MAX = 8
 STRETCH = 16
 """Messages taken before others get their turn: one costs a tenth of a millisecond."""
 TICK_MS = 50
+"""How often each stream looks at the clock; with very many streams more seldom (``TICK_EACH_MS``)."""
+TICK_EACH_MS = 0.1
+METER_EACH_MS = 5
+"""Pause between two reads of one meter, for each stream that is metered: 200 reads a second in all."""
 METER_RETRY_MS = 500
+LOOK_EACH_MS = 10
+"""Pause between two looks at the chain for each stream: a proof costs a few milliseconds."""
+COLLECTED_LOOK_S = 20
+"""How often a stream is looked up that has nothing left to collect, and waits to be closed."""
 MESSAGE_CHARACTERS_MAX = 256
 
 log = structlog.get_logger("stream")
@@ -65,7 +74,7 @@ class Live:
         """The store's group that holds, or will hold, all that the machine wanted kept so far."""
         self.outlets: set[Outlet] = set()
         self.may_supply = trio.Event()
-        self.is_metered = False
+        self.look_at_s = 0.0
 
     @property
     def kept(self) -> Kept:
@@ -88,7 +97,7 @@ class Desk:
     def __init__(
         self,
         store: StreamStore,
-        chain: ServiceChain,
+        chain: ChainPort,
         meter: Meter,
         metrics: ServiceMetrics,
         now_ms: Callable[[], int],
@@ -106,6 +115,7 @@ class Desk:
         self._lives: dict[bytes, Live] = {}
         self._adopting = trio.CapacityLimiter(ADOPTING_MAX)
         self._nursery: trio.Nursery | None = None
+        self._streaming = 0
         self.challenges = Challenges(now_ms)
         self.iterations = 0
         """Iterations taken since the start."""
@@ -203,14 +213,12 @@ class Desk:
             if (live := self._lives.get(stream)) is not None:
                 return live
             if len(self._lives) >= LIVES_MAX:
-                self._forget_closed()
-            if len(self._lives) >= LIVES_MAX:
                 raise RefusedError("busy", f"{LIVES_MAX} streams are open: come again later")
             entry = await self._store.find(stream)
             if entry is not None:
                 return self._lives.get(stream) or self._enter(entry)
             for terms in await self._store.offered(stream):
-                seen = await self._chain.look(terms, stream)
+                seen = await self._chain.look(terms, stream, is_newest=True)
                 if seen.record is None or seen.record.terms_hash != terms_hash(terms):
                     continue
                 record = seen.record
@@ -221,7 +229,7 @@ class Desk:
                     live = self._enter(Entry(kept, record.payer_key, record.limit))
                     live.group = self._store.keep(stream, live)
                     self._run(live, live.machine.chain_seen(record, seen.lane, seen.time_ms, seen.uptime_ms), None)
-                    log.info("stream opened", stream=stream.hex(), deposit=record.deposit, unit=record.unit)
+                    log.debug("stream opened", stream=stream.hex(), deposit=record.deposit, unit=record.unit)
                 return live
         raise PeerError("unknown_stream", "it was not offered here, or is not open on the chain with these terms")
 
@@ -300,23 +308,27 @@ class Desk:
 
     async def _tick_forever(self) -> None:
         while True:
-            await trio.sleep(TICK_MS / 1000)
-            now_ms = self._now_ms()
-            streaming = [live for live in self._lives.values() if live.kept.status == Status.STREAMING]
-            self._metrics.streams.set(len(streaming))
-            for live in streaming:
-                self._run(live, live.machine.ticked(now_ms), None)
+            await trio.sleep(max(TICK_MS, len(self._lives) * TICK_EACH_MS) / 1000)
+            self._forget_closed()
+            self._streaming = 0
+            for place, live in enumerate(list(self._lives.values()), 1):
+                self._streaming += live.kept.status == Status.STREAMING
+                self._run(live, live.machine.ticked(self._now_ms()), None)
+                if place % (STRETCH * STRETCH) == 0:
+                    await trio.lowlevel.checkpoint()
+            self._metrics.streams.set(self._streaming)
 
     async def _look_forever(self) -> None:
         """Look all streams up on the chain, round after round."""
         limiter = trio.CapacityLimiter(LOOKS_MAX)
         while True:
             begin = trio.current_time()
+            due = [live for live in self._lives.values() if not live.is_over and live.look_at_s <= begin]
             async with trio.open_nursery() as round_nursery:
-                for live in [live for live in self._lives.values() if not live.is_over]:
+                for live in due:
                     await limiter.acquire_on_behalf_of(live)
                     round_nursery.start_soon(self._look_within, live, limiter)
-            await trio.sleep_until(begin + self._chain_ms / 1000)
+            await trio.sleep_until(begin + max(self._chain_ms, len(due) * LOOK_EACH_MS) / 1000)
 
     async def _look_within(self, live: Live, limiter: trio.CapacityLimiter) -> None:
         try:
@@ -336,6 +348,8 @@ class Desk:
         before = live.kept.status
         self._run(live, live.machine.chain_seen(seen.record, seen.lane, seen.time_ms, seen.uptime_ms), None)
         live.may_supply.set()
+        if live.kept.status in COLLECTED:
+            live.look_at_s = trio.current_time() + COLLECTED_LOOK_S
         if live.kept.status != before:
             log.info("stream", stream=live.kept.stream.hex(), status=live.kept.status, reason=live.kept.reason)
             if live.is_over:
@@ -366,7 +380,7 @@ class Desk:
                 return
             else:
                 self._run(live, live.machine.metered(reading.units, reading.is_done, self._now_ms()), None)
-            await trio.sleep(pause_ms / 1000)
+            await trio.sleep(max(pause_ms, self._streaming * METER_EACH_MS) / 1000)
 
     def _forget_closed(self) -> None:
         """Make room: what is closed stands in the store."""

@@ -13,7 +13,7 @@ from services.stream.desk import Desk
 from services.stream.iteration_file import Carried, encode_carried, terms_json
 from services.stream.metrics import ServiceMetrics
 from services.stream.offering import tariff, terms_for
-from services.stream.service_chain import ServiceChain
+from services.stream.service_chain import ChainPort
 from services.stream.service_config import StreamServiceFile
 from services.stream.service_interface import (
     Export,
@@ -39,7 +39,7 @@ class Owner:
         self,
         file: StreamServiceFile,
         store: StreamStore,
-        chain: ServiceChain,
+        chain: ChainPort,
         desk: Desk,
         metrics: ServiceMetrics,
         now_ms: Callable[[], int],

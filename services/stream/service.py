@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,10 +27,12 @@ from services.local.service import LocalService
 from services.local.service import serve as serve_local
 from services.messages.logs import configure_logs, ready_file, stop_signals
 from services.stream.desk import Desk
+from services.stream.frames import converse
 from services.stream.meter import open_meter
 from services.stream.metrics import ServiceMetrics
 from services.stream.owner import Owner
 from services.stream.pages import Pages, StreamGate
+from services.stream.private import serve_channels
 from services.stream.service_chain import ServiceChain
 from services.stream.service_config import StreamServiceFile
 from services.stream.service_interface import SERVICE_SOCKET
@@ -48,6 +51,7 @@ class ServiceSettings:
     host: str
     port: int
     token: str
+    owner: Path | None
     database: str
     genesis: Genesis
     signer: Signer
@@ -123,6 +127,8 @@ async def serve(
         async with trio.open_nursery() as background:
             await background.start(service.desk.run)
             background.start_soon(_stop_when_failed, pages, stopping)
+            if settings.owner is not None:
+                background.start_soon(serve_channels, settings.owner, partial(converse, service.desk))
             async with trio.open_nursery() as front:
                 await front.start(serve_local, settings.socket, local, stopping)
                 port = listening.getsockname()[1]

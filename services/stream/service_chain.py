@@ -7,11 +7,13 @@ refuses. All calls raise ``Unreachable`` (``stale_states`` where no node knows o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from consensus.ledger.codec import Value
 from consensus.ledger.errors import HansaError, PeerError
+from consensus.ledger.ids import Address, ChainId
 from consensus.ledger.keys import PrivateKey
 from consensus.ledger.streams import CONTRACT, StreamRecord, Terms, read_record, stream_key, stream_lane
 from consensus.ledger.transaction import decode_transaction_untrusted
@@ -51,8 +53,47 @@ class Seen:
     uptime_ms: int
 
 
+class ChainPort(Protocol):
+    """What a desk needs of the chain; errors as the module says."""
+
+    @property
+    def chain_id(self) -> ChainId:
+        """The chain's id."""
+
+    @property
+    def address(self) -> Address:
+        """The service party's account."""
+
+    @property
+    def account(self) -> str:
+        """Its name here."""
+
+    @property
+    def trouble(self) -> str:
+        """The code of what last stood in the way of the chain, "" once it answers again."""
+
+    @property
+    def key(self) -> PrivateKey:
+        """The account's key: it signs offers and consents to close."""
+
+    async def look(self, terms: Terms, stream: bytes, *, is_newest: bool = False) -> Seen:
+        """Return how a stream stands, not older than what was seen before; a second late but for ``is_newest``."""
+
+    async def opening_proof(self, stream: bytes) -> dict[str, object]:
+        """Return the proof of a stream's record, as a file carries it."""
+
+    async def upload(self, raw: bytes) -> Outcome:
+        """Submit a payer's iteration, and say what became of it."""
+
+    async def claim(self, stream: bytes, raw: bytes) -> Outcome:
+        """Claim with an iteration, and say what became of it."""
+
+    async def close(self, stream: bytes, due: int, signature: bytes) -> Outcome:
+        """Close with the payer's consent, and say what became of it."""
+
+
 class ServiceChain:
-    """Reads and acts for one service party."""
+    """A :class:`ChainPort` over nodes, for one service party."""
 
     def __init__(self, client: Client, signer: Signer, now_ms: Callable[[], int]) -> None:
         self.chain_id = client.chain_id
@@ -63,17 +104,16 @@ class ServiceChain:
         self._now_ms = now_ms
         self._height = 0
         self.trouble = ""
-        """The code of what last stood in the way of the chain, "" once it answers again."""
 
     @property
     def key(self) -> PrivateKey:
-        """The account's key: it signs offers and consents to close."""
+        """See :class:`ChainPort`, as for all that follows."""
         return self._signer.key
 
-    async def look(self, terms: Terms, stream: bytes) -> Seen:
-        """Return how a stream stands, not older than what was seen before."""
+    async def look(self, terms: Terms, stream: bytes, *, is_newest: bool = False) -> Seen:
+        """See :class:`ChainPort`."""
         try:
-            found = await self._state(stream_key(stream))
+            found = await self._state(stream_key(stream), is_newest=is_newest)
             record = None if found.value is None else read_record(found.value)
             state = None if record is None else await self._client.lane(terms.payer, stream_lane(stream))
             if state is not None and state.last_id is not None:

@@ -33,6 +33,7 @@ class StreamServiceFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_f
         window_ms, validity_ms, margin_ms, step_ms: see :class:`consensus.ledger.streams.Terms`.
         offer_ms: how long an offer is valid.
         meter: ``demo`` or the meter's HTTP root; asked every ``meter_ms`` at the most for each stream.
+        owner: the owner's socket of the own node, where payers come over the private channel too; "" for none.
         chain_ms: how often a stream is looked up on the chain, many streams more seldom.
     """
 
@@ -65,7 +66,8 @@ class StreamServiceFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_f
     offer_ms: Annotated[int, msgspec.Meta(ge=1_000, le=86_400_000)] = 600_000
     meter: str = "demo"
     meter_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 40
-    chain_ms: Annotated[int, msgspec.Meta(ge=10, le=20_000)] = 2_000
+    owner: str = ""
+    chain_ms: Annotated[int, msgspec.Meta(ge=10, le=20_000)] = 1_000
 
 
 def service_settings(home: Path, file: StreamServiceFile) -> "ServiceSettings":
@@ -95,6 +97,7 @@ def service_settings(home: Path, file: StreamServiceFile) -> "ServiceSettings":
         host=host,
         port=port,
         token=token,
+        owner=resolved(home, file.owner) if file.owner else None,
         database=database_url(home, file.database, f"{file.data}/{DATABASE_FILE}"),
         genesis=genesis_at(home, file.genesis),
         signer=signer_at(home, keys=file.keys, passphrase=file.passphrase, name=file.account),

@@ -15,7 +15,7 @@ import sqlalchemy
 import trio
 from sqlalchemy import BigInteger, Column, Connection, Index, LargeBinary, MetaData, Table, Text, bindparam, select
 
-from consensus.ledger.errors import StorageError
+from consensus.ledger.errors import HansaError, StorageError
 from consensus.ledger.streams import Terms, stream_id, terms_codec, terms_hash
 from services.client.errors import Refused
 from services.local.database import Database, open_database
@@ -78,7 +78,7 @@ class StreamStore:
         self._group = 1
         self.durable = 0
         """The number of the newest group that is durable."""
-        self._is_failed = False
+        self._failure: HansaError | None = None
 
     def keep(self, stream: bytes, row: Keeping) -> int:
         """Have a stream written with the next group, and return its number."""
@@ -87,19 +87,11 @@ class StreamStore:
         return self._group
 
     async def until(self, group: int) -> None:
-        """Wait until a group is durable.
-
-        Raises:
-            StorageError: ``disk_failed`` where it never will be.
-        """
+        """Wait until a group is durable; raises what the store has failed with, after which none ever will be."""
         while self.durable < group:
-            if self._is_failed:
-                raise StorageError("disk_failed", "what was to be kept could not be written")
+            if self._failure is not None:
+                raise self._failure
             await self._written.wait()
-
-    async def next_group(self) -> None:
-        """Wait until one more group is durable, or the store has failed."""
-        await self._written.wait()
 
     async def write_forever(self) -> None:
         """Write group after group, until cancelled; ends with the first error, after which nothing is durable."""
@@ -107,14 +99,14 @@ class StreamStore:
             while True:
                 await self._has_waiting.wait()
                 await self._write()
-        except BaseException:
-            self._is_failed = True
+        except HansaError as error:
+            self._failure = error
             self._written.set()
             raise
 
     async def flush(self) -> None:
         """Write what still waits; for the end of a program."""
-        if self._waiting and not self._is_failed:
+        if self._waiting and self._failure is None:
             await self._write()
 
     async def _write(self) -> None:
