@@ -225,7 +225,9 @@ class RequestsLink:
             raise PeerError("malformed", f"{self._url} gives no challenge: {error}") from None
 
     async def _post(self, path: str, body: bytes, kind: str) -> bytes:
-        request = self._client.build_request("POST", self._url + path, content=body, headers={"content-type": kind})
+        headers = {"content-type": kind, "content-length": str(len(body))}
+        request = self._client.build_request("POST", self._url + path, headers=headers)
+        request.stream = _Body(body)
         answer = bytearray()
         try:
             async with aclosing(await self._client.send(request, stream=True)) as response:
@@ -244,6 +246,21 @@ class RequestsLink:
         if response.is_server_error:
             raise Unreachable(f"{self._url}: {problem.code[:64]}: {problem.message[:1000]}", UNREACHABLE)
         raise Refused(problem.code[:64], problem.message[:1000])
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body, once; httpx's own is a generator, which a connection that is lost leaves unfinished."""
+
+    def __init__(self, content: bytes) -> None:
+        self._parts = iter((content,))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for part in self._parts:
+            return part
+        raise StopAsyncIteration
 
 
 @asynccontextmanager

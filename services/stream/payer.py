@@ -280,20 +280,26 @@ class Payer:
             Refused: ``unknown_stream``, ``stream_closed``, ``insufficient_funds``, ``overflow``.
             Unreachable, PeerError: the chain; the same again is safe.
         """
-        record, _ = await self._newest(stream)
-        if record.deposit >= to:
-            return record
-        arguments: dict[str, Value] = {"stream": stream, "amount": to - record.deposit}
-        call = make_call(CONTRACT, "top_up", arguments)
-        # Two at once would add up: the same step upwards stands in one lane, which takes one transaction.
-        for attempt in range(TOP_UPS_MAX):
+        deposit, attempt = -1, 0
+        while attempt < TOP_UPS_MAX:
+            record, _ = await self._newest(stream)
+            if record.deposit >= to:
+                return record
+            deposit, attempt = record.deposit, attempt + 1 if record.deposit == deposit else 0
+            arguments: dict[str, Value] = {"stream": stream, "amount": to - deposit}
+            # Two at once would add up: each step upwards from a deposit stands in one lane, which takes one of them.
+            lane = one_shot_lane(f"stream-top-up:{stream.hex()}:{deposit}:{attempt}")
             fresh: list[Transaction] = []
-            lane = one_shot_lane(f"stream-top-up:{stream.hex()}:{record.deposit}:{attempt}")
-            outcome = await self._client.call_once(self._signer, [call], lane, on_signed=fresh.append)
-            if outcome.is_ok:
-                return (await self._newest(stream, height_min=outcome.height))[0]
-            if fresh:
-                outcome.check()
+            try:
+                outcome = await self._client.call_once(
+                    self._signer, [make_call(CONTRACT, "top_up", arguments)], lane, on_signed=fresh.append
+                )
+            except Refused as error:
+                if error.code != "once_used":  # another amount was tried in it, and the record says what came of that
+                    raise
+            else:
+                if fresh:
+                    outcome.check()
         raise Refused("once_used", f"{TOP_UPS_MAX} attempts have failed")
 
     async def _newest(self, stream: bytes, *, height_min: int = 0) -> tuple[StreamRecord, int]:
