@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "services.accounts",
         "services.settlement",
         "services.payee",
+        "services.stream",
         "services.demo",
     ),
     "services/local": ("consensus.ledger", "services.client", "services.local"),
