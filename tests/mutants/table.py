@@ -32,6 +32,7 @@ from tests.mutants import (
     table_settlement_flow,
     table_settlement_histories,
     table_settlement_store,
+    table_streams,
     table_stream_bench,
 )
 from tests.mutants.mutant import Mutant
@@ -68,5 +69,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_payee_platform.MUTANTS,
     *table_payee_setup.MUTANTS,
     *table_payee_split.MUTANTS,
+    *table_streams.MUTANTS,
     *table_stream_bench.MUTANTS,
 )
