@@ -79,16 +79,17 @@ class Faults:
     async def play(self, streams: int, kills: int) -> None:
         """Have cars charged while some of the system die one after the other, until all streams have ended.
 
-        One more stream's payer is killed and never comes back.
+        One more stream of each mode has a payer that is killed and never comes back.
         """
         opened = [await self._open(MODES[number % len(MODES)]) for number in range(streams)]
-        gone = await self._open(self.random.choice(MODES))
-        await self.till.until(gone, lambda shown: shown.count > 0)
-        await self.trial.kill_payer(gone)
+        gone = [await self._open(mode) for mode in MODES]
+        for stream in gone:
+            await self.till.until(stream, lambda shown: shown.count > 0)
+            await self.trial.kill_payer(stream)
         for _ in range(kills):
             await pass_time(self.random.randrange(PAUSE_MS_MAX))
             await self._kill(self.random.choice((PAYER, PAYER, SERVICE_PROGRAM, WATCHER_PROGRAM, NODE)), opened)
-        for stream in (*opened, gone):
+        for stream in (*opened, *gone):
             await self.till.until(stream, lambda shown: shown.status in ENDED)
 
     async def _open(self, mode: str) -> bytes:
