@@ -32,8 +32,8 @@ from tests.mutants import (
     table_settlement_flow,
     table_settlement_histories,
     table_settlement_store,
-    table_streams,
     table_stream_bench,
+    table_streams,
 )
 from tests.mutants.mutant import Mutant
 
