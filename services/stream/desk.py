@@ -242,6 +242,11 @@ class Desk:
         entry = await self._store.find(stream)
         return None if entry is None else (entry, entry.kept.units)
 
+    def uncollected(self) -> list[Entry]:
+        """Return the streams with an iteration that is not on the chain."""
+        lives = self._lives.values()
+        return [live.entry() for live in lives if live.kept.raw and live.kept.status not in COLLECTED + CLOSED]
+
     async def end(self, stream: bytes, reason: str) -> None:
         """Let a stream end, and return once that is durable; nothing where it has ended."""
         if (live := self._lives.get(stream)) is not None:
@@ -384,5 +389,7 @@ class Desk:
 
     def _forget_closed(self) -> None:
         """Make room: what is closed stands in the store."""
-        for stream in [name for name, live in self._lives.items() if live.is_over and not live.outlets]:
-            del self._lives[stream]
+        durable = self._store.durable
+        closed = [live for live in self._lives.values() if live.is_over and not live.outlets and live.group <= durable]
+        for live in closed:
+            del self._lives[live.kept.stream]

@@ -4,6 +4,7 @@ Reading and telling go on side by side, so that acknowledgements of a group leav
 A peer that does not read is not read either, once what waits for it is at its bound.
 """
 
+import math
 import secrets
 
 import trio
@@ -22,7 +23,7 @@ TOLD_MAX = 128
 SEND_MS_MAX = 10_000
 """How long a frame may take to leave; then the connection counts as lost."""
 HELLO_MS_MAX = 30_000
-"""How long a connection may say nothing at first."""
+"""How long a connection may take until it has shown that a stream is its own."""
 GOING_AWAY, PROTOCOL_ERROR = 1001, 1002
 
 
@@ -39,12 +40,12 @@ async def converse(desk: Desk, connection: Connection) -> None:
             await connection.send([Challenge(nonce)])
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_tell_forever, connection, outlet)
-                with trio.fail_after(HELLO_MS_MAX / 1000):
-                    messages = await connection.receive()
-                while True:
-                    await desk.hear(messages, outlet, nonce)
-                    await outlet.until_room()
-                    messages = await connection.receive()
+                with trio.fail_after(HELLO_MS_MAX / 1000) as patience:
+                    while True:
+                        await desk.hear(await connection.receive(), outlet, nonce)
+                        await outlet.until_room()
+                        if outlet.hailed:
+                            patience.deadline = math.inf
     except (Unreachable, trio.TooSlowError):
         return
     finally:
@@ -98,7 +99,7 @@ async def run_websocket(websocket: WebSocket, desk: Desk, stopping: trio.Event) 
         nursery.start_soon(watch)
         try:
             await converse(desk, WebSocketConnection(websocket))
-        except PeerError:
+        except* (PeerError, Unreachable):  # as the reader and the teller may end at once
             code = PROTOCOL_ERROR
         nursery.cancel_scope.cancel()
     with trio.move_on_after(1) as scope:

@@ -22,12 +22,14 @@ from services.client.client import open_client
 from services.client.keystore import Signer
 from services.client.tasks import single_errors
 from services.local import web
+from services.local.asking import Program, open_program
 from services.local.pages import LOOPBACK_NAMES
 from services.local.service import LocalService
 from services.local.service import serve as serve_local
 from services.messages.logs import configure_logs, ready_file, stop_signals
 from services.stream.desk import Desk
 from services.stream.frames import converse
+from services.stream.handover import HandOver
 from services.stream.meter import open_meter
 from services.stream.metrics import ServiceMetrics
 from services.stream.owner import Owner
@@ -37,6 +39,9 @@ from services.stream.service_chain import ServiceChain
 from services.stream.service_config import StreamServiceFile
 from services.stream.service_interface import SERVICE_SOCKET
 from services.stream.store import StreamStore, open_store
+
+WATCHER_MS_MAX = 5_000
+"""How long a watcher may take to take an iteration."""
 
 log = structlog.get_logger("stream")
 
@@ -52,6 +57,7 @@ class ServiceSettings:
     port: int
     token: str
     owner: Path | None
+    watcher_token: str
     database: str
     genesis: Genesis
     signer: Signer
@@ -70,6 +76,7 @@ class Service:
     desk: Desk
     owner: Owner
     metrics: ServiceMetrics
+    handover: HandOver | None
 
 
 @asynccontextmanager
@@ -90,7 +97,13 @@ async def open_service(
     ):
         chain = ServiceChain(client, settings.signer, now_ms)
         desk = Desk(store, chain, meter, metrics, now_ms, meter_ms=file.meter_ms, chain_ms=file.chain_ms)
-        yield Service(store, desk, Owner(file, store, chain, desk, metrics, now_ms), metrics)
+        owner = Owner(file, store, chain, desk, metrics, now_ms)
+        if not file.watcher:
+            yield Service(store, desk, owner, metrics, None)
+            return
+        program = Program(file.watcher, "watcher", "watcher_unreachable")
+        async with open_program(program, token=settings.watcher_token, answer_ms_max=WATCHER_MS_MAX) as watcher:
+            yield Service(store, desk, owner, metrics, HandOver(desk, client.chain_id, watcher, file.watcher_ms))
 
 
 async def run(settings: ServiceSettings) -> None:
@@ -127,6 +140,8 @@ async def serve(
         async with trio.open_nursery() as background:
             await background.start(service.desk.run)
             background.start_soon(_stop_when_failed, pages, stopping)
+            if service.handover is not None:
+                background.start_soon(service.handover.run)
             if settings.owner is not None:
                 background.start_soon(serve_channels, settings.owner, partial(converse, service.desk))
             async with trio.open_nursery() as front:

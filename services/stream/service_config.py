@@ -34,6 +34,8 @@ class StreamServiceFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_f
         offer_ms: how long an offer is valid.
         meter: ``demo`` or the meter's HTTP root; asked every ``meter_ms`` at the most for each stream.
         owner: the owner's socket of the own node, where payers come over the private channel too; "" for none.
+        watcher, watcher_token: HTTP root of a watcher that gets each stream's last iteration every ``watcher_ms``, and
+            the file of what it asks for; "" for none.
         chain_ms: how often a stream is looked up on the chain, many streams more seldom.
     """
 
@@ -67,6 +69,9 @@ class StreamServiceFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_f
     meter: str = "demo"
     meter_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 40
     owner: str = ""
+    watcher: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^/\s]{1,300}/?)?\Z")] = ""
+    watcher_token: str = ""
+    watcher_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 2_000
     chain_ms: Annotated[int, msgspec.Meta(ge=10, le=20_000)] = 1_000
 
 
@@ -98,6 +103,7 @@ def service_settings(home: Path, file: StreamServiceFile) -> "ServiceSettings":
         port=port,
         token=token,
         owner=resolved(home, file.owner) if file.owner else None,
+        watcher_token=read_token(home, "watcher_token", file.watcher_token),
         database=database_url(home, file.database, f"{file.data}/{DATABASE_FILE}"),
         genesis=genesis_at(home, file.genesis),
         signer=signer_at(home, keys=file.keys, passphrase=file.passphrase, name=file.account),

@@ -23,8 +23,10 @@ from services.local.rows import insert_or_update
 from services.stream.servicemachine import Kept
 
 MIGRATIONS = "services.stream.migrations"
-OFFERS_MAX = 10_000
-"""Offers that are not out of date; whoever asks for more is told to come again."""
+OFFERS_MAX = 100_000
+"""Offers that are remembered; the oldest ones make room once their time has passed, and not before."""
+OFFERS_FORGOTTEN_MAX = 1_000
+"""How many of those are forgotten at a time."""
 
 metadata = MetaData()
 
@@ -151,10 +153,10 @@ class StreamStore:
     # -- offers ----------------------------------------------------------------------------------------
 
     async def keep_offer(self, terms: Terms, now_ms: int) -> None:
-        """Keep an offer before it is given; those whose time has passed by a day are forgotten.
+        """Keep an offer before it is given.
 
         Raises:
-            Refused: ``busy``.
+            Refused: ``busy``: too many are open.
         """
         await self._database.write(partial(_keep_offer, terms, now_ms))
 
@@ -175,14 +177,13 @@ async def open_store(url: str) -> AsyncIterator[StreamStore]:
         yield StreamStore(database)
 
 
-OFFER_KEPT_MS = 24 * 3_600 * 1_000
-"""How long after its last moment an offer is remembered: a stream that was opened by it may be heard of late."""
-
-
 def _keep_offer(terms: Terms, now_ms: int, connection: Connection) -> None:
-    connection.execute(offers.delete().where(offers.c.until_ms < now_ms - OFFER_KEPT_MS))
-    if (connection.scalar(select(sqlalchemy.func.count()).select_from(offers)) or 0) >= OFFERS_MAX:
-        raise Refused("busy", f"{OFFERS_MAX} offers are open: come again later")
+    if _offer_count(connection) >= OFFERS_MAX:
+        # What was opened by an offer is a stream once its payer has come: those that wait longest came never.
+        old = select(offers.c.hash).where(offers.c.until_ms < now_ms).order_by(offers.c.until_ms)
+        connection.execute(offers.delete().where(offers.c.hash.in_(old.limit(OFFERS_FORGOTTEN_MAX))))
+        if _offer_count(connection) >= OFFERS_MAX:
+            raise Refused("busy", f"{OFFERS_MAX} offers are open: come again later")
     row = {
         "hash": terms_hash(terms),
         "stream": stream_id(terms.payer, terms.service, terms.number),
@@ -190,6 +191,10 @@ def _keep_offer(terms: Terms, now_ms: int, connection: Connection) -> None:
         "until_ms": terms.offer_until_ms,
     }
     connection.execute(insert_or_update(connection.dialect.name, offers), [row])
+
+
+def _offer_count(connection: Connection) -> int:
+    return connection.scalar(select(sqlalchemy.func.count()).select_from(offers)) or 0
 
 
 def _row(stream: bytes, entry: Entry) -> _Row:

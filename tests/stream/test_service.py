@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import httpx
 import msgspec
@@ -14,6 +15,7 @@ from consensus.ledger.streams import Mode, close_hash, stream_id
 from services.client.errors import Refused as RefusedError
 from services.client.errors import Unreachable
 from services.client.tasks import single_errors
+from services.stream.handover import HandOver, Poster
 from services.stream.interfaces import Reading
 from services.stream.link import open_frames
 from services.stream.outlet import Outlet
@@ -28,6 +30,7 @@ from services.stream.service_interface import (
     StreamsQuery,
 )
 from services.stream.servicemachine import Outcome
+from services.stream.watcher_interface import Watch
 from services.stream.wire import (
     Ask,
     Challenge,
@@ -456,3 +459,47 @@ async def test_an_outlet_leaves_out_what_is_said_anew_and_gives_up_who_does_not_
         for number in range(5_000):
             outlet.put(0, Refused(bytes(32), "busy", str(number)))
         assert outlet.is_lost
+
+
+# -- watcher ---------------------------------------------------------------------------------------------
+
+
+class Shelf:
+    """A watcher that notes what it was brought; ``error`` is what it answers instead."""
+
+    def __init__(self) -> None:
+        self.brought: list[str] = []
+        self.error: Unreachable | RefusedError | None = None
+
+    async def post(self, path: str, content: object, kind: type[object]) -> object:
+        await trio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise self.error
+        assert isinstance(content, Watch)
+        self.brought.append(content.iteration)
+        return None
+
+
+async def test_a_watcher_gets_the_newest_iteration_once_and_again_when_it_was_away(tmp_path: Path) -> None:
+    async with open_party(tmp_path, is_served=False) as party:
+        stream = await party.open()
+        await say(party, party.hello(stream, NONCE))
+        await until(supplied(party, stream, 2))
+        shelf = Shelf()
+        handover = HandOver(party.desk, party.chain.chain_id, cast(Poster, shelf), 1)
+        await handover.round()
+        assert shelf.brought == []
+        await say(party, party.iterate(stream, 5))
+        shelf.error = Unreachable("away", "watcher_unreachable")
+        await handover.round()
+        assert handover.trouble == "watcher_unreachable"
+        shelf.error = None
+        for _ in range(2):
+            await handover.round()
+        (text,) = shelf.brought
+        assert f"0x{party.desk._lives[stream].kept.raw.hex()}" in text
+        await party.owner.end(StreamEnd(f"0x{stream.hex()}"))
+        await until_status(party, stream, "SETTLED")
+        await handover.round()
+        assert len(shelf.brought) == 1
+        assert party.desk.uncollected() == []
