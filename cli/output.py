@@ -48,6 +48,7 @@ _REFUSALS = {
     "rejoin_needed",
     "still_running",
     "store_locked",
+    "stream_held",
     "wrong_chain",
 }
 

@@ -11,7 +11,7 @@ from cli.output import Output, note_error_details, panel
 from cli.place import Place
 from cli.stream_iteration import read_file
 from cli.stream_live import Table
-from cli.stream_pay import Road, road_options, run_paying, shows
+from cli.stream_pay import Road, patience_option, road_options, run_paying, shows
 from cli.stream_payer import (
     OnChain,
     Purse,
@@ -41,10 +41,18 @@ AMOUNT_MAX = 10**15
 @click.command("close")
 @stream_argument
 @road_options
+@patience_option
 @purse_options
 @json_option
 def close(
-    stream: str, url: str | None, over: str, owner: Path | None, channel: str | None, purse: Purse, output: Output
+    stream: str,
+    url: str | None,
+    over: str,
+    owner: Path | None,
+    channel: str | None,
+    patience_s: int,
+    purse: Purse,
+    output: Output,
 ) -> None:
     """End a stream together with the service party: it is paid what it has supplied, the rest comes back at once.
 
@@ -57,8 +65,10 @@ def close(
     async def use(client: "Client", payer: "Payer", kept: "KeptStream", table: Table) -> "Figures":
         import trio
 
-        closing = trio.Event()
-        return await payer.close(bytes(kept.owed.stream), road.way(kept), on_figures=shows(table, closing))
+        key, closing = bytes(kept.owed.stream), trio.Event()
+        closing.set()
+        figures = shows(table, closing)
+        return await payer.close(key, road.way(kept), on_figures=figures, closing_ms=1_000 * patience_s)
 
     run_paying(purse, stream, output, use)
 

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from cli.options import json_option
+from cli.options import Number, json_option
 from cli.output import EXIT_REFUSED, Output, leave, note_error_details, panel
 from cli.stream_live import Seen, Table, quantity
 from cli.stream_payer import OnChain, Purse, chain_fields, chain_json, find_kept, on_chain, purse_options
-from cli.stream_place import counted, names_of, party, short, stream_argument
+from cli.stream_place import counted, names_of, party, stream_argument
 from cli.stream_service import REASONS
 from consensus.ledger.errors import LocalError
 
@@ -34,14 +33,17 @@ Json = dict[str, Any]
 FRAMES, HTTP = "frames", "http"
 CLOSED, PAYING = "CLOSED", "PAYING"
 """A stream whose deposit is back, and one that is being paid; see ``services.stream.payermachine.Status``."""
+NOT_BACK = "deposit_not_back"
 OWN_REASONS = {
     "payer": "this payer has ended it",
     "ended": "the service party has ended it",
     "stream_ended": "the service party has ended it",
     "settled": "settled on the chain",
 }
+PATIENCE_S, PATIENCE_S_MAX = 20, 3_600
+"""How long the end of a stream waits for the service party."""
 NOTES = {
-    "STOPPED": "ended; the last iteration goes to the chain, the rest comes back …",
+    "STOPPED": "ended; the service party settles, then the rest comes back …",
     "CLOSING": "closing together on the chain …",
 }
 
@@ -92,10 +94,22 @@ def road_options(function: Any) -> Any:
     return function
 
 
+patience_option = click.option(
+    "--patience",
+    "patience_s",
+    metavar="SECONDS",
+    type=Number(0, PATIENCE_S_MAX),
+    default=PATIENCE_S,
+    show_default=True,
+    help="How long the end waits for the service party.",
+)
+
+
 @click.command("pay")
 @stream_argument
 @road_options
 @click.option("--meter", metavar="URL", help="A meter of the payer's own: nothing is paid that it has not counted.")
+@patience_option
 @purse_options
 @json_option
 def pay(
@@ -105,6 +119,7 @@ def pay(
     owner: Path | None,
     channel: str | None,
     meter: str | None,
+    patience_s: int,
     purse: Purse,
     output: Output,
 ) -> None:
@@ -127,7 +142,14 @@ def pay(
             own = None if meter is None else await _meter(stack, meter, purse)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(_stop_at_signal, stopping)
-            figures = await payer.pay(key, way, on_figures=shows(table, stopping), meter=own, stopping=stopping)
+            figures = await payer.pay(
+                key,
+                way,
+                on_figures=shows(table, stopping),
+                meter=own,
+                stopping=stopping,
+                closing_ms=1_000 * patience_s,
+            )
             nursery.cancel_scope.cancel()
         return figures
 
@@ -169,6 +191,8 @@ def shows(table: Table, stopping: "trio.Event") -> "Callable[[Figures], None]":
 
     def see(figures: "Figures") -> None:
         note = NOTES.get(figures.status, "")
+        if note and figures.trouble:
+            note = f"{note} ({figures.trouble})"
         if figures.status == PAYING:
             if stopping.is_set():
                 note = "ending; again Ctrl-C leaves at once …"
@@ -247,6 +271,9 @@ def _show_end(output: Output, figures: "Figures", found: OnChain) -> None:
         "ok": is_back,
         "chain": chain_json(found),
     }
+    why = "the service party has not agreed in time: hansa stream withdraw takes the deposit back alone"
+    if not is_back:
+        data["error"] = {"code": NOT_BACK, "message": why}
 
     def draw(console: "Console") -> None:
         what = quantity(figures.units, terms.what)
@@ -254,9 +281,9 @@ def _show_end(output: Output, figures: "Figures", found: OnChain) -> None:
         panel(console, title, shown, good=is_back)
         console.print(f"stream 0x{figures.stream.hex()}", markup=False, soft_wrap=True)
         if not is_back:
-            console.print(f"Next: hansa stream withdraw {short(figures.stream)[2:10]}", markup=False, soft_wrap=True)
+            console.print(f"Next: hansa stream withdraw {figures.stream.hex()[:8]}", markup=False, soft_wrap=True)
+            click.echo(f"{click.style('error', fg='red', bold=True)} {NOT_BACK}: {why}", err=True)
 
     output.show(data, draw)
     if not is_back:
-        sys.stdout.flush()
         leave(EXIT_REFUSED)

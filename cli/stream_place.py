@@ -41,7 +41,7 @@ def span(time_ms: int) -> str:
     for size, unit in _SPANS:
         if time_ms >= size:
             count = time_ms / size
-            return f"{count:.0f} {unit}" if count == int(count) else f"{count:.1f} {unit}"
+            return f"{count:.1f}".removesuffix(".0") + f" {unit}"
     return f"{time_ms} ms"
 
 

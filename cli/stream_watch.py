@@ -143,11 +143,10 @@ def status(limit: int, after: str | None, door: Door, output: Output) -> None:
     rows = [
         (
             short(item.stream),
-            item.status,
+            item.status + (f" {item.trouble}" if item.trouble else ""),
             counted(item.due, item.unit),
             f"{item.paid:,}",
             utc_text(item.settles_at_ms)[:19],
-            item.trouble,
         )
         for item in page.items
     ]
@@ -155,7 +154,7 @@ def status(limit: int, after: str | None, door: Door, output: Output) -> None:
     def draw(console: "Console") -> None:
         panel(console, "Watcher", shown, good=not found.trouble)
         if rows:
-            table(console, ("stream", "status", ">due", ">paid", "settles at (UTC)", "trouble"), rows)
+            table(console, ("stream", "status", ">due", ">paid", "settles at (UTC)"), rows)
         else:
             console.print("Next: hansa stream watch add FILE", markup=False)
         if page.next:

@@ -200,7 +200,7 @@ def test_an_iteration_is_verified_offline(file: Path, genesis: str) -> None:
 
 def test_a_payer_of_genesis_is_known(tmp_path: Path, genesis: str) -> None:
     account = CONSORTIUM.genesis.accounts[0]
-    key = CONSORTIUM.keys[account.name]
+    key = CONSORTIUM.account_keys[account.name]
     path = tmp_path / "known.json"
     agreed = terms(bytes(account.address))
     path.write_bytes(encode_carried(carried(agreed, key), CONSORTIUM.genesis.chain_id()))
