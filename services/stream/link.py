@@ -63,6 +63,8 @@ class FramesLink:
         self._protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
         self._sending = trio.Lock()
         self._told: list[Told] = []
+        self._early: list[wsproto.events.Event] = []
+        """What came together with the answer to the handshake."""
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._is_over = False
@@ -75,9 +77,10 @@ class FramesLink:
     async def receive(self) -> list[Told]:
         """See :class:`services.stream.interfaces.Link`; PeerError ``malformed``, ``too_large``."""
         while not self._told:
-            if self._is_over:
+            if self._is_over and not self._early:
                 raise self._lost("it closed the connection")
-            for event in await self._events():
+            events, self._early = self._early or await self._events(), []
+            for event in events:
                 await self._on_event(event)
         told, self._told = self._told, []
         return told
@@ -93,8 +96,7 @@ class FramesLink:
         while True:
             for number, event in enumerate(events := await self._events()):
                 if isinstance(event, AcceptConnection):
-                    for after in events[number + 1 :]:
-                        await self._on_event(after)
+                    self._early = events[number + 1 :]
                     return
                 why = f"HTTP status {event.status_code}" if isinstance(event, RejectConnection) else "it closed"
                 raise self._lost(f"no WebSocket: {why}")
@@ -230,13 +232,16 @@ class RequestsLink:
         request.stream = _Body(body)
         answer = bytearray()
         try:
-            async with aclosing(await self._client.send(request, stream=True)) as response:
-                async for part in response.aiter_bytes():
-                    answer += part
-                    if len(answer) > FRAME_BYTES_MAX:
-                        raise PeerError("too_large", f"{self._url} answers more than {FRAME_BYTES_MAX} bytes")
+            with trio.CancelScope() as enough:
+                async with aclosing(await self._client.send(request, stream=True)) as response:
+                    async for part in response.aiter_bytes():
+                        answer += part
+                        if len(answer) > FRAME_BYTES_MAX:
+                            enough.cancel()  # the generators below end at their next read, which a raise would not do
         except httpx.HTTPError as error:
             raise Unreachable(f"{self._url}: {error or type(error).__name__}", UNREACHABLE) from None
+        if enough.cancelled_caught or len(answer) > FRAME_BYTES_MAX:
+            raise PeerError("too_large", f"{self._url} answers more than {FRAME_BYTES_MAX} bytes")
         if response.is_success:
             return bytes(answer)
         try:
