@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from consensus.ledger.codec import Value, encode
 from consensus.ledger.ids import NodeName
 from consensus.ledger.keys import PrivateKey
+from consensus.ledger.transaction import Transaction
 from contracts.runtime.state import MemoryState
 from node.members import Members
 from node.network.ca import Authority, to_pem, utc_now
@@ -43,9 +44,18 @@ def leave_dialling_to_the_smaller(node: Node) -> None:
 async def work(site: Consortium, at: str, count: int, *, first: int) -> None:
     """Have so many transactions of bank-a become final on every node, one after the other."""
     for number in range(first, first + count):
-        height = site.height
-        site.submit(at, site.sign("bank-a", define(f"u{number}"), sequence=number))
-        await site.reach(height + 1)
+        transaction = site.sign("bank-a", define(f"u{number}"), sequence=number)
+        site.submit(at, transaction)
+        await site.reach(await until_final(site, transaction))
+
+
+async def until_final(site: Consortium, transaction: Transaction) -> int:
+    """Wait until a transaction is final on every node, and return its height: empty blocks come too."""
+    readers = [item.node.chain.reader for item in site.running.values()]
+    await site.until(lambda: all(reader.locate(transaction.id) is not None for reader in readers))
+    location = readers[0].locate(transaction.id)
+    assert location is not None
+    return location.height
 
 
 async def test_a_new_organisations_node_joins_and_votes_while_nobody_restarts(
