@@ -19,6 +19,7 @@ from wsproto.events import (
     BytesMessage,
     CloseConnection,
     Ping,
+    Pong,
     RejectConnection,
     Request,
     TextMessage,
@@ -80,8 +81,9 @@ class FramesLink:
             if self._is_over and not self._early:
                 raise self._lost("it closed the connection")
             events, self._early = self._early or await self._events(), []
-            for event in events:
-                await self._on_event(event)
+            # First all that came, then the answers: who gives up while one leaves has lost nothing.
+            for answer in [answer for event in events if (answer := self._on_event(event)) is not None]:
+                await self._send(answer)
         told, self._told = self._told, []
         return told
 
@@ -112,7 +114,8 @@ class FramesLink:
             self._is_over = True
         return events
 
-    async def _on_event(self, event: wsproto.events.Event) -> None:
+    def _on_event(self, event: wsproto.events.Event) -> Pong | None:
+        """Take what came, and return what it is answered with."""
         match event:
             case TextMessage():
                 raise PeerError("malformed", f"{self._url} sends text where frames are binary")
@@ -125,11 +128,10 @@ class FramesLink:
                     frame, self._parts, self._parts_bytes = b"".join(self._parts), [], 0
                     self._told += told_codec.decode_untrusted(frame).messages
             case Ping():
-                await self._send(event.response())
+                return event.response()
             case CloseConnection():
                 self._is_over = True
-            case _:
-                pass
+        return None
 
     async def _send(self, event: wsproto.events.Event) -> None:
         """Send one event whole, also where the caller is cancelled meanwhile: half a frame would end the connection."""
