@@ -57,11 +57,14 @@ class Town:
         self._token: trio.lowlevel.TrioToken
         self._over: trio.Event
         self._is_ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: trio.run(self._live))
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> "Town":
         self._thread.start()
         self._is_ready.wait()
+        if self._fault is not None:
+            raise self._fault
         keys = KeyStore(self.folder / "keys")
         for name in (PAYER, SERVICE, WATCHER):
             keys.create(name, PASSPHRASE.encode(), signer(name).key)
@@ -70,8 +73,11 @@ class Town:
         return self
 
     def __exit__(self, *_: object) -> None:
-        trio.from_thread.run_sync(self._over.set, trio_token=self._token)
+        if self._fault is None:
+            trio.from_thread.run_sync(self._over.set, trio_token=self._token)
         self._thread.join()
+        if self._fault is not None:
+            raise self._fault
 
     def do(self, use: Callable[[World], Awaitable[T]]) -> T:
         """Do something in the world."""
@@ -101,6 +107,14 @@ class Town:
         """Open a stream and return its id."""
         stream: str = self.json("open", "--deposit", "10000", *words)["stream"]
         return stream
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._live)
+        except BaseException as fault:  # the border of a thread: the test's own raises it
+            self._fault = fault
+        finally:
+            self._is_ready.set()
 
     async def _live(self) -> None:
         self._token, self._over = trio.lowlevel.current_trio_token(), trio.Event()

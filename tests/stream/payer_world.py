@@ -150,6 +150,7 @@ class World:
             port=port,
             token="",
             owner=None,
+            watcher_token="",
             database=f"sqlite:///{self.folder}/service/streams.db",
             genesis=CONSORTIUM.genesis,
             signer=signer(SERVICE),
