@@ -20,6 +20,7 @@ from tests.fuzz import (
     targets_payee_node,
     targets_services,
     targets_settlement,
+    targets_stream,
 )
 from tests.fuzz.mutate import absences, draw
 from tests.fuzz.target import Target
@@ -97,4 +98,4 @@ def all_targets(folder: Path) -> Iterator[list[Target]]:
         services = [*targets_services.targets(folder), *targets_agency.targets(folder), *targets_settlement.targets()]
         payee = [*targets_payee_codes.targets(), *targets_payee_node.targets(), *targets_payee_client.targets()]
         payee += targets_payee_environment.targets()
-        yield [*targets_ledger.targets(), *rest, *services, *payee]
+        yield [*targets_ledger.targets(), *rest, *services, *payee, *targets_stream.targets()]
