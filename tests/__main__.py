@@ -13,6 +13,7 @@ PURE = (
     *("tests/contracts", "tests/ledger", "tests/pbft", "tests/sim", "tests/fuzz/test_targets.py"),
     *(f"tests/settlement/test_{name}.py" for name in ("crashes", "decision", "histories")),
     *(f"tests/payee/test_{name}.py" for name in ("codes", "emv", "images", "sealing")),
+    *(f"tests/stream/test_{name}.py" for name in ("exposure", "payer_machine", "service_machine")),
 )
 """Tests that depend on no clock."""
 LOWEST = 19

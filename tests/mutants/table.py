@@ -33,6 +33,8 @@ from tests.mutants import (
     table_settlement_histories,
     table_settlement_store,
     table_stream_bench,
+    table_stream_machines,
+    table_stream_service,
     table_streams,
 )
 from tests.mutants.mutant import Mutant
@@ -70,5 +72,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_payee_setup.MUTANTS,
     *table_payee_split.MUTANTS,
     *table_streams.MUTANTS,
+    *table_stream_machines.MUTANTS,
     *table_stream_bench.MUTANTS,
+    *table_stream_service.MUTANTS,
 )
