@@ -55,8 +55,8 @@ class StreamTrial(ProgramsTrial):
         return Doors(prepared.service, prepared.watcher, prepared.service_url)
 
     async def open_service(self, **changes: object) -> ServiceDoor:
-        """Set payment streams up and run the service party alone; errors as :meth:`open_streams`."""
-        prepared = await self._set_up(changes)
+        """Set payment streams up and run the service party alone, without a watcher; errors as :meth:`open_streams`."""
+        prepared = await self._set_up({"watcher": "", **changes})
         await self.start_program(SERVICE_PROGRAM)
         program = self.program(SERVICE_PROGRAM)
         pid = program.process.pid()

@@ -23,7 +23,7 @@ from services.stream.setup import UNIT
 SPEED, PULSES = 240, 260
 """How many times faster than a real car the meter goes; pulses that come while somebody is dead make one iteration."""
 METER_MS, CHAIN_MS = 10, 500
-"""How often the service party looks at meter and chain."""
+"""How often the service party looks at meter and chain, and hands iterations to the watcher."""
 
 
 def main(*, open_network: OpenStreamNetwork, seed: int = 1, as_json: bool = False) -> int:
@@ -48,7 +48,7 @@ async def _perform(open_network: OpenStreamNetwork, seed: int, as_json: bool) ->
         async with open_network() as consortium:
             watch.say("service party and watcher are started")
             doors = await consortium.open_streams(
-                meter=f"demo:{seed}:{SPEED}:{PULSES}", meter_ms=METER_MS, chain_ms=CHAIN_MS
+                meter=f"demo:{seed}:{SPEED}:{PULSES}", meter_ms=METER_MS, chain_ms=CHAIN_MS, watcher_ms=CHAIN_MS
             )
             async with open_till(consortium, doors) as till:
                 started = time.monotonic()

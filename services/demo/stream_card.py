@@ -103,10 +103,8 @@ def _table(report: Report) -> Table:
 def _fields(report: Report) -> dict[str, str]:
     facts, unit = report.facts, report.unit
     wrong = {name: answer for name, answer in facts.answers.items() if answer[0] != answer[1]}
-    lost = [
-        f"{item.title}: service party {item.service_lost}, payer {item.payer_lost} of at most {item.step_max} {unit}"
-        for item in facts.sessions
-    ]
+    lost = [max(getattr(item, who) for item in facts.sessions) for who in ("service_lost", "payer_lost")]
+    step = max(item.step_max for item in facts.sessions)
     deposits = [
         f"{item.title}: {item.record.taken + item.fine} of {item.record.deposit} {unit} taken, "
         + ("the rest is back" if item.record.status == CLOSED else f"{item.escrow} held until the window ends")
@@ -114,7 +112,7 @@ def _fields(report: Report) -> dict[str, str]:
     ]
     return {
         "ended by": "; ".join(f"{item.title}: {_REASONS.get(item.reason, item.reason)}" for item in facts.sessions),
-        "lost": "; ".join(lost),
+        "lost at most": f"service party {lost[0]}, payer {lost[1]} {unit}, of a step of {step}",
         "deposits": "; ".join(deposits),
         "refused": ", ".join(f"{name}: {got}" for name, (got, wanted) in facts.answers.items() if got == wanted)
         + "".join(f"; {name}: {got} instead of {wanted}" for name, (got, wanted) in wrong.items()),

@@ -131,20 +131,20 @@ class Story:
 
     async def _burn(self) -> Played:
         self._begin("a second car pays ahead, and its payer burns the number", BURNED_AT)
-        played = await self._open("burned", PAYMENT_FIRST, OTHER_PAYER, is_burned=True)
-        self._consortium.start_payer(played.stream, OTHER_PAYER)
+        played = await self._open("burned", PAYMENT_FIRST, PAYER, is_burned=True)
+        self._consortium.start_payer(played.stream, PAYER)
         await self._stored(played.stream, BURNED_AT // 2)
         await self._mistake(played)
         await self._stored(played.stream, BURNED_AT)
         await self._consortium.kill_payer(played.stream)
-        await self._till.burn(OTHER_PAYER, played.stream)
+        await self._till.burn(PAYER, played.stream)
         await self._till.until(played.stream, lambda shown: shown.status == "CLAIMED")
         return played
 
     async def _mistake(self, played: Played) -> None:
         """A stranger's iteration, and those of another stream or chain, neither count nor end a stream."""
         make = partial(make_iteration, payer=played.terms.payer, valid_until_ms=clock_ms() + VALIDITY_MS)
-        stranger, own = (self._consortium.key(name) for name in (PAYER, OTHER_PAYER))
+        stranger, own = (self._consortium.key(name) for name in (OTHER_PAYER, PAYER))
         chain, stream = self._till.client.chain_id, played.stream
         for title, wanted, wrong in (
             ("a stranger's iteration", "bad_signature", make(stranger, chain, stream=stream, due=400)),
@@ -163,9 +163,9 @@ class Story:
         again = await self._till.claim(SERVICE, burned.stream, last)
         self.answers["the same claim again"] = (again, "nothing_due")
         other = (await self._till.exported(charged.stream)).carried.raw
-        self.answers["a claim by another payer's iteration"] = (
+        self.answers["a claim by another stream's iteration"] = (
             await self._till.claim(SERVICE, burned.stream, other),
-            "bad_transaction",
+            "wrong_stream",
         )
         closed = await self._till.claim(SERVICE, charged.stream, other)
         self.answers["a claim on a closed stream"] = (closed, "stream_closed")
@@ -183,7 +183,7 @@ class Story:
         self._consortium.start_payer(played.stream, OTHER_PAYER)
         await self._stored(played.stream, OFFLINE_AT)
         await self._consortium.kill_payer(played.stream)
-        await self._till.watch(played.stream)
+        await self._till.until_watched(played.stream)
         await self._consortium.kill_program(SERVICE_PROGRAM)
         self._watch.say("the payer wants its deposit back, and the watcher settles")
         await self._till.ask_back(OTHER_PAYER, played.stream)
@@ -193,7 +193,7 @@ class Story:
         await self._till.until(played.stream, lambda shown: shown.status in ("SETTLED", "CLOSED"))
         last = (await self._till.exported(played.stream)).carried.raw
         other = await self._till.claim(SERVICE, burned.stream, last)
-        self.answers["a claim by another stream's iteration"] = (other, "wrong_stream")
+        self.answers["a claim by another payer's iteration"] = (other, "bad_transaction")
 
     async def _open(self, title: str, mode: str, payer: str, *, is_burned: bool = False, count_max: int = 0) -> Played:
         agreed = await self._till.offer(payer, mode=mode, deposit=DEPOSIT, fine=FINE, count_max=count_max)

@@ -27,7 +27,7 @@ from services.stream.payer import Payer
 from services.stream.payer_store import open_payer_store
 from services.stream.service_interface import Export, Exported, OfferWanted, StreamQuery, StreamShown
 from services.stream.setup import UNIT
-from services.stream.watcher_interface import Watch, Watched
+from services.stream.watcher_interface import Watched, WatchedQuery
 from services.stream.wire import Challenge, Iterate
 from services.stream.wire import Refused as Told
 
@@ -148,11 +148,26 @@ class Till:
         exported = await patiently(partial(self._service.call, "export", Export(f"0x{stream.hex()}"), Exported))
         return check_carried_untrusted(exported.content.encode(), self._consortium.genesis)
 
-    async def watch(self, stream: bytes) -> None:
-        """Give the watcher a copy of the last iteration."""
-        exported = await patiently(partial(self._service.call, "export", Export(f"0x{stream.hex()}"), Exported))
+    async def until_watched(self, stream: bytes) -> None:
+        """Wait until the watcher has the last iteration, handed over by the service party; errors as :meth:`until`."""
+        shown = await self.until(stream, lambda _: True)
+        with trio.move_on_after(WAIT_S_MAX):
+            while True:
+                if await self._watched(stream) >= shown.due:
+                    return
+                await trio.sleep(POLL_S)
+        raise Unreachable(f"the watcher has no iteration of {shown.due} {shown.terms['unit']}", code="program_timeout")
+
+    async def _watched(self, stream: bytes) -> int:
+        """Return what the watcher's iteration pays in all, 0 where it has none."""
+        query = WatchedQuery(f"0x{stream.hex()}")
         async with LocalLink(self._doors.watcher) as watcher:
-            await patiently(partial(watcher.call, "watch", Watch(exported.content), Watched))
+            try:
+                return (await patiently(partial(watcher.call, "stream", query, Watched))).due
+            except Refused as error:
+                if error.code != "unknown_stream":
+                    raise
+                return 0
 
     # -- the chain -------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """``service.toml`` of a watcher program, read once at start."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ class WatcherFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_fields=
         account: the key there that sends its claims; ``passphrase`` names the file that opens it.
         data: the iterations that it was given.
         hosts: names beside loopback's that callers may use in Host and Origin.
+        look_ms: how often a stream is looked up on the chain, many streams more seldom.
     """
 
     program: Literal["stream-watcher"] = "stream-watcher"
@@ -33,3 +34,4 @@ class WatcherFile(ServiceFile, frozen=True, kw_only=True, forbid_unknown_fields=
     account: str
     data: str = "data"
     hosts: list[str] = msgspec.field(default_factory=list)
+    look_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 5_000

@@ -30,6 +30,8 @@ ISSUER = "bank-a"
 UNIT, UNITS = "SIM-FEN", 1_000_000
 """Simulated money, 1/100 CNY without decimals, and how much of it each payer begins with."""
 PAYERS = (PAYER, "user-e", "wallet-p")
+WATCH_MS = 1_000
+"""How often the watcher looks at a stream: it has few of them."""
 PORT_MAX = 65_535
 
 
@@ -89,7 +91,8 @@ async def set_up(client: Client, issuer: Signer, plan: Plan) -> Prepared:
     if not 0 < max(plan.service_port, plan.watcher_port) <= PORT_MAX:
         raise LocalError("bad_port", f"ports {plan.service_port} and {plan.watcher_port} are not all below 65536")
     service_home, watcher_home = plan.services / SERVICE_PROGRAM, plan.services / WATCHER_PROGRAM
-    service, watcher = _service_file(service_home, plan), _watcher_file(watcher_home, plan)
+    watcher = _watcher_file(watcher_home, plan)
+    service = _service_file(service_home, plan, watcher)
     if all(activation.name != CONTRACT for activation in client.genesis.contracts):
         raise Refused("unknown_contract", f"this chain began without the contract {CONTRACT}: begin another one")
     done: list[str] = []
@@ -122,7 +125,7 @@ async def _issue(client: Client, issuer: Signer, done: list[str]) -> None:
         done.append(f"unit {UNIT}, {UNITS} each for {', '.join(payers)}")
 
 
-def _service_file(home: Path, plan: Plan) -> StreamServiceFile:
+def _service_file(home: Path, plan: Plan, watcher: WatcherFile) -> StreamServiceFile:
     """Return what an operator wrote, else a service party that charges cars by a demo meter."""
     file = existing(home, StreamServiceFile) or StreamServiceFile(
         listen=f"127.0.0.1:{plan.service_port}",
@@ -132,6 +135,7 @@ def _service_file(home: Path, plan: Plan) -> StreamServiceFile:
         passphrase=os.path.relpath(plan.passphrase_file, home),
         account=SERVICE,
         unit=UNIT,
+        watcher=f"http://{watcher.listen}",
     )
     return changed(home, file, dict(plan.changes))
 
@@ -144,6 +148,7 @@ def _watcher_file(home: Path, plan: Plan) -> WatcherFile:
         keys=os.path.relpath(plan.keystore, home),
         passphrase=os.path.relpath(plan.passphrase_file, home),
         account=WATCHER,
+        look_ms=WATCH_MS,
     )
 
 

@@ -1,8 +1,8 @@
 """The watcher: settles or claims for a service party that is offline.
 
 It holds copies of last iterations, each checked when it is given: signed by the key that the chain has for the stream.
-It waits as long as the service party itself would, then brings the iteration to the chain, or claims it out of the
-deposit; :mod:`services.stream.watchermachine` says when. Whatever it does pays the service party alone, so it is
+It waits a little longer than the service party itself would, then brings the iteration to the chain, or claims it out
+of the deposit; :mod:`services.stream.watchermachine` says when. Whatever it does pays the service party alone, so it is
 trusted with nothing but to do it. Everything is looked up on the chain before it is done, and refused there the second
 time: it may die anywhere.
 """
@@ -61,7 +61,7 @@ from services.stream.watcher_interface import (
     WatcherStatus,
 )
 from services.stream.watcher_store import Entry, Status, WatcherStore, open_watcher_store
-from services.stream.watchermachine import Step, next_step
+from services.stream.watchermachine import Step, next_step, settles_at_ms
 
 LANES = b"stream-watch"
 """Prefix of the lanes that claims stand in: a service party that shares the account has others."""
@@ -130,12 +130,13 @@ def watcher_settings(home: Path, file: WatcherFile) -> WatcherSettings:
         nodes=tuple(file.nodes),
         signer=signer_at(home, keys=file.keys, passphrase=file.passphrase, name=file.account),
         log_level=file.log_level,
+        look_ms=file.look_ms,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A stream as the chain proves it: its record, its lane's last transaction (None: free), the newest block's time.
+    """A stream as the chain proves it: its record, its lane's last transaction (None: free), the newest block's times.
 
     The record is not older than the lane.
     """
@@ -143,6 +144,7 @@ class Looked:
     record: StreamRecord
     last_id: bytes | None
     time_ms: int
+    uptime_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,9 @@ async def look(reader: Reader, stream: bytes, payer: bytes) -> Looked:
     last_id = lane.value.get("lastId") if isinstance(lane.value, dict) else None
     if lane.value is not None and not isinstance(last_id, bytes):
         raise PeerError("malformed", "no record of a lane")
-    return Looked(read_record(found.value), last_id if isinstance(last_id, bytes) else None, found.verified.time_ms)
+    header = found.verified.header
+    used = last_id if isinstance(last_id, bytes) else None
+    return Looked(read_record(found.value), used, header.time_ms, header.uptime_ms)
 
 
 async def settle_or_claim(
@@ -198,6 +202,7 @@ async def settle_or_claim(
         margin_ms=margin_ms,
         now_ms=now_ms,
         time_ms=looked.time_ms,
+        uptime_ms=looked.uptime_ms,
         is_urgent=is_urgent,
     )
     match step:
@@ -304,7 +309,7 @@ class Watcher:
             paid=entry.paid,
             fine=entry.fine,
             valid_until_ms=iteration.valid_until_ms,
-            settles_at_ms=iteration.valid_until_ms - terms.margin_ms,
+            settles_at_ms=settles_at_ms(iteration, terms.margin_ms),
             transaction=f"0x{entry.transaction.hex()}" if entry.transaction else "",
             trouble=self._troubles.get(entry.stream, ""),
         )
@@ -396,7 +401,7 @@ class Watcher:
             return PAUSE_MAX_MS
         now_ms = self._now_ms()
         times = [
-            checked.iteration.valid_until_ms - checked.carried.terms.margin_ms for _, checked in self._checked.values()
+            settles_at_ms(checked.iteration, checked.carried.terms.margin_ms) for _, checked in self._checked.values()
         ]
         return min((at_ms - now_ms for at_ms in times if at_ms > now_ms), default=self._settings.look_ms)
 
