@@ -33,7 +33,10 @@ from tests.mutants import (
     table_settlement_histories,
     table_settlement_store,
     table_stream_bench,
+    table_stream_cli,
+    table_stream_demo,
     table_stream_machines,
+    table_stream_payer,
     table_stream_service,
     table_streams,
 )
@@ -73,6 +76,9 @@ MUTANTS: tuple[Mutant, ...] = (
     *table_payee_split.MUTANTS,
     *table_streams.MUTANTS,
     *table_stream_machines.MUTANTS,
+    *table_stream_payer.MUTANTS,
     *table_stream_bench.MUTANTS,
+    *table_stream_demo.MUTANTS,
+    *table_stream_cli.MUTANTS,
     *table_stream_service.MUTANTS,
 )

@@ -8,6 +8,7 @@ import httpx
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from consensus.ledger.errors import PeerError, StorageError
 from consensus.ledger.keys import PrivateKey, Purpose
@@ -15,6 +16,7 @@ from consensus.ledger.streams import Mode, close_hash, stream_id
 from services.client.errors import Refused as RefusedError
 from services.client.errors import Unreachable
 from services.client.tasks import single_errors
+from services.local.database import Work
 from services.stream.handover import HandOver, Poster
 from services.stream.interfaces import Reading
 from services.stream.link import open_frames
@@ -68,7 +70,7 @@ async def until(condition: Callable[[], bool]) -> None:
         while True:
             if condition():
                 return
-            await trio.sleep(0.002)
+            await trio.testing.wait_all_tasks_blocked()
 
 
 async def status(party: Party, stream: bytes) -> str:
@@ -82,7 +84,7 @@ async def until_status(party: Party, stream: bytes, *wanted: str) -> None:
         while True:
             if await status(party, stream) in wanted:
                 return
-            await trio.sleep(0.002)
+            await trio.testing.wait_all_tasks_blocked()
 
 
 def codes(told: list[Told]) -> list[str]:
@@ -145,6 +147,29 @@ async def test_what_is_acknowledged_is_on_the_disk(tmp_path: Path) -> None:
             entry = await party.store.find(stream)
             assert entry is not None
             assert entry.kept.due == due
+
+
+async def test_the_meter_is_allowed_nothing_before_the_group_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_party(tmp_path, is_served=False) as party:
+        stream = await party.open()
+        await say(party, party.hello(stream, NONCE))
+        await until(supplied(party, stream, 2))
+        write, gate = party.store._database.write, trio.Event()
+
+        async def slow(work: Work[None]) -> None:
+            await gate.wait()
+            await write(work)
+
+        monkeypatch.setattr(party.store._database, "write", slow)
+        outlet = party.desk.outlet()
+        await party.desk.hear([party.iterate(stream, 10)], outlet, NONCE)
+        for _ in range(20):
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        assert party.meter.allowed[stream] == 2
+        gate.set()
+        await until(supplied(party, stream, 4))
 
 
 async def test_a_failed_disk_acknowledges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
