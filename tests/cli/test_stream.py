@@ -227,7 +227,11 @@ def test_an_iteration_of_another_stream(file: Path, genesis: str) -> None:
 def test_terms_of_another_stream(file: Path, genesis: str) -> None:
     document = json.loads(file.read_text())
     _changed(file, terms={**document["terms"], "number": 8})
-    assert fault(hansa("stream", "iteration", "verify", str(file), "--genesis", genesis), 1) == "wrong_stream"
+    for words in (("show",), ("verify", "--genesis", genesis)):
+        assert fault(hansa("stream", "iteration", *words, str(file)), 1) == "wrong_stream"
+    _changed(file, terms=document["terms"], stream=f"0x{ID}")
+    for words in (("show",), ("verify", "--genesis", genesis)):
+        assert fault(hansa("stream", "iteration", *words, str(file)), 1) == "wrong_stream"
 
 
 def test_an_iteration_of_another_chain(file: Path, genesis: str) -> None:
