@@ -222,6 +222,20 @@ def test_many_messages_go_over_in_frames_and_in_order_and_pings_are_answered() -
     assert heard == said
 
 
+def test_what_comes_together_with_the_answer_to_the_handshake_is_received() -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        server = Server(stream)
+        await server.event()
+        await server.send(AcceptConnection(), BytesMessage(frame(Stored(STREAM, 8))), CloseConnection(1000))
+
+    async def main() -> None:
+        async with serving(serve) as url, open_frames(url) as link:
+            assert await link.receive() == [Stored(STREAM, 8)]
+            assert await code_of(link.receive()) == "service_unreachable"
+
+    trio.run(main)
+
+
 @pytest.mark.parametrize(
     "url", ["", "127.0.0.1", "ftp://x", "http://", "http://x/path", "http://x:99999", "http://x:y", "ws://[::1"]
 )

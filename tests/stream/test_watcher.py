@@ -10,6 +10,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from consensus.ledger.codec import Value
 from consensus.ledger.errors import HansaError
 from consensus.ledger.ids import Hash
 from consensus.ledger.keys import Purpose
@@ -23,7 +24,7 @@ from services.stream.opening import Agreed
 from services.stream.watcher import Watcher, settle_or_claim
 from services.stream.watcher_interface import StatusQuery, Watch, Watched, WatchedListQuery, WatchedPage, WatcherStatus
 from services.stream.watcher_store import Entry, Status, open_watcher_store
-from services.stream.watchermachine import CLAIM_AFTER_MS, Step, next_step
+from services.stream.watchermachine import CLAIM_AFTER_MS, WITHDRAWAL_MS, Step, next_step
 from tests.client.support import CONSORTIUM, signer
 from tests.stream.payer_world import (
     DEPOSIT,
@@ -69,7 +70,7 @@ def test_an_iteration_settles_when_its_service_party_would_have_uploaded_it(tmp_
         carried = world.iteration(agreed, 80)
         await watcher.watch(Watch(world.file(carried)))
         assert (await attended(watcher, agreed.stream)).status is Status.WATCHING
-        world.pass_ms(VALIDITY_MS - MARGIN_MS - 5_000)
+        world.pass_ms(VALIDITY_MS - MARGIN_MS)
         assert (await attended(watcher, agreed.stream)).status is Status.WATCHING
         world.pass_ms(5_000)
         entry = await attended(watcher, agreed.stream)
@@ -82,11 +83,13 @@ def test_an_iteration_settles_when_its_service_party_would_have_uploaded_it(tmp_
     watched(tmp_path, test)
 
 
-def test_a_withdrawal_has_it_settled_at_once(tmp_path: Path) -> None:
+def test_a_withdrawal_has_it_settled_in_time(tmp_path: Path) -> None:
     async def test(world: World, agreed: Agreed, watcher: Watcher) -> None:
         await watcher.watch(Watch(world.file(world.iteration(agreed, 80))))
         left = await world.payer(world.store("other")).withdraw(agreed.stream)
         assert left.left_ms > VALIDITY_MS + MARGIN_MS
+        assert (await attended(watcher, agreed.stream)).status is Status.WATCHING
+        world.pass_ms(WITHDRAWAL_MS)
         assert (await attended(watcher, agreed.stream)).status is Status.SETTLED
 
     watched(tmp_path, test)
@@ -206,8 +209,8 @@ def test_a_closed_stream_is_not_taken_and_one_that_closes_is_over(tmp_path: Path
         await watcher.watch(Watch(world.file(carried)))
         signed = close_hash(agreed.stream, 80)
         signature = signer(SERVICE).key.sign(Purpose.STREAM_CLOSE, world.client.chain_id, signed)
-        arguments = {"stream": bytes(agreed.stream), "due": 80, "signature": signature}
-        (await world.client.call(signer(PAYER), CONTRACT, "close", {**arguments})).check()
+        arguments: dict[str, Value] = {"stream": bytes(agreed.stream), "due": 80, "signature": signature}
+        (await world.client.call(signer(PAYER), CONTRACT, "close", arguments)).check()
         entry = await attended(watcher, agreed.stream)
         assert (entry.status, entry.paid) == (Status.OVER, 80)
         assert await refusal(watcher, world.file(carried)) == "stream_closed"
@@ -246,7 +249,7 @@ def test_the_program_takes_files_over_its_socket_and_over_http_and_goes_on_after
             async with LocalLink(settings.socket) as link:
                 given = await link.call("watch", Watch(world.file(world.iteration(first, 80))), Watched)
                 assert (given.due, given.status) == (80, "WATCHING")
-                assert given.settles_at_ms == given.valid_until_ms - MARGIN_MS
+                assert given.settles_at_ms == given.valid_until_ms - MARGIN_MS // 2
                 status = await link.call("status", StatusQuery(), WatcherStatus)
                 assert (status.account, status.counts["WATCHING"]) == (WATCHER, 1)
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as web:
@@ -258,7 +261,7 @@ def test_the_program_takes_files_over_its_socket_and_over_http_and_goes_on_after
                 assert (await web.get("/healthz")).json() == {"account": WATCHER}
                 while (await web.get(f"/streams/{answer.json()['stream']}")).json()["status"] != "SETTLED":
                     await trio.lowlevel.checkpoint()
-        world.pass_ms(VALIDITY_MS - MARGIN_MS)
+        world.pass_ms(VALIDITY_MS - MARGIN_MS // 2)
         async with running(), LocalLink(settings.socket) as link:
             while "WATCHING" in [item.status for item in (await page_of(link)).items]:
                 await trio.lowlevel.checkpoint()
@@ -277,6 +280,9 @@ async def page_of(link: LocalLink) -> WatchedPage:
 NOW = 1_000_000
 ITERATION = Iteration(Hash(bytes(32)), 80, NOW, None)  # type: ignore[arg-type]
 OURS, OTHERS = b"o" * 32, b"x" * 32
+UPTIME = 500_000
+ASKED = UPTIME - WITHDRAWAL_MS + 60_000
+"""When a window of a minute ends that was asked for just long enough ago."""
 
 
 def record(**changes: object) -> StreamRecord:
@@ -305,16 +311,17 @@ def record(**changes: object) -> StreamRecord:
 @pytest.mark.parametrize(
     ("found", "last_id", "now_ms", "time_ms", "step"),
     [
-        (record(), None, NOW - 1_001, NOW - 1_001, Step.WAIT),
-        (record(), None, NOW - 1_000, NOW - 9_000, Step.SETTLE),
-        (record(), None, NOW - 9_000, NOW - 1_000, Step.SETTLE),
+        (record(), None, NOW - 501, NOW - 501, Step.WAIT),
+        (record(), None, NOW - 500, NOW - 9_000, Step.SETTLE),
+        (record(), None, NOW - 9_000, NOW - 500, Step.SETTLE),
         (record(), None, NOW, NOW, Step.SETTLE),
         (record(), None, NOW + 1, NOW, Step.WAIT),
         (record(), None, NOW + CLAIM_AFTER_MS, NOW, Step.WAIT),
         (record(), None, NOW + CLAIM_AFTER_MS + 1, NOW, Step.CLAIM),
         (record(), None, NOW - 5_000, NOW + 1, Step.CLAIM),
         (record(paid=80), None, NOW + 9_000, NOW + 9_000, Step.DONE),
-        (record(withdraw_at_uptime_ms=1), None, NOW - 9_000, NOW - 9_000, Step.SETTLE),
+        (record(withdraw_at_uptime_ms=ASKED), None, NOW - 9_000, NOW - 9_000, Step.SETTLE),
+        (record(withdraw_at_uptime_ms=ASKED + 1), None, NOW - 9_000, NOW - 9_000, Step.WAIT),
         (record(status="CLOSED"), None, NOW, NOW, Step.DONE),
         (record(status="CLOSED"), OTHERS, NOW, NOW, Step.DONE),
         (record(settled_by=OURS, paid=80), OURS, NOW - 9_000, NOW - 9_000, Step.DONE),
@@ -331,7 +338,9 @@ def record(**changes: object) -> StreamRecord:
 def test_what_follows_from_a_streams_record_and_its_lane(
     found: StreamRecord, last_id: bytes | None, now_ms: int, time_ms: int, step: Step
 ) -> None:
-    assert next_step(found, last_id, ITERATION, margin_ms=1_000, now_ms=now_ms, time_ms=time_ms) is step
+    assert (
+        next_step(found, last_id, ITERATION, margin_ms=1_000, now_ms=now_ms, time_ms=time_ms, uptime_ms=UPTIME) is step
+    )
 
 
 def test_a_full_watcher_says_so_and_still_takes_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
