@@ -6,6 +6,7 @@ wants done after ``Keep`` is done before the store has written the stream: messa
 iteration that a power cut could take back.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
@@ -54,9 +55,13 @@ TICK_EACH_MS = 0.1
 METER_EACH_MS = 5
 """Pause between two reads of one meter, for each stream that is metered: 200 reads a second in all."""
 METER_RETRY_MS = 500
-LOOK_EACH_MS = 10
-"""Pause between two looks at the chain for each stream: a proof costs a few milliseconds."""
-COLLECTED_LOOK_S = 20
+LOOK_EACH_MS = 50
+"""How much later each stream is looked up again for every stream there is: a proof costs a few milliseconds."""
+LOOK_MS_MAX = 30_000
+"""How late that may become, however many they are: a withdrawal is to be seen long before its window ends."""
+LOOK_PACE_MS = 10
+"""Pause between two looks, so that they come spread and not all at once."""
+COLLECTED_LOOK_MS = 20_000
 """How often a stream is looked up that has nothing left to collect, and waits to be closed."""
 MESSAGE_CHARACTERS_MAX = 256
 
@@ -324,22 +329,31 @@ class Desk:
             self._metrics.streams.set(self._streaming)
 
     async def _look_forever(self) -> None:
-        """Look all streams up on the chain, round after round."""
+        """Look each stream up on the chain whenever that is due."""
         limiter = trio.CapacityLimiter(LOOKS_MAX)
-        while True:
-            begin = trio.current_time()
-            due = [live for live in self._lives.values() if not live.is_over and live.look_at_s <= begin]
-            async with trio.open_nursery() as round_nursery:
-                for live in due:
+        async with trio.open_nursery() as looks:
+            while True:
+                now_s = trio.current_time()
+                for live in [live for live in self._lives.values() if not live.is_over and live.look_at_s <= now_s]:
+                    live.look_at_s = math.inf
                     await limiter.acquire_on_behalf_of(live)
-                    round_nursery.start_soon(self._look_within, live, limiter)
-            await trio.sleep_until(begin + max(self._chain_ms, len(due) * LOOK_EACH_MS) / 1000)
+                    looks.start_soon(self._look_within, live, limiter)
+                    await trio.sleep(LOOK_PACE_MS / 1000)
+                await trio.sleep(min(self._chain_ms, TICK_MS) / 1000)
 
     async def _look_within(self, live: Live, limiter: trio.CapacityLimiter) -> None:
         try:
             await self._look(live)
         finally:
             limiter.release_on_behalf_of(live)
+            live.look_at_s = trio.current_time() + self._look_pause_ms(live) / 1000
+
+    def _look_pause_ms(self, live: Live) -> int:
+        """Return when a stream is looked up again, ms from now: soon while something of it is on its way."""
+        if live.kept.status in COLLECTED:
+            return COLLECTED_LOOK_MS
+        is_streaming = live.kept.status == Status.STREAMING
+        return max(self._chain_ms, min(self._streaming * LOOK_EACH_MS, LOOK_MS_MAX) if is_streaming else 0)
 
     async def _look(self, live: Live) -> None:
         try:
@@ -353,8 +367,6 @@ class Desk:
         before = live.kept.status
         self._run(live, live.machine.chain_seen(seen.record, seen.lane, seen.time_ms, seen.uptime_ms), None)
         live.may_supply.set()
-        if live.kept.status in COLLECTED:
-            live.look_at_s = trio.current_time() + COLLECTED_LOOK_S
         if live.kept.status != before:
             log.info("stream", stream=live.kept.stream.hex(), status=live.kept.status, reason=live.kept.reason)
             if live.is_over:
