@@ -30,7 +30,7 @@ from node.reader import ChainReader
 from node.storage.leveldb import LevelStore
 
 WRITE, SYNC, RENAME = 1, 2, 3
-ALARM_S = 30
+ALARM_S = 120
 PER_LIFE = 2
 """Transactions that one life makes final before it is killed."""
 

@@ -36,7 +36,7 @@ SITES_MIN = {"eio": 12, "full": 15}
 """Calls that a life makes: the table, manifest and CURRENT of opening, the incarnation, three writes a block."""
 VALIDITY_MS = 3_600_000
 TRANSACTIONS = 10
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 EIO = 5
 
 
