@@ -130,6 +130,20 @@ class Withdrawal:
 
 
 @dataclass(frozen=True, slots=True)
+class _Newest:
+    """A stream's record, and the uptime that a block would have now, by this machine's clock."""
+
+    record: StreamRecord
+    uptime_ms: int
+
+    @property
+    def left_ms(self) -> int:
+        """How long the window of an open stream still is, 0 where it is over or was not asked for."""
+        is_open = self.record.status == "OPEN"
+        return max(self.record.withdraw_at_uptime_ms - self.uptime_ms, 0) if is_open else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A stream by the payer's own records and by the chain; ``record`` is None where it was never opened."""
 
@@ -255,23 +269,17 @@ class Payer:
             Refused: ``unknown_stream``, ``not_allowed``.
             Unreachable, PeerError: the chain; the same again is safe.
         """
-        record, uptime_ms = await self._newest(stream)
-        if record.status == "OPEN" and record.withdraw_at_uptime_ms == 0:
+        newest = await self._newest(stream)
+        if newest.record.status == "OPEN" and newest.record.withdraw_at_uptime_ms == 0:
             await self._call("request_withdrawal", {"stream": stream}, known="stream_closed")
-            record, uptime_ms = await self._newest(stream)
-        if record.status != "OPEN":
-            return Withdrawal(record, 0)
-        if uptime_ms < record.withdraw_at_uptime_ms:
-            # The block that would hold it has an uptime of its own: it is asked, not reckoned.
-            left_ms = record.withdraw_at_uptime_ms - uptime_ms
-            if left_ms > self._since_block_ms:
-                return Withdrawal(record, left_ms - self._since_block_ms)
-        outcome = await self._call("withdraw", {"stream": stream}, known="window_open")
-        record, uptime_ms = await self._newest(stream, height_min=outcome.height)
-        return Withdrawal(record, max(record.withdraw_at_uptime_ms - uptime_ms, 1) if record.status == "OPEN" else 0)
-
-    _since_block_ms = 0
-    """How old the newest block was when it was last read, by this machine's clock; ms, at most a minute."""
+            newest = await self._newest(stream)
+        if newest.left_ms:
+            return Withdrawal(newest.record, newest.left_ms)
+        if newest.record.status == "OPEN":
+            # The window ends in the uptime of the block that holds this: it is tried, and may be too early.
+            outcome = await self._call("withdraw", {"stream": stream}, known="window_open")
+            newest = await self._newest(stream, height_min=outcome.height)
+        return Withdrawal(newest.record, max(newest.left_ms, 1) if newest.record.status == "OPEN" else 0)
 
     async def top_up(self, stream: bytes, *, to: int) -> StreamRecord:
         """Put in what lacks to a deposit of ``to`` smallest units in all; again is harmless.
@@ -282,7 +290,7 @@ class Payer:
         """
         deposit, attempt = -1, 0
         while attempt < TOP_UPS_MAX:
-            record, _ = await self._newest(stream)
+            record = (await self._newest(stream)).record
             if record.deposit >= to:
                 return record
             deposit, attempt = record.deposit, attempt + 1 if record.deposit == deposit else 0
@@ -302,14 +310,14 @@ class Payer:
                     outcome.check()
         raise Refused("once_used", f"{TOP_UPS_MAX} attempts have failed")
 
-    async def _newest(self, stream: bytes, *, height_min: int = 0) -> tuple[StreamRecord, int]:
-        """Return a stream's record and the uptime of the newest block."""
+    async def _newest(self, stream: bytes, *, height_min: int = 0) -> "_Newest":
+        """Return a stream's record as of the newest block."""
         found = await self._client.state(stream_key(stream), height_min=height_min, is_newest=True)
         if found.value is None:
             raise Refused("unknown_stream", f"the chain has no stream 0x{stream.hex()}")
         header = found.verified.header
-        self._since_block_ms = min(max(self._now_ms() - header.time_ms, 0), OUTAGE_MS)
-        return read_record(found.value), header.uptime_ms
+        age_ms = min(max(self._now_ms() - header.time_ms, 0), OUTAGE_MS)
+        return _Newest(read_record(found.value), header.uptime_ms + age_ms)
 
     async def _call(self, method: str, arguments: dict[str, Value], *, known: str) -> Outcome:
         """Call a method in the payer's lane; the failure ``known`` is for the caller to see."""

@@ -247,8 +247,8 @@ class Watcher:
         self._now_ms = now_ms
         self._given = trio.Event()
         self._troubles: dict[bytes, str] = {}
-        self._checked: dict[bytes, tuple[int, Checked]] = {}
-        """Of each watched stream the total and what its file says, so that it is decoded once."""
+        self._checked: dict[bytes, tuple[bytes, Checked]] = {}
+        """Of each watched stream its file and what that says, so that it is checked once."""
 
     def add_methods(self, service: LocalService) -> None:
         """Add ``watch``, ``stream``, ``streams`` and ``status``."""
@@ -264,6 +264,10 @@ class Watcher:
         file = params.iteration.encode()
         checked = check_carried_untrusted(file, self._settings.genesis)
         terms, stream = checked.carried.terms, bytes(checked.iteration.stream)
+        until_ms = checked.iteration.valid_until_ms
+        # One that no node would take yet could not settle, nor expire and be claimed, before the deposit is gone.
+        if until_ms > self._now_ms() + terms.validity_ms + terms.margin_ms // 2:
+            raise PeerError("bad_validity", "it is valid for longer than was agreed")
         record = (await look(self._client, stream, terms.payer)).record
         if record.payer_key != checked.carried.payer_key:
             raise PeerError("bad_signature", "signed by another key than the one that the chain has for the stream")
@@ -271,7 +275,9 @@ class Watcher:
             raise PeerError("bad_terms", "the chain has other terms for the stream")
         if record.status != "OPEN":
             raise Refused("stream_closed", "the stream is closed: it moves no more")
-        entry = self._store.take(Entry(stream, checked.iteration.due, file, is_urgent=params.urgent, paid=record.paid))
+        entry = self._store.take(
+            Entry(stream, checked.iteration.due, until_ms, file, is_urgent=params.urgent, paid=record.paid)
+        )
         self._given.set()
         return self._shown(entry)
 
@@ -316,14 +322,14 @@ class Watcher:
 
     def _read(self, entry: Entry) -> Checked:
         known = self._checked.get(entry.stream)
-        if known is not None and known[0] == entry.due:
+        if known is not None and known[0] == entry.file:
             return known[1]
         try:
             checked = check_carried_untrusted(entry.file, self._settings.genesis)
         except PeerError as error:
             raise StorageError("corrupted", f"a kept iteration does not hold: {error.message}") from None
         if entry.status is Status.WATCHING:
-            self._checked[entry.stream] = (entry.due, checked)
+            self._checked[entry.stream] = (entry.file, checked)
         return checked
 
     # -- what is done ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a watcher keeps: of each stream the iteration with the greatest total, and what came of it.
 
-SQLite, synced; calls block for the time of a write. One process at a time has it.
+A greater total takes the place of a lower one, and the same one that is valid for longer. SQLite, synced; calls block
+for the time of a write. One process at a time has it.
 """
 
 import sqlite3
@@ -44,11 +45,13 @@ class Status(StrEnum):
 class Entry(msgspec.Struct, frozen=True):
     """A watched stream; ``file`` are the bytes that were given, ``transaction`` the last that took effect (32 bytes).
 
-    Amounts in smallest units. ``fine`` is what claims brought beside what was due.
+    ``due`` and ``valid_until_ms`` are the iteration's. Amounts in smallest units. ``fine`` is what claims brought
+    beside what was due.
     """
 
     stream: bytes
     due: int
+    valid_until_ms: int
     file: bytes
     status: Status = Status.WATCHING
     is_urgent: bool = False
@@ -67,7 +70,9 @@ class WatcherStore:
         self._entries = msgspec.msgpack.Decoder(Entry)
 
     def take(self, entry: Entry) -> Entry:
-        """Keep an iteration, unless one with at least its total is there; return what is there then.
+        """Keep an iteration, unless one with a greater total is there, or the same that is valid for as long.
+
+        Return what is there then.
 
         Raises:
             Refused: ``watcher_full``.
@@ -76,7 +81,7 @@ class WatcherStore:
             known = self.entry(entry.stream)
             if known is not None:
                 is_urgent = known.is_urgent or entry.is_urgent
-                if entry.due <= known.due:
+                if (entry.due, entry.valid_until_ms) <= (known.due, known.valid_until_ms):
                     entry = msgspec.structs.replace(known, is_urgent=is_urgent)
                 else:
                     entry = msgspec.structs.replace(
@@ -92,7 +97,7 @@ class WatcherStore:
         """Keep what came of an iteration; a greater one that was given meanwhile stays watched."""
         with self._writing() as connection:
             known = self.entry(entry.stream)
-            if known is not None and known.due > entry.due:
+            if known is not None and (known.due, known.valid_until_ms) > (entry.due, entry.valid_until_ms):
                 entry = msgspec.structs.replace(known, paid=entry.paid, fine=entry.fine, transaction=entry.transaction)
             self._put(connection, entry)
             connection.execute(

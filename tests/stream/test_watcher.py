@@ -158,8 +158,12 @@ def test_only_the_greatest_iteration_is_kept_and_the_same_again_changes_nothing(
         for due, kept in ((80, 80), (40, 80), (88, 88), (8, 88)):
             given = await watcher.watch(Watch(world.file(world.iteration(agreed, due))))
             assert (given.stream, given.due) == (first.stream, kept)
+        until_ms = world.wall.wall_ms() + VALIDITY_MS
+        for renewed_ms, kept_ms in ((until_ms, until_ms), (until_ms - 1, until_ms), (until_ms + 1, until_ms + 1)):
+            renewed = await watcher.watch(Watch(world.file(world.iteration(agreed, 88, until_ms=renewed_ms))))
+            assert (renewed.due, renewed.valid_until_ms) == (88, kept_ms)
         page = await watcher.streams(WatchedListQuery())
-        assert [item.due for item in page.items] == [88]
+        assert [(item.due, item.valid_until_ms) for item in page.items] == [(88, until_ms + 1)]
         assert (await watcher.streams(WatchedListQuery(page.items[0].stream))).items == []
 
     watched(tmp_path, test)
@@ -198,6 +202,20 @@ def test_what_is_not_the_streams_is_not_taken(tmp_path: Path) -> None:
             await refusal(watcher, world.file(carried).replace(world.client.chain_id.hex(), "0" * 64)) == "wrong_chain"
         )
         assert (await watcher.status(StatusQuery())).counts["WATCHING"] == 0
+
+    watched(tmp_path, test)
+
+
+def test_an_iteration_that_could_not_settle_before_the_deposit_is_gone_is_not_taken(tmp_path: Path) -> None:
+    async def test(world: World, agreed: Agreed, watcher: Watcher) -> None:
+        await watcher.watch(Watch(world.file(world.iteration(agreed, 80))))
+        most_ms = world.wall.wall_ms() + VALIDITY_MS + MARGIN_MS // 2
+        far = world.iteration(agreed, 88, until_ms=most_ms + 5_000)
+        assert await refusal(watcher, world.file(far)) == "bad_validity"
+        assert await refusal(watcher, world.file(world.iteration(agreed, 88, until_ms=most_ms))) == ""
+        await world.payer(world.store("other")).withdraw(agreed.stream)
+        world.pass_ms(WITHDRAWAL_MS)
+        assert (await attended(watcher, agreed.stream)).paid == 88
 
     watched(tmp_path, test)
 
@@ -347,28 +365,28 @@ def test_a_full_watcher_says_so_and_still_takes_what_it_has(tmp_path: Path, monk
     monkeypatch.setattr("services.stream.watcher_store.WATCHED_MAX", 2)
     with open_watcher_store(tmp_path) as store:
         for number in range(2):
-            store.take(Entry(bytes([number]) * 32, 8, b""))
+            store.take(Entry(bytes([number]) * 32, 8, 1, b""))
         with pytest.raises(HansaError) as caught:
-            store.take(Entry(b"z" * 32, 8, b""))
+            store.take(Entry(b"z" * 32, 8, 1, b""))
         assert caught.value.code == "watcher_full"
-        assert store.take(Entry(bytes(32), 16, b"")).due == 16
-        store.put(Entry(bytes(32), 16, b"", Status.SETTLED, paid=16))
-        assert store.take(Entry(b"z" * 32, 8, b"")).status is Status.WATCHING
+        assert store.take(Entry(bytes(32), 16, 1, b"")).due == 16
+        store.put(Entry(bytes(32), 16, 1, b"", Status.SETTLED, paid=16))
+        assert store.take(Entry(b"z" * 32, 8, 1, b"")).status is Status.WATCHING
 
 
 def test_what_came_of_an_iteration_does_not_end_a_greater_one(tmp_path: Path) -> None:
     with open_watcher_store(tmp_path) as store:
-        store.take(Entry(bytes(32), 8, b"a"))
-        store.take(Entry(bytes(32), 16, b"b"))
-        store.put(Entry(bytes(32), 8, b"a", Status.SETTLED, paid=8, transaction=OURS))
+        store.take(Entry(bytes(32), 8, 1, b"a"))
+        store.take(Entry(bytes(32), 16, 1, b"b"))
+        store.put(Entry(bytes(32), 8, 1, b"a", Status.SETTLED, paid=8, transaction=OURS))
         kept = store.entry(bytes(32))
-        assert kept == Entry(bytes(32), 16, b"b", Status.WATCHING, paid=8, transaction=OURS)
+        assert kept == Entry(bytes(32), 16, 1, b"b", Status.WATCHING, paid=8, transaction=OURS)
 
 
 def test_the_oldest_of_what_is_over_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.stream.watcher_store.OVER_MAX", 2)
     with open_watcher_store(tmp_path) as store:
         for number in (3, 1, 2):
-            store.put(Entry(bytes([number]) * 32, 8, b"", Status.OVER))
+            store.put(Entry(bytes([number]) * 32, 8, 1, b"", Status.OVER))
         assert [entry.stream[0] for entry in store.page(b"", 10)] == [1, 2]
         assert store.counts() == {"WATCHING": 0, "SETTLED": 0, "CLAIMED": 0, "OVER": 2}
