@@ -31,7 +31,7 @@ _ERRORS: Final = {
     "409": "`old_iteration`, `wrong_amount`, `bad_validity`, `stream_ended`; `stream_exists`: the number was used",
     "413": "`too_large`",
     "415": "`bad_media_type`",
-    "503": "`busy`, `intake_full`, `node_unreachable`, `stale_states`, …: the same again is safe",
+    "503": "`busy`, `intake_full`, `chain_unseen`, `node_unreachable`, …: the same again is safe",
 }
 
 OPERATIONS: Final = (

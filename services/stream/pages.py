@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from consensus.ledger.codec import decode_untrusted
-from consensus.ledger.errors import InvariantError, PeerError, StorageError
+from consensus.ledger.errors import HansaError, InvariantError, PeerError, StorageError
 from consensus.ledger.ids import HASH_BYTES
 from consensus.ledger.streams import ITERATION_BYTES_MAX
 from consensus.ledger.transaction import decode_transaction_untrusted
@@ -38,11 +38,18 @@ STATUSES = {
     **dict.fromkeys(("bad_version",), 400),
     "unknown_stream": 404,
     **dict.fromkeys(("busy", "node_unreachable", "node_timeout", "stale_states", "height_not_reached"), 503),
+    "chain_unseen": 503,
     **dict.fromkeys(("bad_certificate", "bad_proof", "bad_answer", "database_unreachable"), 503),
     **dict.fromkeys(("disk_full", "disk_failed", "corrupted"), 503),
     "invariant": 500,
 }
 BODY_MS_MAX = 10_000
+ITERATIONS_PATH = "/iterations"
+_HEADERS = (
+    (b"content-type", b"application/json"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+)
 
 
 class StreamGate(Gate):
@@ -54,6 +61,30 @@ class StreamGate(Gate):
             await self._app(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+class Express:
+    """Answers ``POST /iterations`` by itself and leaves the rest to the routes, whose way costs more than the work."""
+
+    def __init__(self, pages: "Pages", app: ASGIApp) -> None:
+        self._pages = pages
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["path"] != ITERATIONS_PATH or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            content = await self._pages.iterate(scope, receive)
+        except HansaError as error:
+            if isinstance(error, StorageError | InvariantError):
+                self._pages.fail(error)
+            await error_response(error, STATUSES)(scope, receive, send)
+            return
+        headers = [*_HEADERS, (b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
 
 class Pages:
@@ -71,7 +102,6 @@ class Pages:
     def app(self) -> ASGIApp:
         """Return the routes."""
         routes = [
-            Route("/iterations", self._iterate, methods=["POST"]),
             Route("/frames", self._frame, methods=["POST"]),
             WebSocketRoute("/frames", self._converse),
             Route("/offers", self._offer, methods=["POST"]),
@@ -82,12 +112,17 @@ class Pages:
             *(Route(path, _interface) for path in ("/", "/openapi.json")),
         ]
         handlers = {**error_handlers(STATUSES), StorageError: self._on_failure, InvariantError: self._on_failure}
-        return Starlette(routes=routes, exception_handlers=handlers)
+        return Express(self, Starlette(routes=routes, exception_handlers=handlers))
 
-    async def _iterate(self, request: Request) -> Response:
-        """Take one iteration: its transaction names the stream."""
+    async def iterate(self, scope: Scope, receive: Receive) -> bytes:
+        """Take one iteration, whose transaction names its stream, and return the answer as JSON.
+
+        Raises:
+            PeerError: it is refused. Refused, Unreachable: the same again is safe.
+            StorageError: it cannot be kept.
+        """
         begin = trio.current_time()
-        raw = await _binary_untrusted(request, ITERATION_MEDIA_TYPE, ITERATION_BYTES_MAX)
+        raw = await _binary_untrusted(scope, receive, ITERATION_MEDIA_TYPE, ITERATION_BYTES_MAX)
         stream = _stream_of_untrusted(raw)
         outlet = self._desk.outlet()
         await self._desk.hear([Iterate(stream, raw)], outlet, None)
@@ -96,7 +131,7 @@ class Pages:
         for message in told:
             match message:
                 case Stored(_, due):
-                    return _said(StoredShown(f"0x{stream.hex()}", due))
+                    return _stored.encode(StoredShown(f"0x{stream.hex()}", due))
                 case Refused(_, code, text):
                     raise PeerError(code, text)
                 case _:
@@ -104,7 +139,8 @@ class Pages:
         raise InvariantError("an iteration is stored or refused")
 
     async def _frame(self, request: Request) -> Response:
-        frame = said_codec.decode_untrusted(await _binary_untrusted(request, FRAME_MEDIA_TYPE, FRAME_BYTES_MAX))
+        body = await _binary_untrusted(request.scope, request.receive, FRAME_MEDIA_TYPE, FRAME_BYTES_MAX)
+        frame = said_codec.decode_untrusted(body)
         outlet = self._desk.outlet()
         try:
             await self._desk.hear(frame.messages, outlet, None)
@@ -170,18 +206,19 @@ def _stream_of_untrusted(raw: bytes) -> bytes:
     return stream
 
 
-async def _binary_untrusted(request: Request, media_type: str, bytes_max: int) -> bytes:
+async def _binary_untrusted(scope: Scope, receive: Receive, media_type: str, bytes_max: int) -> bytes:
     """Return a body of this type.
 
     Raises:
         PeerError: ``bad_media_type``, ``too_large``, ``timeout``, ``malformed``.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
+    given = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    if given.partition(b";")[0].strip().lower() != media_type.encode():
         raise PeerError("bad_media_type", f"the body must be {media_type}")
     body = bytearray()
-    with trio.move_on_after(BODY_MS_MAX / 1000) as scope:
+    with trio.move_on_after(BODY_MS_MAX / 1000) as patience:
         while True:
-            message = await request.receive()
+            message = await receive()
             if message["type"] != "http.request":
                 raise PeerError("malformed", "the body ends too soon")
             body += message.get("body", b"")
@@ -189,7 +226,7 @@ async def _binary_untrusted(request: Request, media_type: str, bytes_max: int) -
                 raise PeerError("too_large", f"a body has at most {bytes_max} bytes")
             if not message.get("more_body"):
                 return bytes(body)
-    if scope.cancelled_caught:
+    if patience.cancelled_caught:
         raise PeerError("timeout", "the body did not arrive in time")
     raise InvariantError("a body is whole, or late")
 
@@ -202,4 +239,5 @@ def _said(content: msgspec.Struct) -> Response:
     return json_response(msgspec.json.encode(content))
 
 
+_stored = msgspec.json.Encoder()
 _wanted = msgspec.json.Decoder(OfferWanted)
