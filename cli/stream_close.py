@@ -20,7 +20,7 @@ from cli.stream_payer import (
     on_chain,
     purse_options,
 )
-from cli.stream_place import counted, fault_of, names_of, party, short, span, stream_argument
+from cli.stream_place import Amount, counted, fault_of, names_of, party, short, span, stream_argument
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,6 @@ Json = dict[str, Any]
 
 WAIT_S_MAX = 7 * 24 * 3_600
 POLL_S_MAX = 5.0
-AMOUNT_MAX = 10**15
 
 
 @click.command("close")
@@ -121,7 +120,7 @@ def withdraw(stream: str, wait_s: int, purse: Purse, output: Output) -> None:
 
 @click.command("top-up")
 @stream_argument
-@click.option("--to", metavar="N", type=Number(1, AMOUNT_MAX), required=True, help="What the deposit is to be, in all.")
+@click.option("--to", metavar="N", type=Amount(), required=True, help="What the deposit is to be, in all.")
 @purse_options
 @json_option
 def top_up(stream: str, to: int, purse: Purse, output: Output) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from cli.options import Number, json_option
+from cli.options import json_option
 from cli.output import Output, note_error_details, panel
 from cli.place import Place
 from cli.stream_payer import Purse, opener_options
@@ -16,6 +16,7 @@ from cli.stream_place import (
     HINT,
     MODE_NAMES,
     SERVICE_HOME,
+    Amount,
     fault_of,
     home_of,
     names_of,
@@ -39,7 +40,6 @@ Json = dict[str, Any]
 OFFER_BYTES_MAX = 16 * 1024
 FINE_SHARE = 10
 """A fine is this part of the deposit where nobody says another."""
-NATURAL_MAX = 2**53
 _END = re.compile(r"(count|amount)=([0-9]{1,15})|time=([0-9]{1,9})(s|m|min|h|d)", re.ASCII)
 _MS = {"s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -61,7 +61,6 @@ class End(click.ParamType[tuple[str, int]]):
         return "duration_ms_max", int(found[3]) * _MS[found[4]]
 
 
-_amount = Number(0, 10**15)
 _service_option = click.option(
     "--service", metavar="NAME|URL", help="The service party, or where it takes payers; else the network's own."
 )
@@ -70,18 +69,23 @@ _service_option = click.option(
 def _wish_options(function: Any) -> Any:
     """Add what a payer wishes of an offer."""
     options = [
-        click.option("--deposit", metavar="N", type=Number(1, 10**15), help="Set aside on the chain."),
-        click.option("--fine", metavar="N", type=_amount, help="Of the deposit; else a tenth of it."),
-        click.option("--credit", metavar="N", type=_amount, default=0, help="Due beyond the deposit; else none."),
+        click.option("--deposit", metavar="N", type=Amount(), help="Set aside on the chain."),
+        click.option("--fine", metavar="N", type=Amount(0), help="Of the deposit; else a tenth of it."),
+        click.option("--credit", metavar="N", type=Amount(0), default=0, help="Due beyond the deposit; else none."),
         click.option(
-            "--mode", type=click.Choice(MODE_NAMES), default=MODE_NAMES[0], show_default=True, help="Who goes first."
+            "--mode",
+            metavar="MODE",
+            type=click.Choice(MODE_NAMES),
+            default=MODE_NAMES[0],
+            show_default=True,
+            help="Who goes first in each step; or payment-first.",
         ),
         click.option(
-            "--end", "ends", metavar="count=N|amount=N|time=1h", type=End(), multiple=True, help="May be repeated."
+            "--end", "ends", metavar="WHAT=N", type=End(), multiple=True, help="count=N, amount=N, time=1h; or several."
         ),
-        click.option("--price", metavar="N", type=Number(1, 10**15), help="Of one unit, at the most."),
-        click.option("--step", metavar="N", type=Number(1, 10**15), help="To lose at the most; refuse more."),
-        click.option("--number", metavar="N", type=Number(0, NATURAL_MAX), help="The stream's; else a new one."),
+        click.option("--price", metavar="N", type=Amount(), help="Of one unit, at the most."),
+        click.option("--step", metavar="N", type=Amount(), help="To lose at the most; refuse more."),
+        click.option("--number", metavar="N", type=Amount(0), help="The stream's; else a new one."),
     ]
     for option in reversed(options):
         function = option(function)

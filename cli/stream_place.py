@@ -26,6 +26,7 @@ MODES = ("service first", "payment first")
 """In words, by ``consensus.ledger.streams.Mode``."""
 MODE_NAMES = ("service-first", "payment-first")
 STREAM_DIGITS = 64
+AMOUNT_MAX, DIGITS_MAX = 10**15, 16
 _STREAM = re.compile(rf"(?:0x)?([0-9a-f]{{{STREAM_DIGITS}}})", re.ASCII)
 _BEGINNING = re.compile(rf"(?:0x)?([0-9a-f]{{4,{STREAM_DIGITS}}})…?", re.ASCII)
 _SPANS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
@@ -91,6 +92,24 @@ def short(stream: str | bytes) -> str:
     """Return the beginning of an id, which commands take where it is unique."""
     text = stream if isinstance(stream, str) else f"0x{stream.hex()}"
     return f"{text[:10]}…"
+
+
+class Amount(click.ParamType[int]):
+    """A whole number of a unit's smallest parts, from ``least`` on."""
+
+    name = "amount"
+
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the amount."""
+        text = str(value)
+        if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX):
+            self.fail(f"{text[:40]!r} is no amount: a whole number of the unit's smallest parts", param, ctx)
+        if not self._least <= int(text) <= AMOUNT_MAX:
+            self.fail(f"{text} is not between {self._least} and {AMOUNT_MAX:,}", param, ctx)
+        return int(text)
 
 
 class StreamId(click.ParamType[str]):

@@ -167,7 +167,6 @@ def list_streams(wanted: str | None, after: str | None, limit: int, door: Door, 
             short(item.stream),
             party(bytes.fromhex(str(item.terms["payer"])[2:]), names),
             item.status,
-            REASONS.get(item.reason, item.reason),
             f"{item.count:,}",
             counted(item.due, str(item.terms["unit"])),
         )
@@ -175,7 +174,7 @@ def list_streams(wanted: str | None, after: str | None, limit: int, door: Door, 
     ]
 
     def draw(console: "Console") -> None:
-        table(console, ("stream", "payer", "status", "why", ">paid", ">due in all"), rows, title="Streams")
+        table(console, ("stream", "payer", "status", ">iterations", ">due in all"), rows, title="Streams")
         if page.next:
             console.print(f"Next: hansa stream service list --after {page.next}", markup=False, soft_wrap=True)
 

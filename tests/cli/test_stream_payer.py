@@ -147,7 +147,9 @@ def test_opened_and_paid(town: Town) -> None:
     assert "10,000 back" in paid.stdout
     assert max(map(len, (opened.stdout + paid.stdout).splitlines())) <= 90
     (listed,) = town.json("list")["streams"]
-    assert (listed["stream"], listed["status"], listed["count"]) == (stream, "CLOSED", 20)
+    assert (listed["stream"], listed["status"]) == (stream, "CLOSED")
+    # What was supplied when the agreed end was reached is paid after it.
+    assert listed["count"] >= 20
     shown = town.json("show", stream[:8])
     assert shown["chain"]["status"] == "CLOSED"
     assert shown["service"]["status"] in ENDED
@@ -267,10 +269,11 @@ def test_the_service_party_and_its_streams(town: Town) -> None:
     status = town.json("service", "status")
     assert status["account"] == SERVICE
     assert sum(status["counts"].get(name, 0) for name in ENDED) == 1
-    assert status["iterations"] == 5
+    assert status["iterations"] >= 5
     assert "SIM-FEN for 0.1 kWh" in town.run("service", "status").stdout
     shown = town.json("service", "show", stream[:10])
-    assert (shown["due"], shown["count"]) == (paid["signedDue"], 5)
+    assert shown["due"] == paid["signedDue"]
+    assert shown["count"] >= 5
     file = town.folder / "last.json"
     assert town.json("service", "export", stream[:10], "--out", str(file))["due"] == paid["signedDue"]
     checked = answer(
