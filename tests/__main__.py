@@ -18,6 +18,7 @@ PURE = (
     *(f"tests/payee/test_{name}.py" for name in ("codes", "emv", "images", "resolver", "sealing")),
     *(
         "tests/cli/test_commands.py",
+        "tests/cli/test_stream.py",
         "tests/messages/test_queue_machine.py",
         "tests/p2p/private/test_channel_stateful.py",
     ),
