@@ -15,7 +15,7 @@ MUTANTS = (
         "                if seen.record is None or seen.record.terms_hash != terms_hash(terms):",
         "                if seen.record is None:",
         "what was opened on other terms than were offered is supplied",
-        _TEST + "test_R88_nothing_is_supplied_before_the_chain_shows_the_deposit",
+        _TEST + "test_r88_nothing_is_supplied_before_the_chain_shows_the_deposit",
     ),
     Mutant(
         "acknowledged before it is durable",

@@ -100,7 +100,7 @@ def supplied(party: Party, stream: bytes, units: int) -> Callable[[], bool]:
 # -- opening ---------------------------------------------------------------------------------------------
 
 
-async def test_R88_nothing_is_supplied_before_the_chain_shows_the_deposit(tmp_path: Path) -> None:
+async def test_r88_nothing_is_supplied_before_the_chain_shows_the_deposit(tmp_path: Path) -> None:
     async with open_party(tmp_path, is_served=False) as party:
         terms = await party.offer()
         unopened = stream_id(terms.payer, terms.service, terms.number)
