@@ -22,7 +22,7 @@ from tests.contracts.domain.streams import FUNDS, PAYER, SERVICE, Streams
 
 SLICE_MS = 5_000
 """How often the parties look at clock and chain, at the least."""
-BLOCKED_MS_MAX = 40_000
+BLOCKED_MS_MAX = 50_000
 """How long a service party may see no chain, or full blocks, in one go: what the window is long enough for."""
 
 
