@@ -87,14 +87,15 @@ class FramesLink:
         told, self._told = self._told, []
         return told
 
-    async def handshake(self) -> None:
-        """Upgrade the connection.
+    async def handshake(self, token: str) -> None:
+        """Upgrade the connection; ``token`` is "" where none is wanted.
 
         Raises:
             Unreachable: the other side refuses or speaks no WebSocket.
         """
         parts = urlsplit(self._url)
-        await self._send(Request(host=parts.netloc, target=parts.path))
+        headers = [(name.encode(), value.encode()) for name, value in _authorization(token).items()]
+        await self._send(Request(host=parts.netloc, target=parts.path, extra_headers=headers))
         while True:
             for number, event in enumerate(events := await self._events()):
                 if isinstance(event, AcceptConnection):
@@ -151,7 +152,7 @@ class FramesLink:
 
 
 @asynccontextmanager
-async def open_frames(url: str, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[FramesLink]:
+async def open_frames(url: str, *, token: str = "", tls: ssl.SSLContext | None = None) -> AsyncIterator[FramesLink]:
     """Connect to a service party at ``http://HOST:PORT`` (or https, ws, wss) for the time of the block.
 
     Raises:
@@ -169,7 +170,7 @@ async def open_frames(url: str, *, tls: ssl.SSLContext | None = None) -> AsyncIt
                 stream = await trio.open_tcp_stream(host, port)
             link = FramesLink(address, stream)
             try:
-                await link.handshake()
+                await link.handshake(token)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
@@ -272,7 +273,7 @@ class _Body(httpx.AsyncByteStream):
 
 @asynccontextmanager
 async def open_requests(
-    url: str, *, tls: ssl.SSLContext | None = None, poll_ms: int = POLL_MS
+    url: str, *, token: str = "", tls: ssl.SSLContext | None = None, poll_ms: int = POLL_MS
 ) -> AsyncIterator[RequestsLink]:
     """Give a link to a service party at ``http://HOST:PORT`` for the time of the block; nothing is asked yet.
 
@@ -282,8 +283,13 @@ async def open_requests(
     secure, _, _, netloc = _parsed(url)
     timeout = httpx.Timeout(ANSWER_MS_MAX / 1000, connect=CONNECT_MS_MAX / 1000)
     with single_errors():
-        async with httpx.AsyncClient(verify=tls or True, timeout=timeout, trust_env=False) as client:
+        headers = _authorization(token)
+        async with httpx.AsyncClient(headers=headers, verify=tls or True, timeout=timeout, trust_env=False) as client:
             yield RequestsLink(f"{'https' if secure else 'http'}://{netloc}", client, poll_ms)
+
+
+def _authorization(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _frames(messages: list[Said]) -> list[bytes]:

@@ -83,15 +83,15 @@ class Opened:
     outcome: Outcome | None
 
 
-async def ask_offer(url: str, wanted: OfferWanted) -> Offer:
-    """Ask a service party at ``http://HOST:PORT`` for an offer.
+async def ask_offer(url: str, wanted: OfferWanted, *, token: str = "") -> Offer:
+    """Ask a service party at ``http://HOST:PORT`` for an offer, with the token that it wants of payers, if any.
 
     Raises:
         LocalError: ``bad_url``.
         Refused: ``bad_offer`` with what the service party would take, and others of its codes.
         Unreachable: ``service_unreachable``.
     """
-    async with open_program(Program(url, SERVICE, UNREACHABLE), answer_ms_max=ANSWER_MS_MAX) as program:
+    async with open_program(Program(url, SERVICE, UNREACHABLE), token=token, answer_ms_max=ANSWER_MS_MAX) as program:
         return await program.post("/offers", wanted, Offer)
 
 

@@ -178,9 +178,9 @@ class Payer:
         """Return a number that this payer has not used: a stream's id serves once, ever."""
         return max(self._now_ms(), self._store.newest_number() + 1)
 
-    async def agree(self, url: str, wanted: OfferWanted, *, accepted: Accepted = ANYTHING) -> Agreed:
+    async def agree(self, url: str, wanted: OfferWanted, *, accepted: Accepted = ANYTHING, token: str = "") -> Agreed:
         """Ask a service party for an offer and check it; errors as :func:`ask_offer` and :func:`check_offer`."""
-        offer = await ask_offer(url, wanted)
+        offer = await ask_offer(url, wanted, token=token)
         return await check_offer(self._client, offer, wanted, now_ms=self._now_ms(), accepted=accepted)
 
     async def open(self, agreed: Agreed, *, url: str = "") -> Opened:

@@ -100,9 +100,9 @@ class World:
 
     # -- the service party -----------------------------------------------------------------------------
 
-    async def start_service(self, nursery: trio.Nursery, *, port: int = 0, **changes: Any) -> None:
+    async def start_service(self, nursery: trio.Nursery, *, port: int = 0, token: str = "", **changes: Any) -> None:
         """Run the service party, and know where it is; the same ``port`` is the same party after a restart."""
-        settings = self.service_settings(port=port, **changes)
+        settings = self.service_settings(port=port, token=token, **changes)
         stopping = self._service = trio.Event()
         over = self._service_over = trio.Event()
 
@@ -123,7 +123,7 @@ class World:
         await self._service_over.wait()
         return int(self.url.rpartition(":")[2])
 
-    def service_settings(self, *, port: int = 0, **changes: Any) -> ServiceSettings:
+    def service_settings(self, *, port: int = 0, token: str = "", **changes: Any) -> ServiceSettings:
         """Return what it runs with; ``changes`` are of its file."""
         file = StreamServiceFile(
             listen="127.0.0.1:0",
@@ -148,7 +148,7 @@ class World:
             data=self.folder / "service" / "data",
             host="127.0.0.1",
             port=port,
-            token="",
+            token=token,
             owner=None,
             watcher_token="",
             database=f"sqlite:///{self.folder}/service/streams.db",

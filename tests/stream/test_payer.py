@@ -13,6 +13,7 @@ from consensus.ledger.keys import PrivateKey, Purpose
 from consensus.ledger.streams import Terms, close_hash, read_iteration_untrusted, terms_hash
 from services.client.keystore import Signer
 from services.stream.interfaces import Reading
+from services.stream.link import open_frames, open_requests
 from services.stream.opening import Accepted, ask_offer, check_offer, check_terms
 from services.stream.payer import Figures, Payer
 from services.stream.payer_store import STORE_FILE, KeptStream, open_payer_store
@@ -245,7 +246,9 @@ def test_a_consent_to_close_that_is_not_the_service_partys_closes_nothing(tmp_pa
         stream = await world.opened(payer)
         signature = signer(WATCHER).key.sign(Purpose.STREAM_CLOSE, world.client.chain_id, close_hash(stream, 0))
         link = ScriptedLink(Standing(stream, 0, 0, 0, "STREAMING", ""), Closed(stream, 0, signature))
+        sent = len(world.node.submitted)
         figures = await payer.pay(stream, lambda: link, closing_ms=100)
+        assert len(world.node.submitted) == sent
         assert (figures.status, figures.trouble) == ("STOPPED", "bad_signature")
         assert (await world.record(stream)).status == "OPEN"
 
@@ -273,6 +276,22 @@ def test_a_service_party_that_asks_for_more_than_a_step_gets_a_close_with_what_w
         assert closes[0].due == STEP_MAX
         assert key.verifies(closes[0].signature, Purpose.STREAM_CLOSE, chain_id, close_hash(stream, STEP_MAX))
         assert store.stream(stream).owed.raw in iterations
+
+    in_world(tmp_path, test)
+
+
+@pytest.mark.parametrize("is_http", [False, True])
+def test_a_service_party_with_a_token_is_reached_by_who_has_it(tmp_path: Path, *, is_http: bool) -> None:
+    async def test(world: World, nursery: trio.Nursery) -> None:
+        await world.stop_service()
+        await world.start_service(nursery, token="secret")
+        payer = world.payer(world.store())
+        assert await code_of(payer.agree(world.url, world.wanted())) == "bad_token"
+        agreed = await payer.agree(world.url, world.wanted(count_max=3), token="secret")
+        stream = bytes((await payer.open(agreed)).stream)
+        opened = open_requests if is_http else open_frames
+        figures = await payer.pay(stream, lambda: opened(world.url, token="secret"))
+        assert (figures.status, figures.trouble) == ("CLOSED", "")
 
     in_world(tmp_path, test)
 
