@@ -187,7 +187,9 @@ class Story:
         await self._consortium.kill_program(SERVICE_PROGRAM)
         self._watch.say("the payer wants its deposit back, and the watcher settles")
         await self._till.ask_back(OTHER_PAYER, played.stream)
-        await self._till.until_recorded(played.stream, lambda record: record.settled_by != b"")
+        await self._till.until_recorded(
+            played.stream, lambda record: record.settled_by != b"", meanwhile=partial(self._till.trade, PAYER)
+        )
         self._watch.say("the service party comes back")
         await self._consortium.start_program(SERVICE_PROGRAM)
         await self._till.until(played.stream, lambda shown: shown.status in ("SETTLED", "CLOSED"))

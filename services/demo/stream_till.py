@@ -79,6 +79,13 @@ class Till:
         with open_payer_store(self._consortium.payers) as store:
             yield Payer(self.client, self.signer(name), store)
 
+    async def trade(self, name: str) -> None:
+        """Make a transaction that changes nothing: a chain without any makes blocks seldom, and its uptime stands."""
+        signer = self.signer(name)
+        (
+            await self.client.call(signer, "tokens", "transfer", {"unit": UNIT, "to": signer.address, "amount": 1})
+        ).check()
+
     async def burn(self, payer: str, stream: bytes) -> None:
         """Use the stream's number for another transaction of the payer."""
         signer = self.signer(payer)
@@ -178,14 +185,22 @@ class Till:
             raise PeerError("bad_answer", f"the chain has no stream {stream.hex()}")
         return found
 
-    async def until_recorded(self, stream: bytes, is_enough: Callable[[StreamRecord], bool]) -> StreamRecord:
-        """Wait until the chain has a stream as it should be; errors as :meth:`until`."""
+    async def until_recorded(
+        self,
+        stream: bytes,
+        is_enough: Callable[[StreamRecord], bool],
+        *,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> StreamRecord:
+        """Wait until the chain has a stream as it should be, doing something ``meanwhile``; errors as :meth:`until`."""
         record = None
         with trio.move_on_after(WAIT_S_MAX):
             while True:
                 record = await self.record(stream)
                 if is_enough(record):
                     return record
+                if meanwhile is not None:
+                    await meanwhile()
                 await trio.sleep(POLL_S)
         raise Unreachable(f"{stream.hex()[:16]}… stands on the chain as {record}", code="program_timeout")
 
