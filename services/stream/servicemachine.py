@@ -189,6 +189,9 @@ class ServiceStream:
         if not now_ms + terms.margin_ms < iteration.valid_until_ms <= now_ms + ahead_ms_max:
             return self._refuse("bad_validity", f"it is to be valid for {terms.validity_ms} ms")
         is_streaming = kept.status == Status.STREAMING
+        if due > kept.due and not is_streaming:
+            # It would outlast the one that is being collected, and so maybe the window of a withdrawal.
+            return self._refuse("stream_ended", "what is stored is being collected")
         if due == kept.due:
             if is_streaming and iteration.valid_until_ms > kept.valid_until_ms:
                 self._change(raw=iteration.transaction.raw, valid_until_ms=iteration.valid_until_ms)
@@ -199,7 +202,7 @@ class ServiceStream:
         if due % terms.price or due > min(supplied + ahead, due_max(terms, self._limit)):
             message = f"{supplied} is due for {kept.units} units"
             return (*self._refuse("wrong_amount", message), *self.end("wrong_amount", now_ms))
-        if due > supplied and (self._reached or not is_streaming):
+        if due > supplied and self._reached:
             return self._refuse("stream_ended", "nothing more is supplied")
         self._change(
             due=due,

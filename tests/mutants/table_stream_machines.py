@@ -73,6 +73,14 @@ MUTANTS = (
         _BY_SERVICE + "test_an_iteration_is_valid_for_the_margin_and_not_for_longer_than_agreed",
     ),
     Mutant(
+        "claim delayed by later iterations",
+        _SERVICE,
+        "        if due > kept.due and not is_streaming:\n",
+        "        if False:\n",
+        "a payer runs away with its deposit: a late iteration has not expired when the window ends",
+        "pytest tests/stream/test_exposure.py::test_a_payer_does_not_run_away_with_its_deposit",
+    ),
+    Mutant(
         "acknowledged before kept",
         _SERVICE,
         "return Keep(), Tell(Stored(kept.stream, due)), *self._end_if",

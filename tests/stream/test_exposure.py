@@ -10,6 +10,7 @@ What is taken for granted: the service party, or a watcher, comes to the chain a
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -540,3 +541,13 @@ def test_no_service_party_costs_a_payer_more_than_a_step() -> None:
 
 def test_network_disks_and_chain_cost_nobody_more_than_a_step() -> None:
     play(BothHonest)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("valid_ms", [59_000, 64_000, 3_600_000])
+def test_a_payer_does_not_run_away_with_its_deposit(mode: Mode, valid_ms: int) -> None:
+    """The worst case by hand: unseen for as long as may be, iterations that last, and none that may settle."""
+    parties = BadPayer()
+    parties.begin(mode=mode, step_max=10, credit=0, deposit=1_000, fine=20, ends={}, steps=4)
+    parties.run_away(slices=12, valid_ms=valid_ms, is_meant=True)
+    parties.teardown()

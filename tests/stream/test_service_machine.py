@@ -497,15 +497,16 @@ def test_a_stream_that_was_closed_with_less_is_lost(paid: int, status: str) -> N
     assert party.see() == ()
 
 
-def test_a_late_iteration_for_what_was_supplied_is_still_taken_and_collected() -> None:
+def test_once_it_ends_no_iteration_is_taken_that_would_outlast_the_one_that_is_collected() -> None:
+    """Else a payer delays the claim until its withdrawal's window has ended."""
     party = Party()
     party.stream_units(1)
     party.supply(2)
     party.machine.end("timeout", NOW_MS)
-    assert kinds(party.pay(10)) == ["Keep", "Stored"]
-    upload_id = party.machine.kept.upload_id
-    party.machine.uploaded(Outcome.FINAL, NOW_MS)
-    assert party.see(Lane(upload_id), settled_by=upload_id, paid=5) == (Claim(party.machine.kept.raw),)
+    before = party.machine.kept
+    assert codes(party.pay(10)) == ["stream_ended"]
+    assert kinds(party.pay(5, valid_ms=61_000)) == ["Stored"]
+    assert party.machine.kept == before
 
 
 # -- restarts ------------------------------------------------------------------------------------------------
