@@ -249,7 +249,9 @@ class Play(RuleBasedStateMachine):
         is_unpaid_credit = kept.status == "LOST" and self.terms.credit > 0
         assert is_late or is_unpaid_credit or kept.status in ("SETTLED", "CLAIMED", "CLOSED"), kept
         supplied = self.terms.price * self.world.units
-        step = self.terms.step_max if self.terms.mode == Mode.SERVICE_FIRST else 0
+        # Payment first, a close may cost what was paid ahead and supplied before the meter was read again.
+        is_at_stake = self.terms.mode == Mode.SERVICE_FIRST or kept.reason == "close"
+        step = self.terms.step_max if is_at_stake else 0
         assert self.world.service_gain() >= supplied - step - self.terms.credit
         assert is_late or record.paid >= min(kept.due, supplied, record.deposit - record.fine)
 
