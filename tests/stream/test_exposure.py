@@ -245,7 +245,7 @@ class Play(RuleBasedStateMachine):
             self.wait(SLICE_MS)
         kept, record = self.service.disk, self.world.streams.record(self.world.stream)
         # What the meter tells while a close is on its way comes too late for it; it is within the step.
-        is_late = kept.status == "LOST" and kept.reason == "close"
+        is_late = kept.status in ("LOST", "CLOSED") and kept.reason == "close"
         is_unpaid_credit = kept.status == "LOST" and self.terms.credit > 0
         assert is_late or is_unpaid_credit or kept.status in ("SETTLED", "CLAIMED", "CLOSED"), kept
         supplied = self.terms.price * self.world.units
