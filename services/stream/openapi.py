@@ -18,8 +18,9 @@ from services.stream.service_interface import (
 _ABOUT: Final = (
     "A service party's side for payers. Amounts are in smallest units of the stream's unit, times UTC in ms, bytes in "
     "0x-hex. `POST /iterations` takes one iteration's own bytes as `application/octet-stream`; `POST /frames` takes "
-    "and answers a frame as `application/msgpack` (canonical, see docs/streams.md), and `GET /frames` opens "
-    "a WebSocket with one frame in each binary message. What is answered as stored is durable; the same again is safe."
+    "and answers a frame as `application/msgpack` (canonical, see docs/streams.md; 204 where there is nothing to say), "
+    "and `GET /frames` opens a WebSocket with one frame in each binary message. What is answered as stored is durable; "
+    "the same again is safe."
 )
 _ERRORS: Final = {
     "400": "`malformed`, `bad_field`; `bad_offer` with what would be taken; `bad_iteration`, `bad_signature`, "

@@ -15,7 +15,7 @@ STREAMS_MAX = 1_024
 
 
 class Outlet:
-    """Messages with the group of the store that each waits for; groups only rise, so that the first one waits longest.
+    """Messages with the group of the store that each waits for, which may be an older one than that of those before it.
 
     ``hailed`` are the streams that the peer has shown to be its own.
     """
@@ -59,8 +59,7 @@ class Outlet:
 
     async def take_all(self) -> list[Told]:
         """Return everything, once it may be told; errors as of :meth:`take`."""
-        if self._waiting:
-            await self._store.until(self._waiting[-1][0])
+        await self._store.until(max((group for group, _ in self._waiting), default=0))
         return self._ready()
 
     def _ready(self) -> list[Told]:

@@ -391,6 +391,35 @@ async def test_requests_one_by_one(tmp_path: Path) -> None:
             assert (await client.get("/openapi.json")).json()["paths"].keys() >= {"/offers", "/iterations"}
 
 
+async def test_a_frame_is_answered_whole_once_its_last_word_is_durable(tmp_path: Path) -> None:
+    async with open_party(tmp_path) as party:
+        stream = await party.open()
+        await say(party, party.hello(stream, NONCE))
+        await until(supplied(party, stream, 2))
+        forged = party.iterate(stream, 10, key=PrivateKey.from_secret(5))
+        frame = said_codec.encode(SaidFrame([party.iterate(stream, 5), forged]))
+        async with httpx.AsyncClient(base_url=party.url) as client:
+            answer = await client.post("/frames", content=frame, headers={"content-type": FRAME_MEDIA_TYPE})
+        told = told_codec.decode_untrusted(answer.content).messages
+        assert (told[0], codes(told)) == (Stored(stream, 5), ["bad_signature"])
+        assert party.pages.failure is None
+
+
+async def test_a_request_that_there_is_nothing_to_say_to_is_answered_all_the_same(tmp_path: Path) -> None:
+    async with open_party(tmp_path) as party:
+        stream = await party.open()
+        await say(party, party.hello(stream, NONCE))
+        await until(supplied(party, stream, 2))
+        party.chain.is_away = True
+        await party.owner.end(StreamEnd(f"0x{stream.hex()}"))
+        consent = party.streams.consent(stream, 10, by=PAYER)
+        frame = said_codec.encode(SaidFrame([Close(stream, 10, consent["signature"])]))
+        async with httpx.AsyncClient(base_url=party.url) as client:
+            answer = await client.post("/frames", content=frame, headers={"content-type": FRAME_MEDIA_TYPE})
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert party.pages.failure is None
+
+
 async def test_a_strangers_page_gets_no_websocket(tmp_path: Path) -> None:
     async with open_party(tmp_path) as party:
         with trio.fail_after(5):
