@@ -95,7 +95,8 @@ def _whereabouts(details: Mapping[str, Any]) -> str:
     if event := details.get("event"):
         return f"; hansa settle events show {event} says where it is, the same with --event {event} goes on"
     if stream := details.get("stream"):
-        return f"; hansa stream show {stream} says where it is, the same command goes on"
+        again = "hansa stream pay" if details.get("isOpening") else "the same command"
+        return f"; hansa stream show {stream} says where it is, {again} goes on"
     transaction_id = details.get("transactionId")
     return f"; hansa tx explain {transaction_id} says where it is" if transaction_id else ""
 

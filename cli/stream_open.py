@@ -185,7 +185,8 @@ def open_stream(service: str | None, offer_file: Path | None, purse: Purse, outp
 
     The deposit comes back at the end, less what is not paid out of the balance. The fine stays in it: it goes to the
     service party if the payer uses the stream's number otherwise or cannot pay. Amounts are whole numbers of the unit's
-    smallest parts. Interrupted, nothing is lost: hansa stream list shows it.
+    smallest parts. Interrupted, nothing is lost: hansa stream list shows it,
+    and hansa stream pay goes on.
 
     Example: hansa stream open --payer user-b --deposit 4000 --price 8 --end count=200
     """
@@ -204,7 +205,7 @@ def open_stream(service: str | None, offer_file: Path | None, purse: Purse, outp
             _, agreed = await _agree(client, url, signer, wish, payer.next_number())
         else:
             agreed = await _check(client, given, wish)
-        note_error_details(stream=f"0x{agreed.stream.hex()}")
+        note_error_details(stream=f"0x{agreed.stream.hex()}", isOpening=True)
         output.progress(f"opening stream 0x{agreed.stream.hex()}")
         return agreed, await payer.open(agreed, url=url)
 

@@ -142,6 +142,7 @@ def pay(
             own = None if meter is None else await _meter(stack, meter, purse)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(_stop_at_signal, stopping)
+            await payer.open_interrupted(key)
             figures = await payer.pay(
                 key,
                 way,

@@ -85,7 +85,7 @@ def list_streams(limit: int, purse: Purse, output: Output) -> None:
             short(kept.owed.stream),
             kept.account,
             party(kept.owed.terms.service, names),
-            str(kept.owed.status),
+            _status(kept),
             counted(kept.owed.signed_due, kept.owed.terms.unit),
             f"{kept.owed.terms.deposit:,}",
         )
@@ -110,7 +110,7 @@ def own_json(kept: "KeptStream") -> Json:
         "stream": f"0x{bytes(owed.stream).hex()}",
         "account": kept.account,
         "url": kept.url or None,
-        "status": str(owed.status),
+        "status": _status(kept),
         "reason": str(owed.reason) or None,
         "signedDue": owed.signed_due,
         "storedDue": owed.stored_due,
@@ -164,7 +164,14 @@ def _own_fields(kept: "KeptStream") -> Json:
 
 def _status_text(kept: "KeptStream") -> str:
     reason = str(kept.owed.reason)
-    return str(kept.owed.status) + (f", {REASONS.get(reason, reason)}" if reason else "")
+    if kept.is_opening:
+        return "OPENING; hansa stream pay goes on with it"
+    return _status(kept) + (f", {REASONS.get(reason, reason)}" if reason else "")
+
+
+def _status(kept: "KeptStream") -> str:
+    """Return how a stream stands for its payer: before it was seen on the chain it is not paid yet."""
+    return "OPENING" if kept.is_opening else str(kept.owed.status)
 
 
 def _said_json(said: "StreamShown") -> Json:

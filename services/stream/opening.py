@@ -153,8 +153,7 @@ async def open_stream(client: Client, signer: Signer, agreed: Agreed) -> Opened:
         Unreachable: ``outcome_unknown`` and others: the same again is safe.
     """
     terms, stream = agreed.terms, agreed.stream
-    if terms.payer != signer.address:
-        raise LocalError("wrong_payer", f"the terms are of the account 0x{terms.payer.hex()}, not of {signer.name}")
+    check_payer(signer, agreed)
     known = await read_stream(client, stream)
     if known is not None:
         return Opened(stream, _same(known, terms), None)
@@ -172,8 +171,20 @@ async def open_stream(client: Client, signer: Signer, agreed: Agreed) -> Opened:
 
 def _same(record: StreamRecord, terms: Terms) -> StreamRecord:
     if record.terms_hash != terms_hash(terms):
-        raise Refused("number_used", f"number {terms.number} belongs to a stream with other terms")
+        raise number_used(terms)
     return record
+
+
+def check_payer(signer: Signer, agreed: Agreed) -> None:
+    """Raise LocalError ``wrong_payer`` where the terms are of another account than the signer's."""
+    if agreed.terms.payer != signer.address:
+        payer = f"0x{agreed.terms.payer.hex()}"
+        raise LocalError("wrong_payer", f"the terms are of the account {payer}, not of {signer.name}")
+
+
+def number_used(terms: Terms) -> Refused:
+    """Return the error of a number that belongs to a stream with other terms."""
+    return Refused("number_used", f"number {terms.number} belongs to a stream with other terms")
 
 
 async def read_stream(

@@ -47,6 +47,8 @@ from services.stream.opening import (
     account_key,
     ask_offer,
     check_offer,
+    check_payer,
+    number_used,
     open_stream,
     read_stream,
 )
@@ -186,18 +188,36 @@ class Payer:
     async def open(self, agreed: Agreed, *, url: str = "") -> Opened:
         """Keep what was agreed, then open the stream on the chain; again is harmless. Errors as :func:`open_stream`.
 
-        A stream that the chain refuses is forgotten.
+        A stream that the chain refuses is forgotten, unless an earlier call may still open it.
         """
-        owed = Owed(stream=bytes(agreed.stream), terms=agreed.terms)
+        check_payer(self._signer, agreed)
+        stream = bytes(agreed.stream)
+        known = self._store.find(stream.hex())
+        if known and known[0].owed.terms != agreed.terms:
+            raise number_used(agreed.terms)
+        owed = Owed(stream=stream, terms=agreed.terms)
         self._store.add(KeptStream(owed, agreed.signature, self._signer.name, url, self._now_ms()))
         try:
             opened = await open_stream(self._client, self._signer, agreed)
-        except (Refused, LocalError):
-            self._store.remove(agreed.stream)
+        except Refused as error:
+            if not known or error.code == "offer_expired":
+                self._store.remove(stream)
             raise
         kept = self._store.stream(agreed.stream)
         self._store.keep(replace(kept.owed, opened_ms=opened.record.opened_at_ms))
         return opened
+
+    async def open_interrupted(self, stream: bytes) -> None:
+        """Open a stream that :meth:`open` was interrupted at, by the offer that was kept; others stay as they are.
+
+        Raises:
+            LocalError: ``unknown_stream``, ``wrong_payer``.
+            Refused: as :func:`open_stream`; ``offer_expired`` where it is too late, and the stream is forgotten.
+            Unreachable: ``outcome_unknown`` and others: the same again is safe.
+        """
+        kept = self._store.stream(stream)
+        if kept.is_opening:
+            await self.open(kept.agreed, url=kept.url)
 
     async def find(self, stream: bytes) -> Found:
         """Return a stream as it stands; errors as :meth:`PayerStore.stream` and :meth:`Client.state`."""
@@ -328,7 +348,8 @@ class Payer:
     def _check(self, kept: KeptStream, record: StreamRecord | None) -> None:
         """Refuse to pay what was not agreed, or with a key that the service party could not use."""
         if record is None:
-            raise Refused("unknown_stream", f"the chain has no stream 0x{kept.owed.stream.hex()}: it was not opened")
+            hint = ": its opening was interrupted, and hansa stream pay goes on with it" if kept.is_opening else ""
+            raise Refused("unknown_stream", f"the chain has no stream 0x{kept.owed.stream.hex()}{hint}")
         if record.terms_hash != terms_hash(kept.owed.terms):
             raise Refused("bad_terms", "the chain has other terms for the stream")
         if record.payer_key != self._signer.key.public.compressed:

@@ -19,7 +19,7 @@ import msgspec
 from consensus.ledger.errors import InvariantError, LocalError, StorageError
 from services.local.sqlite import disk_error, sync_folder, typed_errors
 from services.stream.opening import Agreed
-from services.stream.payermachine import Owed
+from services.stream.payermachine import Owed, Status
 
 FORMAT = 1
 STORE_FILE = "payer.db"
@@ -54,6 +54,11 @@ class KeptStream(msgspec.Struct, frozen=True):
     def agreed(self) -> Agreed:
         """What opens the stream."""
         return Agreed(self.owed.terms, self.signature)
+
+    @property
+    def is_opening(self) -> bool:
+        """Tell whether its opening was interrupted: the payer has not seen it on the chain, and has signed nothing."""
+        return not self.owed.opened_ms and not self.owed.raw and self.owed.status == Status.PAYING
 
 
 class PayerStore:

@@ -185,6 +185,47 @@ def test_what_a_payer_does_not_accept(town: Town) -> None:
     assert town.json("list")["streams"] == []
 
 
+def _interrupt_opening(town: Town, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Press Ctrl-C when a stream's terms are kept and nothing was submitted; return its id."""
+
+    async def open_stream(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        await trio.sleep_forever()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("services.stream.payer.open_stream", open_stream)
+        result = town.run("open", "--deposit", "10000", "--end", "count=3")
+    assert result.exit_code == 130, result.output
+    stream = result.stderr.splitlines()[0].removeprefix("opening stream ")
+    said = f"interrupted; hansa stream show {stream} says where it is, hansa stream pay goes on"
+    assert result.stderr.splitlines()[-1] == said
+    return stream
+
+
+def test_an_interrupted_opening_goes_on(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = _interrupt_opening(town, monkeypatch)
+    (listed,) = town.json("list")["streams"]
+    assert (listed["stream"], listed["status"]) == (stream, "OPENING")
+    shown = town.run("show", stream).stdout
+    assert "OPENING; hansa stream pay goes on with it" in shown
+    assert "not there, as of block" in shown
+    closed = town.run("close", stream)
+    assert fault(closed, 1) == "unknown_stream"
+    assert "hansa stream pay goes on with it" in closed.stderr
+    paid = town.json("pay", stream)
+    assert (paid["status"], paid["chain"]["status"]) == ("CLOSED", "CLOSED")
+    assert [one["status"] for one in town.json("list")["streams"]] == ["CLOSED"]
+
+
+def test_an_interrupted_opening_is_forgotten_once_its_offer_has_expired(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = _interrupt_opening(town, monkeypatch)
+    town.world.wall.jump(town.world.service_settings().file.offer_ms + 1)
+    assert fault(_last_line(town.run("pay", stream)), 1) == "offer_expired"
+    assert town.json("list")["streams"] == []
+
+
 def test_ctrl_c_ends_a_stream_together(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = town.open()
     see, pressed = Table.see, []

@@ -338,6 +338,38 @@ def test_opening_again_is_harmless_and_a_number_serves_once(tmp_path: Path) -> N
     in_world(tmp_path, test, is_served=False)
 
 
+def test_what_is_refused_later_does_not_forget_a_stream_that_is_open(tmp_path: Path) -> None:
+    async def test(world: World, _: trio.Nursery) -> None:
+        store = world.store()
+        payer, agreed = world.payer(store), world.agreed()
+        stream = (await payer.open(agreed)).stream
+        other = world.agreed(number=agreed.terms.number, price=PRICE + 1)
+        assert await code_of(payer.open(other)) == "number_used"
+        foreign = Payer(world.client, signer(WATCHER), store, now_ms=world.wall.wall_ms)
+        assert await code_of(foreign.open(agreed)) == "wrong_payer"
+        (kept,) = store.streams()
+        assert (kept.owed.stream, kept.owed.terms, kept.account) == (stream, agreed.terms, PAYER)
+
+    in_world(tmp_path, test, is_served=False)
+
+
+def test_a_number_of_an_interrupted_opening_is_not_opened_with_other_terms(tmp_path: Path) -> None:
+    async def test(world: World, _: trio.Nursery) -> None:
+        store = world.store()
+        payer, agreed = world.payer(store), world.agreed()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await payer.open(agreed)
+        assert store.stream(bytes(agreed.stream)).is_opening
+        other = world.agreed(number=agreed.terms.number, price=PRICE + 1)
+        assert await code_of(payer.open(other)) == "number_used"
+        await payer.open_interrupted(bytes(agreed.stream))
+        kept = store.stream(bytes(agreed.stream))
+        assert (kept.owed.terms, kept.is_opening) == (agreed.terms, False)
+
+    in_world(tmp_path, test, is_served=False)
+
+
 def test_r88_a_stream_without_funds_is_refused_and_forgotten(tmp_path: Path) -> None:
     async def test(world: World, _: trio.Nursery) -> None:
         store = world.store()
