@@ -117,6 +117,7 @@ async def run(settings: ServiceSettings) -> None:
     # What is loaded by now stays for ever: the collector need not walk it again while payers wait.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     with single_errors():
         async with stop_signals() as stopping, open_service(settings) as service:
             await serve(settings, service, stopping)
