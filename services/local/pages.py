@@ -142,7 +142,7 @@ class Bodies:
             raise Refused("intake_full", f"bodies of {self._receiving_bytes} bytes are being received")
         self._receiving_bytes += size
         try:
-            return await _read_body_untrusted(request)
+            return await read_body_untrusted(request.receive, BODY_BYTES_MAX)
         finally:
             self._receiving_bytes -= size
 
@@ -248,8 +248,8 @@ def _body_size_untrusted(request: Request, *, is_needed: bool) -> int:
     return int(length)
 
 
-async def _read_body_untrusted(request: Request) -> bytes:
-    """Return the body.
+async def read_body_untrusted(receive: Receive, bytes_max: int) -> bytes:
+    """Return a request's body of at most so many bytes.
 
     Raises:
         PeerError: ``too_large``, ``timeout`` when it does not arrive in time, ``malformed`` when it ends too soon.
@@ -258,12 +258,12 @@ async def _read_body_untrusted(request: Request) -> bytes:
     try:
         with trio.fail_after(BODY_MS_MAX / 1000):
             while True:
-                message = await request.receive()
+                message = await receive()
                 if message["type"] != "http.request":
                     raise PeerError("malformed", "the body ends too soon")
                 body += message.get("body", b"")
-                if len(body) > BODY_BYTES_MAX:
-                    raise PeerError("too_large", f"a body has at most {BODY_BYTES_MAX} bytes")
+                if len(body) > bytes_max:
+                    raise PeerError("too_large", f"a body has at most {bytes_max} bytes")
                 if not message.get("more_body"):
                     return bytes(body)
     except trio.TooSlowError:

@@ -14,8 +14,17 @@ from consensus.ledger.errors import HansaError, InvariantError, PeerError, Stora
 from consensus.ledger.ids import HASH_BYTES
 from consensus.ledger.streams import ITERATION_BYTES_MAX
 from consensus.ledger.transaction import decode_transaction_untrusted
+from services.client.tasks import single_errors
 from services.local import pages
-from services.local.pages import Bodies, Gate, decoded_untrusted, error_handlers, error_response, json_response
+from services.local.pages import (
+    Bodies,
+    Gate,
+    decoded_untrusted,
+    error_handlers,
+    error_response,
+    json_response,
+    read_body_untrusted,
+)
 from services.stream.desk import Desk
 from services.stream.frames import run_websocket
 from services.stream.metrics import CONTENT_TYPE
@@ -35,7 +44,7 @@ from services.stream.wire import FRAME_BYTES_MAX, Iterate, Refused, Stored, Told
 STATUSES = {
     **pages.STATUSES,
     **dict.fromkeys(("bad_offer", "bad_iteration", "bad_signature", "wrong_chain", "wrong_stream", "bad_lane"), 400),
-    **dict.fromkeys(("bad_version",), 400),
+    "bad_version": 400,
     "unknown_stream": 404,
     **dict.fromkeys(("busy", "node_unreachable", "node_timeout", "stale_states", "height_not_reached"), 503),
     "chain_unseen": 503,
@@ -43,7 +52,6 @@ STATUSES = {
     **dict.fromkeys(("disk_full", "disk_failed", "corrupted"), 503),
     "invariant": 500,
 }
-BODY_MS_MAX = 10_000
 ITERATIONS_PATH = "/iterations"
 _HEADERS = (
     (b"content-type", b"application/json"),
@@ -153,9 +161,10 @@ class Pages:
 
     async def _converse(self, websocket: WebSocket) -> None:
         try:
-            await run_websocket(websocket, self._desk, self._stopping)
-        except* (StorageError, InvariantError) as group:
-            self._report(group)
+            with single_errors():
+                await run_websocket(websocket, self._desk, self._stopping)
+        except (StorageError, InvariantError) as error:
+            self.fail(error)
 
     async def _offer(self, request: Request) -> Response:
         wanted = decoded_untrusted(await self._bodies.read(request), _wanted)
@@ -190,12 +199,6 @@ class Pages:
         self.failure = self.failure or error
         self.failed.set()
 
-    def _report(self, group: BaseExceptionGroup[StorageError | InvariantError]) -> None:
-        error = group.exceptions[0]
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        self.fail(error)
-
 
 def _stream_of_untrusted(raw: bytes) -> bytes:
     """Return the stream that an iteration's call names; all else of it is checked where that stream is known."""
@@ -215,20 +218,7 @@ async def _binary_untrusted(scope: Scope, receive: Receive, media_type: str, byt
     given = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
     if given.partition(b";")[0].strip().lower() != media_type.encode():
         raise PeerError("bad_media_type", f"the body must be {media_type}")
-    body = bytearray()
-    with trio.move_on_after(BODY_MS_MAX / 1000) as patience:
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise PeerError("malformed", "the body ends too soon")
-            body += message.get("body", b"")
-            if len(body) > bytes_max:
-                raise PeerError("too_large", f"a body has at most {bytes_max} bytes")
-            if not message.get("more_body"):
-                return bytes(body)
-    if patience.cancelled_caught:
-        raise PeerError("timeout", "the body did not arrive in time")
-    raise InvariantError("a body is whole, or late")
+    return await read_body_untrusted(receive, bytes_max)
 
 
 async def _interface(_: Request) -> Response:

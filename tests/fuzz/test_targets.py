@@ -57,7 +57,7 @@ def test_every_untrusted_function_is_fuzzed(tmp_path: Path) -> None:
         "services/local/pages.py:decoded_untrusted": "tests/accounts/test_program.py",
         "services/accounts/pages.py:_query_untrusted": "tests/accounts/test_program.py",
         "services/local/pages.py:_body_size_untrusted": "tests/rights/test_business.py",
-        "services/local/pages.py:_read_body_untrusted": "tests/rights/test_business.py",
+        "services/local/pages.py:read_body_untrusted": "tests/rights/test_business.py",
         "services/payee/payments.py:_read_untrusted": "tests/payee/test_payments.py",
         "services/stream/pages.py:_binary_untrusted": "tests/stream/test_service.py",
     }
