@@ -15,7 +15,7 @@ import trio
 
 from consensus.ledger.errors import PeerError
 from consensus.ledger.keys import PublicKey, Purpose
-from consensus.ledger.streams import close_hash, read_iteration_untrusted, terms_hash
+from consensus.ledger.streams import close_hash, read_iteration_untrusted
 from services.client.errors import Refused as RefusedError
 from services.client.errors import Unreachable
 from services.stream.challenges import Challenges
@@ -222,13 +222,13 @@ class Desk:
             entry = await self._store.find(stream)
             if entry is not None:
                 return self._lives.get(stream) or self._enter(entry)
-            for terms in await self._store.offered(stream):
-                seen = await self._chain.look(terms, stream, is_newest=True)
-                if seen.record is None or seen.record.terms_hash != terms_hash(terms):
-                    continue
-                record = seen.record
-                now_ms = self._now_ms()
-                kept = Kept(stream, terms, opened_ms=record.opened_at_ms, heard_ms=now_ms)
+            # The id is of payer, service party and number: any of its offers tells whose account to look at.
+            terms = await self._store.offered(stream)
+            seen = None if terms is None else await self._chain.look(terms, stream, is_newest=True)
+            record = None if seen is None else seen.record
+            terms = None if record is None else await self._store.offer(record.terms_hash)
+            if seen is not None and record is not None and terms is not None:
+                kept = Kept(stream, terms, opened_ms=record.opened_at_ms, heard_ms=self._now_ms())
                 live = self._lives.get(stream)
                 if live is None:
                     live = self._enter(Entry(kept, record.payer_key, record.limit))

@@ -5,7 +5,9 @@ Rules, so that whatever the service party, network or disk do, no more than one 
 - **P1** *Service first*: signed is what was supplied; *payment first*: that and one step. What was supplied is what the
   service party tells, and, where the payer has a meter of its own, no more than that one counts.
 - **P2** No total is signed that is above deposit, fine, credit and the agreed amount, and none below an earlier one:
-  what was signed is durable before it is sent. Once an agreed end is reached nothing is signed ahead.
+  what was signed is durable before it is sent. Once an agreed end is reached nothing is signed ahead, and never more
+  iterations than the agreed count: the last one waits for the payer's own meter, and what comes after it is paid by a
+  close.
 - **P3** The payer stops when the service party tells of a due that is not price × units, of units that were neither
   paid nor within one step, or of an iteration that was never signed; when its own meter denies units for ``step_ms``;
   and when nothing is supplied or stored for ``step_ms``.
@@ -270,6 +272,10 @@ class PayerStream:
             due += terms.step_max // terms.price * terms.price
         due = min(due, due_max(terms, self._limit))
         if due <= owed.signed_due:
+            return ()
+        if end == "count":
+            return self._fail("count")
+        if terms.mode == Mode.SERVICE_FIRST and is_denied and owed.count + 1 == terms.count_max:
             return ()
         self._change(signed_due=due, count=owed.count + 1)
         return (Sign(due),)

@@ -5,8 +5,9 @@ Rules, so that whatever payer, network or disk do, it never has more than one st
 - **V1** Nothing is supplied or taken before the chain's record of the stream was seen with these terms (R88), nor once
   the chain has not been seen for so long that an iteration, made after a withdrawal that went unnoticed, might outlast
   its window: ``window_ms`` less the validity, half a margin and an outage.
-- **V2** *Service first*: the meter is allowed what is stored and one step; *payment first*: what is stored. Both never
-  more than deposit, fine, credit and the agreed amount let it be paid.
+- **V2** *Service first*: the meter is allowed what is stored and one step, and nothing more while what was told may
+  take all iterations of the agreed count, one for each unit; *payment first*: what is stored. Both never more than
+  deposit, fine, credit and the agreed amount let it be paid.
 - **V3** An iteration is good when its total is a multiple of the price, not above what was supplied (payment first: and
   one step), and it stays valid for the margin at least and the agreed validity at most (and half a margin, for clocks
   that differ). A higher one replaces the last one; the same again is acknowledged again, and is a renewal when
@@ -17,7 +18,8 @@ Rules, so that whatever payer, network or disk do, it never has more than one st
   it is the payer's turn, a wrong amount, a withdrawal asked for, the lane's number used, expiry less the margin.
 - **V6** From then on only the chain decides what is done next (:meth:`ServiceStream.chain_seen`): upload while the lane
   is free and the iteration valid, claim when it was used otherwise, expired, or settled with less.
-- **V7** A close is agreed to only with what was paid in all, once nothing is left to collect.
+- **V7** A close is agreed to only with what was paid in all, once nothing is left to collect. One that the payer asks
+  for ends supply; where it leaves out units that were on their way, the payer is told, and has a moment to say more.
 
 After a restart a machine is made again from what was kept; it supplies nothing until it has seen the chain.
 """
@@ -35,6 +37,8 @@ from services.stream.wire import Refused, Standing, Stored, Supplied, Told
 
 ITERATION_AHEAD_MS_MAX: Final = 3_600_000
 """How far ahead of now an iteration's validity may lie: what nodes take at the most."""
+CLOSE_PAUSE_MS: Final = 250
+"""How long a close waits for units that were on their way when it was asked for, and for the payer's word on them."""
 
 
 class Status(StrEnum):
@@ -154,6 +158,7 @@ class ServiceStream:
         self._reached = ""
         self._is_busy = False
         self._close: CloseTogether | None = None
+        self._closing_at_ms = 0
         self._paid: int | None = None
         self._now_ms = 0
 
@@ -165,7 +170,8 @@ class ServiceStream:
             return kept.units
         most = kept.due
         if terms.mode == Mode.SERVICE_FIRST:
-            if self._reached:
+            unpaid = kept.units - kept.due // terms.price
+            if self._reached or 0 < terms.count_max <= kept.count + unpaid:
                 return kept.units
             most = min(kept.due + terms.step_max, due_max(terms, self._limit))
         return max(kept.units, most // terms.price)
@@ -221,6 +227,8 @@ class ServiceStream:
             was_payers_turn = self._is_payers_turn()
             self._change(units=units)
             effects = Keep(), Tell(Supplied(self.kept.stream, units, self.kept.terms.price * units))
+            if self.kept.status == Status.ENDING:
+                effects = *effects, Tell(self.kept.standing())  # who has asked for a close may say more
             if self._is_payers_turn() and not was_payers_turn:
                 self._turn_ms = now_ms
         if is_done and not self._reached:
@@ -230,18 +238,21 @@ class ServiceStream:
     def close_asked(self, due: int, signature: bytes, now_ms: int) -> tuple[Effect, ...]:
         """Take the payer's wish to close with this total; the signature was checked with the pinned key.
 
-        Payment first, it may be less than the last iteration: units that were paid ahead and not supplied.
+        Payment first, it may be less than the last iteration: units that were paid ahead and not supplied. Whoever has
+        signed a close has stopped paying: the stream ends, whatever the total is.
         """
-        kept = self.kept
+        kept, self._now_ms = self.kept, now_ms
         if self._is_busy or kept.status not in (Status.STREAMING, Status.ENDING):
             return self._refuse("stream_ended", "the stream has ended")
+        if kept.status == Status.STREAMING:
+            self._closing_at_ms = now_ms + CLOSE_PAUSE_MS
         supplied = kept.terms.price * kept.units
         if not min(kept.due, supplied) <= due <= max(kept.due, supplied):
-            return self._refuse("bad_close", f"{supplied} is due for {kept.units} units")
-        self._close = CloseTogether(due, signature)
-        if kept.status == Status.ENDING:
-            return self._collect()
-        return self.end("close", now_ms)
+            message = f"{supplied} is due for {kept.units} units"
+            return (*self._refuse("bad_close", message), *self.end("close", now_ms))
+        if self._close is None or due >= self._close.due:
+            self._close = CloseTogether(due, signature)
+        return self.end("close", now_ms) or self._collect()
 
     def asked(self) -> tuple[Effect, ...]:
         """Tell how the stream stands, as after ``Hello`` and ``Ask``, and agree again to close what is settled."""
@@ -300,6 +311,8 @@ class ServiceStream:
         """Look at the clock, ms UTC; several times in each ``step_ms`` and margin."""
         kept, terms = self.kept, self.kept.terms
         self._now_ms = now_ms
+        if kept.status == Status.ENDING and self._close is not None:
+            return self._collect()
         if kept.status != Status.STREAMING:
             return ()
         self._seen_ms = now_ms if self._seen_ms is None else self._seen_ms
@@ -335,7 +348,7 @@ class ServiceStream:
 
     def _collect(self) -> tuple[Effect, ...]:
         """Start what gets the due by the payer's own transaction, or by a close of both."""
-        if self._is_busy:
+        if self._is_busy or 0 < self._closing_at_ms - self._now_ms <= CLOSE_PAUSE_MS:
             return ()
         if self._close is not None:
             self._is_busy = True

@@ -160,12 +160,18 @@ class StreamStore:
         """
         await self._database.write(partial(_keep_offer, terms, now_ms))
 
-    async def offered(self, stream: bytes) -> list[Terms]:
-        """Return the terms that were offered for a stream."""
-        query = select(offers.c.terms).where(offers.c.stream == stream)
+    async def offered(self, stream: bytes) -> Terms | None:
+        """Return terms that were offered for a stream, any of them; whoever asks can have as many as it likes."""
+        return await self._offer(select(offers.c.terms).where(offers.c.stream == stream).limit(1))
 
-        def read(connection: Connection) -> list[Terms]:
-            return [terms_codec.decode_untrusted(terms) for (terms,) in connection.execute(query)]
+    async def offer(self, hash_of_terms: bytes) -> Terms | None:
+        """Return the terms with this hash, if they were offered."""
+        return await self._offer(select(offers.c.terms).where(offers.c.hash == hash_of_terms))
+
+    async def _offer(self, query: sqlalchemy.Select[Any]) -> Terms | None:
+        def read(connection: Connection) -> Terms | None:
+            terms = connection.scalar(query)
+            return None if terms is None else terms_codec.decode_untrusted(terms)
 
         return await self._database.read(read)
 

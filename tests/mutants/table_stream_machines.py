@@ -9,6 +9,30 @@ _BY_PAYER = "pytest tests/stream/test_payer_machine.py::"
 
 MUTANTS = (
     Mutant(
+        "agreed count outrun",
+        _SERVICE,
+        "if self._reached or 0 < terms.count_max <= kept.count + unpaid:",
+        "if self._reached:",
+        "a meter at full speed supplies more than the agreed number of iterations can pay",
+        _BY_SERVICE + "test_service_first_no_more_is_supplied_than_the_agreed_count_can_pay",
+    ),
+    Mutant(
+        "units on their way left out of a close",
+        _SERVICE,
+        "if self._is_busy or 0 < self._closing_at_ms - self._now_ms <= CLOSE_PAUSE_MS:",
+        "if self._is_busy:",
+        "what was being supplied when the payer asked to close is not paid",
+        _BY_SERVICE + "test_units_that_were_on_their_way_when_a_close_was_asked_for_are_told_and_paid",
+    ),
+    Mutant(
+        "iteration beyond the agreed count",
+        _PAYER,
+        '        if end == "count":\n            return self._fail("count")\n',
+        "",
+        "a service party that goes on supplying has a payer sign more iterations than were agreed",
+        _BY_PAYER + "test_service_first_what_comes_after_the_agreed_count_is_paid_by_a_close",
+    ),
+    Mutant(
         "unopened stream supplied",
         _SERVICE,
         "        self._is_blind = True\n        self._seen_ms: int",

@@ -12,8 +12,8 @@ MUTANTS = (
     Mutant(
         "stream taken up with other terms",
         _DESK,
-        "                if seen.record is None or seen.record.terms_hash != terms_hash(terms):",
-        "                if seen.record is None:",
+        "await self._store.offer(record.terms_hash)",
+        "terms",
         "what was opened on other terms than were offered is supplied",
         _TEST + "test_r88_nothing_is_supplied_before_the_chain_shows_the_deposit",
     ),

@@ -41,6 +41,7 @@ class MemoryChain:
     trouble: str = ""
     account: str = SERVICE
     sent: list[tuple[str, Outcome]] = field(default_factory=list)
+    looks: int = 0
 
     @property
     def chain_id(self) -> ChainId:
@@ -56,6 +57,7 @@ class MemoryChain:
 
     async def look(self, terms: Terms, stream: bytes, *, is_newest: bool = False) -> Seen:
         await trio.lowlevel.checkpoint()
+        self.looks += 1
         self._answer()
         chain = self.streams.chain
         try:

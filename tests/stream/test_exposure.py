@@ -225,6 +225,12 @@ class Play(RuleBasedStateMachine):
             assert self.world.payer_loss() <= received + step
             assert not self.world.streams.record(self.world.stream).is_fined
 
+    @invariant()
+    def count_is_kept(self) -> None:
+        """An honest payer never signs more iterations than were agreed."""
+        if hasattr(self, "world") and self.has_honest_payer and self.terms.count_max:
+            assert self.payer.disk.count <= self.terms.count_max
+
     def teardown(self) -> None:
         """In the end the honest side has what is its own."""
         if not hasattr(self, "world"):

@@ -153,10 +153,28 @@ def test_at_an_agreed_end_nothing_is_signed_ahead(changes: dict[str, int]) -> No
 
 
 def test_service_first_what_was_supplied_is_paid_after_the_agreed_end_too() -> None:
-    party = Party(count_max=1)
+    party = Party(duration_ms_max=1_000)
     party.standing()
     party.supplied(1)
+    party.now_ms += 1_000
     assert signed(party.supplied(2)) == [10]
+
+
+def test_service_first_what_comes_after_the_agreed_count_is_paid_by_a_close() -> None:
+    party = Party(count_max=1)
+    party.standing()
+    assert signed(party.supplied(1)) == [5]
+    assert party.supplied(2) == (Keep(), AskClose(10), Stop("count"))
+
+
+def test_the_last_iteration_of_the_agreed_count_waits_for_the_payers_own_meter() -> None:
+    party = Party(has_meter=True, count_max=2)
+    party.standing()
+    party.supplied(2)
+    assert signed(party.machine.metered(1, NOW_MS)) == [5]
+    party.supplied(3)
+    assert party.machine.metered(2, NOW_MS) == ()
+    assert signed(party.machine.metered(3, NOW_MS)) == [15]
 
 
 def test_after_a_restart_what_the_other_side_lacks_is_sent_again_and_nothing_lower_is_signed() -> None:

@@ -31,7 +31,7 @@ from services.stream.service_interface import (
     StreamQuery,
     StreamsQuery,
 )
-from services.stream.servicemachine import Outcome
+from services.stream.servicemachine import CLOSE_PAUSE_MS, Outcome
 from services.stream.watcher_interface import Watch
 from services.stream.wire import (
     Ask,
@@ -109,6 +109,20 @@ async def test_r88_nothing_is_supplied_before_the_chain_shows_the_deposit(tmp_pa
         opened = party.streams.open(msgspec.structs.replace(terms, deposit=101))  # other terms than were offered
         assert codes(await say(party, party.hello(opened, NONCE))) == ["unknown_stream"]
         assert party.meter.reads == 0
+
+
+async def test_many_offers_of_one_number_cost_one_look_at_the_chain(tmp_path: Path) -> None:
+    """Anybody has as many as it likes, in any payer's name."""
+    async with open_party(tmp_path, is_served=False) as party:
+        offers = [await party.offer(7, offer_until_ms=party.streams.chain.next_time_ms + extra) for extra in range(50)]
+        stream = stream_id(offers[0].payer, offers[0].service, 7)
+        assert codes(await say(party, party.iterate(stream, 5))) == ["unknown_stream"]
+        assert party.chain.looks == 1
+        assert party.streams.open(offers[30]) == stream
+        await say(party, party.hello(stream, NONCE))
+        entry = await party.desk.find(stream)
+        assert entry is not None
+        assert entry[0].kept.terms == offers[30]
 
 
 async def test_a_stream_is_taken_up_once_it_is_open_and_supplied_one_step(tmp_path: Path) -> None:
@@ -288,6 +302,7 @@ async def test_the_payer_closes_and_one_transaction_settles(tmp_path: Path) -> N
         strange = party.streams.consent(stream, 10, by=OTHER)
         assert codes(await say(party, Close(stream, 10, strange["signature"]))) == ["bad_signature"]
         await say(party, Close(stream, 10, consent["signature"]))
+        party.streams.chain.wait(CLOSE_PAUSE_MS)
         await until_status(party, stream, "CLOSED")
         assert party.chain.sent == [("close", Outcome.FINAL)]
 
@@ -453,7 +468,7 @@ async def test_an_offer_is_kept_signed_and_within_the_tariff(tmp_path: Path) -> 
         offer = await party.owner.offer(wanted)
         again = msgspec.json.decode(msgspec.json.encode(offer), type=Offer)
         terms, signature = again.check_untrusted(party.chain.chain_id)
-        assert await party.store.offered(bytes.fromhex(offer.stream[2:])) == [terms]
+        assert await party.store.offered(bytes.fromhex(offer.stream[2:])) == terms
         stream = party.streams.call(PAYER, "open", **msgspec.structs.asdict(terms), signature=signature)
         assert codes(await say(party, party.hello(stream, NONCE))) == []
         for change in (

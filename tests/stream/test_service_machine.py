@@ -18,6 +18,7 @@ from consensus.ledger.streams import (
     terms_hash,
 )
 from services.stream.servicemachine import (
+    CLOSE_PAUSE_MS,
     AgreeToClose,
     Claim,
     CloseTogether,
@@ -252,6 +253,23 @@ def test_a_stream_ends_where_it_was_agreed(mode: Mode, reason: str, changes: dic
     assert party.machine.allowed_units == units
 
 
+def test_service_first_no_more_is_supplied_than_the_agreed_count_can_pay() -> None:
+    """A meter at full speed: each unit may come to be an iteration of its own."""
+    party = Party(count_max=3, step_max=50)
+    party.supply(2)
+    assert party.machine.allowed_units == 10
+    party.supply(3)
+    assert party.machine.allowed_units == 3
+    party.pay(5)
+    assert party.machine.allowed_units == 3
+    party.pay(15)
+    assert party.machine.allowed_units == 13
+    party.supply(4)
+    assert party.machine.allowed_units == 4
+    assert kinds(party.pay(20))[-1] == "Upload"
+    assert party.machine.kept.count == 3
+
+
 def test_the_last_step_is_paid_before_the_stream_ends_by_time() -> None:
     party = Party(duration_ms_max=30_000, step_ms=20_000)
     party.stream_units(1)
@@ -363,29 +381,47 @@ def test_a_close_is_taken_with_what_is_paid_or_supplied(mode: Mode, due: int, is
         party.pay(15)
     party.supply(2)
     effects = party.machine.close_asked(due, b"signature", NOW_MS)
+    assert codes(effects) == ([] if is_good else ["bad_close"])
+    assert kinds(effects)[-2:] == ["Keep", "Standing"]
+    assert party.machine.kept.reason == "close"
+    assert party.machine.allowed_units == 2
+    assert party.wait(CLOSE_PAUSE_MS - 1) == party.see() == ()
     if is_good:
-        assert kinds(effects) == ["Keep", "Standing", "CloseTogether"]
-        assert effects[-1] == CloseTogether(due, b"signature")
-        assert party.machine.kept.reason == "close"
-        assert party.machine.allowed_units == 2
+        assert party.wait(1) == (CloseTogether(due, b"signature"),)
     else:
-        assert codes(effects) == ["bad_close"]
-        assert party.machine.kept.status == "STREAMING"
+        assert party.wait(1) == ()
+        assert kinds(party.see()) == ["Keep", "Upload"]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_units_that_were_on_their_way_when_a_close_was_asked_for_are_told_and_paid(mode: Mode) -> None:
+    """The payer has not heard of the second unit, and the third comes after it has asked."""
+    party = Party(mode=int(mode), step_max=15)
+    party.pay(15) if mode == Mode.PAYMENT_FIRST else None
+    party.supply(2)
+    party.machine.close_asked(5, b"one", NOW_MS)
+    effects = party.supply(3)
+    assert kinds(effects) == ["Keep", "Supplied", "Standing"]
+    assert party.machine.close_asked(15, b"three", NOW_MS) == ()
+    party.machine.close_asked(5, b"one", NOW_MS)
+    assert party.wait(CLOSE_PAUSE_MS) == (CloseTogether(15, b"three"),)
 
 
 def test_a_close_that_the_chain_refuses_is_followed_by_the_upload() -> None:
     party = Party()
     party.stream_units(2)
     party.machine.close_asked(10, b"signature", NOW_MS)
+    party.wait(CLOSE_PAUSE_MS)
     assert party.see() == ()
-    assert kinds(party.machine.uploaded(Outcome.REFUSED, NOW_MS)) == ["Keep", "Upload"]
+    assert kinds(party.machine.uploaded(Outcome.REFUSED, party.now_ms)) == ["Keep", "Upload"]
 
 
 def test_a_close_of_which_nothing_is_known_is_tried_again() -> None:
     party = Party()
     party.stream_units(2)
     party.machine.close_asked(10, b"signature", NOW_MS)
-    assert party.machine.uploaded(Outcome.UNKNOWN, NOW_MS) == ()
+    party.wait(CLOSE_PAUSE_MS)
+    assert party.machine.uploaded(Outcome.UNKNOWN, party.now_ms) == ()
     assert party.see() == (CloseTogether(10, b"signature"),)
     assert party.machine.uploaded(Outcome.FINAL, NOW_MS) == ()
     assert kinds(party.see(status="CLOSED", paid=10)) == ["Keep", "Standing"]
