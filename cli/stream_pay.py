@@ -39,7 +39,9 @@ OWN_REASONS = {
     "ended": "the service party has ended it",
     "stream_ended": "the service party has ended it",
     "settled": "settled on the chain",
+    "timeout": "nothing came in time",
 }
+"""Why a stream ended in its payer's words, where they differ from the service party's."""
 PATIENCE_S, PATIENCE_S_MAX = 20, 3_600
 """How long the end of a stream waits for the service party."""
 NOTES = {
@@ -61,7 +63,7 @@ class Road:
         """Return what connects.
 
         Raises:
-            LocalError: ``bad_url`` where no address is known.
+            LocalError: ``bad_url`` where no address is known, ``bad_file`` where the node's socket is not there.
             UsageError: half a private channel.
         """
         from services.stream.link import open_frames, open_requests
@@ -72,6 +74,8 @@ class Road:
             from services.stream.private import open_private
 
             owner, channel = self.owner, self.channel
+            if not owner.is_socket():  # waiting for it would end the stream
+                raise LocalError("bad_file", f"{owner} is no socket: it is run/owner.sock of a node that runs")
             return lambda: open_private(owner, channel)
         url = self.url or kept.url
         if not url:
@@ -224,6 +228,11 @@ def speaking(output: Output, *, is_silent: bool) -> Iterator[None]:
         structlog.configure(**before)
 
 
+def own_reason(reason: str) -> str:
+    """Return in words why a stream ended for its payer."""
+    return OWN_REASONS.get(reason, REASONS.get(reason, reason))
+
+
 # -- inside ----------------------------------------------------------------------------------------------
 
 
@@ -251,7 +260,7 @@ def _show_end(output: Output, figures: "Figures", found: OnChain) -> None:
     terms, record = figures.terms, found.record
     is_back = record is not None and record.status == CLOSED
     paid = 0 if record is None else record.paid
-    reason = OWN_REASONS.get(figures.reason, REASONS.get(figures.reason, figures.reason))
+    reason = own_reason(figures.reason)
     shown: Json = {
         "supplied": f"{quantity(figures.units, terms.what)} in {figures.units:,} units",
         "signed": f"{counted(figures.signed_due, terms.unit)} in {figures.count:,} iterations",

@@ -48,7 +48,7 @@ REASONS = {
     "wrong_amount": "wrong amount",
     "expiry": "iteration about to expire",
     "withdrawal": "payer withdraws",
-    "meter": "all supplied",
+    "meter": "its meter has ended it",
     "owner": "ended by its owner",
 }
 """Why a stream ended, in words."""
@@ -229,11 +229,14 @@ def export(stream: str, out: Path, door: Door, place: Place, output: Output) -> 
 
     Example: hansa stream service export 3f9a --out last.json
     """
+    from services.stream.iteration_file import decode_carried_untrusted
     from services.stream.service_interface import Export, Exported
 
     found = door.call("export", Export(door.find(stream)), Exported)
     write_file(out, found.content.encode())
-    shown = {"stream": found.stream, "due in smallest units": f"{found.due:,}", "written to": str(out)}
+    carried, _ = decode_carried_untrusted(found.content.encode())
+    unit = carried.terms.unit
+    shown = {"stream": found.stream, "due": f"{counted(found.due, unit)} in all", "written to": str(out)}
 
     def draw(console: "Console") -> None:
         panel(console, "Last iteration", shown)

@@ -7,9 +7,10 @@ import rich_click as click
 from cli.options import Number, json_option
 from cli.output import Output, panel, table
 from cli.stream_live import quantity
+from cli.stream_pay import own_reason
 from cli.stream_payer import Purse, chain_fields, chain_json, find_kept, on_chain, purse_options
 from cli.stream_place import counted, names_of, party, short, stream_argument, terms_fields
-from cli.stream_service import REASONS, service_fields
+from cli.stream_service import service_fields
 from consensus.ledger.errors import HansaError, LocalError
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _status_text(kept: "KeptStream") -> str:
     reason = str(kept.owed.reason)
     if kept.is_opening:
         return "OPENING; hansa stream pay goes on with it"
-    return _status(kept) + (f", {REASONS.get(reason, reason)}" if reason else "")
+    return _status(kept) + (f", {own_reason(reason)}" if reason else "")
 
 
 def _status(kept: "KeptStream") -> str:

@@ -130,9 +130,9 @@ def check_terms(terms: Terms, wanted: OfferWanted, accepted: Accepted, *, now_ms
     other = [name for name, (said, wished) in wishes.items() if said != wished]
     bounds = {
         "unit": accepted.unit in ("", terms.unit),
-        "price": terms.price <= accepted.price_max,
-        "stepMax": terms.price <= terms.step_max <= accepted.step_max,
-        "windowMs": terms.window_ms <= accepted.window_ms_max,
+        f"price {terms.price}": terms.price <= accepted.price_max,
+        f"stepMax {terms.step_max}": terms.price <= terms.step_max <= accepted.step_max,
+        f"windowMs {terms.window_ms}": terms.window_ms <= accepted.window_ms_max,
     }
     other += [name for name, holds in bounds.items() if not holds]
     if fault := terms_fault(terms):

@@ -18,7 +18,7 @@ from click.testing import Result
 
 import tests.stream.payer_world as worlds
 from cli.stream_live import Seen, Table
-from cli.stream_pay import NOT_BACK
+from cli.stream_pay import NOT_BACK, own_reason
 from services.client.keystore import KeyStore
 from services.local.files import write_service
 from tests.cli.support import answer, fault, hansa
@@ -178,7 +178,9 @@ def test_an_offer_opens_later(town: Town) -> None:
 
 
 def test_what_a_payer_does_not_accept(town: Town) -> None:
-    assert fault(town.run("open", "--deposit", "10000", "--price", str(PRICE - 1)), 1) == "other_terms"
+    refused = town.run("open", "--deposit", "10000", "--price", str(PRICE - 1))
+    assert fault(refused, 1) == "other_terms"
+    assert f"price {PRICE}" in refused.stderr
     assert fault(town.run("open", "--deposit", "10000", "--step", str(STEP_MAX - 1)), 1) == "other_terms"
     assert fault(town.run("open", "--deposit", "10000", "--credit", "1"), 1) == "bad_offer"
     assert fault(_last_line(town.run("open", "--deposit", "10000000")), 1) == "insufficient_funds"
@@ -265,6 +267,21 @@ def test_who_does_not_answer(town: Town) -> None:
     assert fault(town.run("service", "status"), 1) == "program_unreachable"
 
 
+def test_a_node_that_does_not_run_ends_no_stream(town: Town) -> None:
+    stream = town.open()
+    words = ("pay", stream, "--owner", str(town.folder / "owner.sock"), "--channel", "bank-a/issuer-c")
+    assert fault(town.run(*words), 2) == "bad_file"
+    assert [one["status"] for one in town.json("list")["streams"]] == ["PAYING"]
+
+
+def test_why_a_stream_ended_says_nothing_of_the_other_side() -> None:
+    # One word each of the machines stands for more than one case.
+    assert own_reason("timeout") == "nothing came in time"
+    assert own_reason("meter") == "its meter has ended it"
+    assert own_reason("count") == "agreed count"
+    assert own_reason("of another version") == "of another version"
+
+
 def test_a_deposit_comes_back_alone(town: Town) -> None:
     stream = town.open()
     assert town.json("top-up", stream, "--to", "12000")["chain"]["deposit"] == 12_000
@@ -317,6 +334,8 @@ def test_the_service_party_and_its_streams(town: Town) -> None:
     assert shown["count"] >= 5
     file = town.folder / "last.json"
     assert town.json("service", "export", stream[:10], "--out", str(file))["due"] == paid["signedDue"]
+    exported = town.run("service", "export", stream[:10], "--out", str(file)).stdout
+    assert f"{paid['signedDue']:,} SIM-FEN in all" in exported
     checked = answer(
         hansa("stream", "iteration", "verify", str(file), "--genesis", str(town.folder / "genesis.json"), "--json")
     )
