@@ -26,6 +26,14 @@ MUTANTS = (
         _TEST + "test_what_is_acknowledged_is_on_the_disk",
     ),
     Mutant(
+        "answered before the newest of what it tells is durable",
+        _OUTLET,
+        "        await self._store.until(max((group for group, _ in self._waiting), default=0))",
+        "        await self._store.until(self._waiting[-1][0] if self._waiting else 0)",
+        "a request that is refused in part is answered by nothing",
+        _TEST + "test_a_frame_is_answered_whole_once_its_last_word_is_durable",
+    ),
+    Mutant(
         "group durable before it is written",
         _STORE,
         "        await self._database.write(partial(_save, rows))\n        self.durable = group\n",
