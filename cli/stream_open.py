@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.core import ParameterSource
 
 from cli.options import json_option
 from cli.output import Output, note_error_details, panel
@@ -191,8 +192,8 @@ def open_stream(service: str | None, offer_file: Path | None, purse: Purse, outp
     Example: hansa stream open --payer user-b --deposit 4000 --price 8 --end count=200
     """
     wish = Wish(**wishes)
-    if offer_file is not None and (wish.deposit is not None or wish.ends):
-        raise click.UsageError("--offer says all terms: leave --deposit and --end out")
+    if offer_file is not None and (said := [f"--{word}" for name, word in _TERMS.items() if _is_said(name)]):
+        raise click.UsageError(f"--offer says all terms: leave {' and '.join(said)} out")
     from services.stream.payer import Payer
 
     signer = purse.signer("")
@@ -236,6 +237,15 @@ def service_url(place: Place, service: str | None) -> str:
 
 
 # -- inside ----------------------------------------------------------------------------------------------
+
+_TERMS = {name: name for name in ("deposit", "fine", "credit", "mode", "number")} | {"ends": "end"}
+"""Parameter → option that wishes for a term; the others say what is accepted of one."""
+
+
+def _is_said(name: str) -> bool:
+    """Tell whether the running command was given an option, even with its default."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 async def _agree(client: "Client", url: str, signer: "Signer", wish: Wish, next_number: int) -> "tuple[Offer, Agreed]":

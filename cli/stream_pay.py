@@ -37,6 +37,7 @@ NOT_BACK = "deposit_not_back"
 OWN_REASONS = {
     "payer": "this payer has ended it",
     "ended": "the service party has ended it",
+    "owner": "the service party has ended it",
     "stream_ended": "the service party has ended it",
     "settled": "settled on the chain",
     "timeout": "nothing came in time",

@@ -111,6 +111,8 @@ def test_help_of_groups(group: tuple[str, ...]) -> None:
         ("open", "--payer", "user-b", "--deposit", "9", "--mode", "first"),
         ("open", "--deposit", "9"),
         ("open", "--payer", "user-b", "--deposit", "9", "--offer", "offer.json"),
+        ("open", "--payer", "user-b", "--fine", "9", "--offer", "offer.json"),
+        ("open", "--payer", "user-b", "--mode", "service-first", "--offer", "offer.json"),
         ("pay", "xyz"),
         ("pay", "0x3f"),
         ("pay", "0x" + "0" * 65),

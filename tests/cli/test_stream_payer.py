@@ -278,6 +278,7 @@ def test_why_a_stream_ended_says_nothing_of_the_other_side() -> None:
     # One word each of the machines stands for more than one case.
     assert own_reason("timeout") == "nothing came in time"
     assert own_reason("meter") == "its meter has ended it"
+    assert own_reason("owner") == "the service party has ended it"
     assert own_reason("count") == "agreed count"
     assert own_reason("of another version") == "of another version"
 
