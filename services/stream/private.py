@@ -284,6 +284,8 @@ class _Session:
         self.token = token
         self.id = secrets.token_bytes(SESSION_BYTES)
         self.scope = trio.CancelScope()
+        self.is_held = False
+        """Whether the conversation has begun."""
         self._door = door
         self._channel = channel
         self._sent = self._received = 0
@@ -360,8 +362,11 @@ class _Sessions:
                     if session is not None:
                         session.scope.cancel()
                     session = self._by_channel[channel] = _Session(self._door, channel, token)
-                    self._nursery.start_soon(self._hold, channel, session)
                 await self._door.send(channel, Welcome(token, session.id))
+                # Only now: what is told before the payer knows the session would be lost.
+                if not session.is_held:
+                    session.is_held = True
+                    self._nursery.start_soon(self._hold, channel, session)
             case Welcome():
                 pass
             case Gone():
