@@ -178,7 +178,7 @@ class Table:
         paces = [row.stored_s - row.at_s for row in self._rows if row.stored_s is not None]
         pace = f", stored after {1_000 * sorted(paces)[len(paces) // 2]:.0f} ms (median)" if paces else ""
         made = self._seen.count - self._count_before
-        return f"{_clock(elapsed_s)}, {made / max(elapsed_s, 0.001):.1f} iterations a second{pace}; Ctrl-C ends it"
+        return f"{_clock(elapsed_s)}, {made / max(elapsed_s, 0.001):.1f} a second{pace}; Ctrl-C ends it"
 
     def _line(self) -> str:
         seen, terms = self._seen, self._terms
@@ -193,5 +193,5 @@ _HEADS = _COLUMNS.format("number", "time", "supplied", "due in all", "stored")
 
 
 def _clock(elapsed_s: float) -> str:
-    minutes, seconds = divmod(elapsed_s, 60)
-    return f"{int(minutes)}:{seconds:04.1f}"
+    minutes, tenths = divmod(round(10 * elapsed_s), 600)
+    return f"{minutes}:{tenths / 10:04.1f}"

@@ -1,6 +1,7 @@
 """``hansa stream``: words, iterations in files, and how a stream looks while it is paid."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -264,8 +265,9 @@ def _drawn(table: Table, columns: int = 80) -> str:
     return output.getvalue()
 
 
-def test_the_table_fits_a_terminal() -> None:
-    agreed = terms()
+def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    agreed, clock = terms(), itertools.count(step=5.9999)  # stored after seconds, and for long
+    monkeypatch.setattr("cli.stream_live.time.monotonic", lambda: next(clock))
     with Table(Output(as_json=True), agreed, bytes.fromhex(ID), "user-b → merchant-m") as table:
         for number, pulse in enumerate(charging_session(9), start=1):
             table.see(Seen(pulse.units, 8 * pulse.units, 8 * pulse.units - 8, number))
@@ -276,7 +278,10 @@ def test_the_table_fits_a_terminal() -> None:
     assert "200 of 200 iterations" in text
     assert "36.5 kWh" in text
     assert "2,920 SIM-FEN" in text
-    assert "…" in text.splitlines()[-6]
+    assert "20:00.0" in text.splitlines()[-5]
+    assert "…" in text.splitlines()[-5]
+    assert text.splitlines()[-1].rstrip().endswith("Ctrl-C ends it")
+    assert "stored after" in text.splitlines()[-1]
     assert "closing" in _drawn(table)
 
 
