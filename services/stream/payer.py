@@ -402,6 +402,7 @@ class _Session:
                 if stopping is not None:
                     nursery.start_soon(self._stop_after, stopping, reason)
                 ends_at: float | None = None
+                ticks_at = trio.current_time()
                 while self._machine.owed.status != Status.CLOSED:
                     self._show()
                     if self._machine.owed.status == Status.PAYING:
@@ -410,10 +411,14 @@ class _Session:
                         ends_at = trio.current_time() + closing_ms / 1000
                     elif trio.current_time() >= ends_at:
                         break
-                    event: Event = self._machine.ticked
-                    with trio.move_on_after(tick_ms / 1000):
+                    event: Event | None = None
+                    with trio.move_on_at(ticks_at):
                         event = await self._events.receive()
-                    await self._do(event(self._now_ms()))
+                    if event is not None:
+                        await self._do(event(self._now_ms()))
+                    if trio.current_time() >= ticks_at:  # also where events come without a pause
+                        ticks_at = trio.current_time() + tick_ms / 1000
+                        await self._do(self._machine.ticked(self._now_ms()))
                 nursery.cancel_scope.cancel()
         return self._show()
 

@@ -177,6 +177,20 @@ def test_nothing_is_signed_for_units_that_the_payers_own_meter_denies(tmp_path: 
     in_world(tmp_path, test, step_ms=400)
 
 
+def test_what_comes_often_keeps_no_payer_from_its_clock(tmp_path: Path) -> None:
+    """Its own meter is read more often than it looks at the clock."""
+
+    async def test(world: World, _: trio.Nursery) -> None:
+        payer = world.payer(world.store())
+        stream = await world.opened(payer)
+        await world.stop_service()
+        with trio.fail_after(10):
+            figures = await payer.pay(stream, world.way(), meter=DenyingMeter(1), closing_ms=50)
+        assert (figures.status, figures.reason) == ("STOPPED", "timeout")
+
+    in_world(tmp_path, test, step_ms=2_000)
+
+
 def test_a_service_party_that_is_gone_ends_the_stream_and_the_deposit_comes_back_by_the_window(tmp_path: Path) -> None:
     async def test(world: World, _: trio.Nursery) -> None:
         payer = world.payer(world.store())
