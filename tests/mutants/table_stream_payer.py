@@ -26,7 +26,7 @@ MUTANTS = (
     Mutant(
         "offer at any price",
         _OPENING,
-        '        "price": terms.price <= accepted.price_max,\n',
+        '        f"price {terms.price}": terms.price <= accepted.price_max,\n',
         "",
         "a payer opens above the price that it accepts",
         _PAID + "test_an_offer_counts_when_it_is_the_service_partys_and_says_what_was_wished",
