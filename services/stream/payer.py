@@ -252,7 +252,9 @@ class Payer:
         Raises:
             LocalError: ``unknown_stream``, ``stream_held``, ``wrong_key``: it was opened with another key.
             Refused: ``unknown_stream``: it is not on the chain; ``bad_terms`` where the chain has others.
-            Unreachable: the chain, at the start. A service party that cannot be reached ends the stream as agreed.
+            Unreachable: the chain, at the start; ``service_unreachable``: the service party did not say within
+                ``step_ms`` how the stream stands, and the stream goes on by the same call. One that cannot be reached
+                later ends the stream as agreed.
             StorageError: the disk failed: nothing more is signed.
         """
         with self._store.held(stream):
@@ -403,6 +405,7 @@ class _Session:
                     nursery.start_soon(self._stop_after, stopping, reason)
                 ends_at: float | None = None
                 ticks_at = trio.current_time()
+                reached_by = ticks_at + self._terms.step_ms / 1000
                 while self._machine.owed.status != Status.CLOSED:
                     self._show()
                     if self._machine.owed.status == Status.PAYING:
@@ -419,6 +422,9 @@ class _Session:
                     if trio.current_time() >= ticks_at:  # also where events come without a pause
                         ticks_at = trio.current_time() + tick_ms / 1000
                         await self._do(self._machine.ticked(self._now_ms()))
+                    is_unheard = not self._service_status and self._machine.owed.status == Status.PAYING
+                    if is_unheard and trio.current_time() >= reached_by:
+                        raise self._unreached()
                 nursery.cancel_scope.cancel()
         return self._show()
 
@@ -544,6 +550,11 @@ class _Session:
         return self._machine.chain_seen(record)
 
     # -- what is shown ---------------------------------------------------------------------------------
+
+    def _unreached(self) -> Unreachable:
+        why = f": {self._trouble}" if self._trouble else ""
+        message = f"the service party has not said how the stream stands{why}; it stays open, and may be paid again"
+        return Unreachable(message, "service_unreachable")
 
     def _on_trouble(self, error: HansaError) -> None:
         if error.code != self._trouble:

@@ -10,7 +10,8 @@ Rules, so that whatever the service party, network or disk do, no more than one 
   close.
 - **P3** The payer stops when the service party tells of a due that is not price × units, of units that were neither
   paid nor within one step, or of an iteration that was never signed; when its own meter denies units for ``step_ms``;
-  and when nothing is supplied or stored for ``step_ms``.
+  and when nothing is supplied or stored for ``step_ms`` since the service party first said how the stream stands: one
+  that cannot be reached at the start ends nothing.
 - **P4** Who wants to end signs a close with what was supplied, which gives the deposit back at once; where no answer
   comes, the deposit comes back after the window.
 
@@ -192,10 +193,9 @@ class PayerStream:
         owed, terms = self.owed, self.owed.terms
         if owed.status != Status.PAYING:
             return ()
-        self._moved_ms = now_ms if self._moved_ms is None else self._moved_ms
         if self._denied_ms is not None and now_ms - self._denied_ms >= terms.step_ms:
             return self._fail("meter")
-        if now_ms - self._moved_ms >= terms.step_ms:
+        if self._moved_ms is not None and now_ms - self._moved_ms >= terms.step_ms:
             return self._fail("timeout")
         left_ms = owed.valid_until_ms - terms.margin_ms - now_ms
         is_old = left_ms < (terms.validity_ms - terms.margin_ms) // 4
@@ -226,6 +226,7 @@ class PayerStream:
     def _standing(self, standing: Standing, now_ms: int) -> tuple[Effect, ...]:
         """Go on where the other side stands: what it has not stored is sent again."""
         self._is_standing_known = True
+        self._moved_ms = now_ms if self._moved_ms is None else self._moved_ms
         effects = list(self._stored(standing.due, now_ms))
         effects += self._supplied(standing.units, now_ms)
         owed = self.owed

@@ -258,6 +258,14 @@ def test_silence_stops() -> None:
     assert stopped(party.wait(1)) == ["timeout"]
 
 
+def test_who_was_never_heard_of_ends_nothing() -> None:
+    party = Party()
+    assert party.wait(50_000) == ()
+    party.standing()
+    assert party.wait(4_999) == ()
+    assert stopped(party.wait(1)) == ["timeout"]
+
+
 def test_an_end_that_the_other_side_tells_of_stops_without_a_close() -> None:
     party = Party()
     party.standing()
