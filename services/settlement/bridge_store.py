@@ -4,17 +4,14 @@ A page of the feed is one transaction: its sales, what has to be issued for them
 stays as it is, so that the same purchase read twice is one sale. SQLite, synced; calls block for the time of a write.
 """
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from consensus.ledger.errors import StorageError
-from services.local.sqlite import sync_folder, typed_errors
+from services.local.sqlite import Tables, open_tables
 from services.settlement.states import Terms
 
 FORMAT = 1
@@ -65,22 +62,21 @@ class Issue(msgspec.Struct, frozen=True):
 class BridgeStore:
     """Opened by :func:`open_bridge_store`; ``LocalError`` and ``StorageError`` as :mod:`services.local.sqlite`."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, tables: Tables) -> None:
         """Take over an open database."""
-        self._connection = connection
-        self._path = path
+        self._tables = tables
         self._terms = msgspec.msgpack.Decoder(Terms)
         self._units = msgspec.msgpack.Decoder(dict[str, int])
 
     @property
     def position(self) -> int | None:
         """How far the feed was read, None before the first time."""
-        rows = self._rows("SELECT position FROM place")
+        rows = self._tables.rows("SELECT position FROM place")
         return int(rows[0][0]) if rows else None
 
     def take(self, position: int, issues: Sequence[Issue], sales: Sequence[Sale]) -> None:
         """Keep sales and issues that are new, and how far the feed was read."""
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO place VALUES (1, ?)", (position,))
             connection.executemany(
                 "INSERT OR IGNORE INTO issue VALUES (?, ?, 0)",
@@ -97,21 +93,21 @@ class BridgeStore:
     def known(self, ids: Sequence[str]) -> set[str]:
         """Return those of some ids that are sales here already."""
         marks = ", ".join("?" * len(ids))
-        return {name for (name,) in self._rows(f"SELECT id FROM sale WHERE id IN ({marks})", ids)}
+        return {name for (name,) in self._tables.rows(f"SELECT id FROM sale WHERE id IN ({marks})", ids)}
 
     def unissued(self, limit: int) -> list[Issue]:
         """Return what is to be issued."""
-        rows = self._rows("SELECT id, units FROM issue WHERE NOT is_done ORDER BY id LIMIT ?", (limit,))
+        rows = self._tables.rows("SELECT id, units FROM issue WHERE NOT is_done ORDER BY id LIMIT ?", (limit,))
         return [Issue(name, self._units.decode(units)) for name, units in rows]
 
     def issued(self, issue: str) -> None:
         """Know that units were issued."""
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             connection.execute("UPDATE issue SET is_done = 1 WHERE id = ?", (issue,))
 
     def open_sales(self, limit: int) -> list[Sale]:
         """Return open sales whose units are issued, the least tried first, and count the try."""
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             rows = connection.execute(
                 "SELECT sale.id, issue, attempt, terms, state, code FROM sale JOIN issue ON issue.id = sale.issue"
                 " WHERE state = 'OPEN' AND is_done ORDER BY tries, sale.id LIMIT ?",
@@ -122,7 +118,7 @@ class BridgeStore:
 
     def put(self, sales: Sequence[Sale]) -> None:
         """Keep how sales stand now."""
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             connection.executemany(
                 "UPDATE sale SET attempt = ?, state = ?, code = ? WHERE id = ?",
                 [(sale.attempt, sale.state, sale.code, sale.id) for sale in sales],
@@ -134,31 +130,15 @@ class BridgeStore:
             "SELECT id, issue, attempt, terms, state, code FROM sale"
             " WHERE state = 'FAILED' AND id > ? ORDER BY id LIMIT ?"
         )
-        return [self._sale(*row) for row in self._rows(query, (after, limit))]
+        return [self._sale(*row) for row in self._tables.rows(query, (after, limit))]
 
     def totals(self) -> dict[str, int]:
         """Return how many sales stand how."""
-        counts = dict(self._rows("SELECT state, count(*) FROM sale GROUP BY state"))
+        counts = dict(self._tables.rows("SELECT state, count(*) FROM sale GROUP BY state"))
         return {state.value: counts.get(state.value, 0) for state in SaleState}
 
     def _sale(self, name: str, issue: str, attempt: int, terms: bytes, state: str, code: str) -> Sale:
         return Sale(name, issue, attempt, self._terms.decode(terms), SaleState(state), code)
-
-    def _rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
-        with typed_errors(self._path):
-            return self._connection.execute(query, [*values]).fetchall()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with typed_errors(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
 
 
 @contextmanager
@@ -169,25 +149,5 @@ def open_bridge_store(folder: Path) -> Iterator[BridgeStore]:
         LocalError: ``store_locked``.
         StorageError: ``wrong_format`` and others.
     """
-    path = folder / "bridge.db"
-    with typed_errors(path):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=0)
-    try:
-        with typed_errors(path):
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, FORMAT):
-                raise StorageError("wrong_format", f"{path} has format {version}, this is for {FORMAT}")
-            if version == 0:
-                for table in _TABLES:
-                    connection.execute(table)
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-            connection.execute("COMMIT")
-            sync_folder(folder)
-        yield BridgeStore(connection, path)
-    finally:
-        connection.close()
+    with open_tables(folder / "bridge.db", _TABLES, FORMAT) as tables:
+        yield BridgeStore(tables)

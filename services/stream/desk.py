@@ -71,10 +71,9 @@ log = structlog.get_logger("stream")
 class Live:
     """A stream in memory: its machine, the key that was pinned, and who is told of it."""
 
-    def __init__(self, machine: ServiceStream, key: PublicKey, limit: int) -> None:
+    def __init__(self, machine: ServiceStream, key: PublicKey) -> None:
         self.machine = machine
         self.key = key
-        self.limit = limit
         self.group = 0
         """The store's group that holds, or will hold, all that the machine wanted kept so far."""
         self.outlets: set[Outlet] = set()
@@ -93,7 +92,7 @@ class Live:
 
     def entry(self) -> Entry:
         """Return its row."""
-        return Entry(self.machine.kept, self.key.compressed, self.limit)
+        return Entry(self.machine.kept, self.key.compressed, self.machine.limit)
 
 
 class Desk:
@@ -261,7 +260,7 @@ class Desk:
     # -- effects ---------------------------------------------------------------------------------------
 
     def _enter(self, entry: Entry) -> Live:
-        live = Live(ServiceStream(entry.kept, entry.limit), PublicKey.load_untrusted(entry.payer_key), entry.limit)
+        live = Live(ServiceStream(entry.kept, entry.limit), PublicKey.load_untrusted(entry.payer_key))
         self._lives[entry.kept.stream] = live
         if entry.kept.status == Status.STREAMING:
             self._spawn(self._meter_stream, live)
@@ -361,11 +360,11 @@ class Desk:
         except (Unreachable, RefusedError, PeerError) as error:
             log.debug("not looked up", code=error.code, why=error.message)
             return
-        if seen.record is not None and seen.record.limit != live.limit:
-            live.limit = seen.record.limit
+        before, limit = live.kept.status, live.machine.limit
+        effects = live.machine.chain_seen(seen.record, seen.lane, seen.time_ms, seen.uptime_ms)
+        if live.machine.limit != limit:
             live.group = self._store.keep(live.kept.stream, live)
-        before = live.kept.status
-        self._run(live, live.machine.chain_seen(seen.record, seen.lane, seen.time_ms, seen.uptime_ms), None)
+        self._run(live, effects, None)
         live.may_supply.set()
         if live.kept.status != before:
             log.info("stream", stream=live.kept.stream.hex(), status=live.kept.status, reason=live.kept.reason)

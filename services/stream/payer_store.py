@@ -8,16 +8,14 @@ Calls block for the time of a write.
 
 import fcntl
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from consensus.ledger.errors import InvariantError, LocalError, StorageError
-from services.local.sqlite import disk_error, sync_folder, typed_errors
+from services.local.sqlite import Tables, disk_error, open_tables, typed_errors
 from services.stream.opening import Agreed
 from services.stream.payermachine import Owed, Status
 
@@ -64,15 +62,14 @@ class KeptStream(msgspec.Struct, frozen=True):
 class PayerStore:
     """Opened by :func:`open_payer_store`; ``LocalError`` and ``StorageError`` as :mod:`services.local.sqlite`."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, tables: Tables) -> None:
         """Take over an open database."""
-        self._connection = connection
-        self._path = path
+        self._tables = tables
         self._owed = msgspec.msgpack.Decoder(Owed)
 
     def add(self, kept: KeptStream) -> None:
         """Keep a new stream; what is known of one with this id stays, but for where it is reached."""
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             connection.execute(
                 "INSERT INTO stream VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET url = excluded.url",
                 (
@@ -92,7 +89,7 @@ class PayerStore:
         Raises:
             InvariantError: less was signed by this than is known to be signed.
         """
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             changed = connection.execute(
                 "UPDATE stream SET signed_due = ?, owed = ? WHERE id = ? AND signed_due <= ?",
                 (owed.signed_due, msgspec.msgpack.encode(owed), bytes(owed.stream), owed.signed_due),
@@ -102,7 +99,7 @@ class PayerStore:
 
     def remove(self, stream: bytes) -> None:
         """Forget a stream that never came to be on the chain; nothing was signed in it."""
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             connection.execute("DELETE FROM stream WHERE id = ? AND signed_due = 0", (bytes(stream),))
 
     def stream(self, stream: bytes) -> KeptStream:
@@ -111,9 +108,11 @@ class PayerStore:
         Raises:
             LocalError: ``unknown_stream``.
         """
-        rows = self._rows("SELECT owed, signature, account, url, made_ms FROM stream WHERE id = ?", (bytes(stream),))
+        rows = self._tables.rows(
+            "SELECT owed, signature, account, url, made_ms FROM stream WHERE id = ?", (bytes(stream),)
+        )
         if not rows:
-            raise LocalError("unknown_stream", f"{self._path} holds no stream 0x{stream.hex()}")
+            raise LocalError("unknown_stream", f"{self._tables.path} holds no stream 0x{stream.hex()}")
         return self._kept(*rows[0])
 
     def find(self, prefix: str) -> list[KeptStream]:
@@ -122,12 +121,12 @@ class PayerStore:
         digits = prefix.lower().removeprefix("0x")
         if not all(digit in "0123456789abcdef" for digit in digits):
             return []
-        return [self._kept(*row) for row in self._rows(query, (digits.upper() + "%",))]
+        return [self._kept(*row) for row in self._tables.rows(query, (digits.upper() + "%",))]
 
     def streams(self, limit: int = STREAMS_PAGE_MAX) -> list[KeptStream]:
         """Return the newest streams, the newest first."""
         query = "SELECT owed, signature, account, url, made_ms FROM stream ORDER BY made_ms DESC, id LIMIT ?"
-        return [self._kept(*row) for row in self._rows(query, (limit,))]
+        return [self._kept(*row) for row in self._tables.rows(query, (limit,))]
 
     def newest_number(self) -> int:
         """Return the greatest number that any stream here has, -1 where there is none."""
@@ -140,8 +139,8 @@ class PayerStore:
         Raises:
             LocalError: ``stream_held``: another process pays it.
         """
-        path = self._path.with_name(f"{stream.hex()}.lock")
-        with typed_errors(self._path):
+        path = self._tables.path.with_name(f"{stream.hex()}.lock")
+        with typed_errors(self._tables.path):
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -158,23 +157,7 @@ class PayerStore:
         try:
             return KeptStream(self._owed.decode(owed), signature, account, url, made_ms)
         except msgspec.MsgspecError as error:
-            raise StorageError("corrupted", f"{self._path}: {error}") from None
-
-    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with typed_errors(self._path):
-            return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with typed_errors(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+            raise StorageError("corrupted", f"{self._tables.path}: {error}") from None
 
 
 @contextmanager
@@ -184,25 +167,5 @@ def open_payer_store(folder: Path) -> Iterator[PayerStore]:
     Raises:
         StorageError: ``wrong_format`` and others.
     """
-    path = folder / STORE_FILE
-    with typed_errors(path):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
-    try:
-        with typed_errors(path):
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, FORMAT):
-                raise StorageError("wrong_format", f"{path} has format {version}, this is for {FORMAT}")
-            if version == 0:
-                for table in _TABLES:
-                    connection.execute(table)
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-            connection.execute("COMMIT")
-            sync_folder(folder)
-        yield PayerStore(connection, path)
-    finally:
-        connection.close()
+    with open_tables(folder / STORE_FILE, _TABLES, FORMAT, busy_s=BUSY_S) as tables:
+        yield PayerStore(tables)

@@ -163,6 +163,11 @@ class ServiceStream:
         self._now_ms = 0
 
     @property
+    def limit(self) -> int:
+        """The most that may be due: deposit − fine + credit, as the chain has shown last."""
+        return self._limit
+
+    @property
     def allowed_units(self) -> int:
         """How many units the meter may have supplied in all, now (V1, V2); never less than it has."""
         kept, terms = self.kept, self.kept.terms

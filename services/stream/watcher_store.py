@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from consensus.ledger.errors import StorageError
 from services.client.errors import Refused
-from services.local.sqlite import sync_folder, typed_errors
+from services.local.sqlite import Tables, open_tables
 
 FORMAT = 1
 WATCHED_MAX = 4_096
@@ -63,10 +62,9 @@ class Entry(msgspec.Struct, frozen=True):
 class WatcherStore:
     """Opened by :func:`open_watcher_store`; ``LocalError`` and ``StorageError`` as :mod:`services.local.sqlite`."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, tables: Tables) -> None:
         """Take over an open database."""
-        self._connection = connection
-        self._path = path
+        self._tables = tables
         self._entries = msgspec.msgpack.Decoder(Entry)
 
     def take(self, entry: Entry) -> Entry:
@@ -77,7 +75,7 @@ class WatcherStore:
         Raises:
             Refused: ``watcher_full``.
         """
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             known = self.entry(entry.stream)
             if known is not None:
                 is_urgent = known.is_urgent or entry.is_urgent
@@ -95,7 +93,7 @@ class WatcherStore:
 
     def put(self, entry: Entry) -> None:
         """Keep what came of an iteration; a greater one that was given meanwhile stays watched."""
-        with self._writing() as connection:
+        with self._tables.writing() as connection:
             known = self.entry(entry.stream)
             if known is not None and (known.due, known.valid_until_ms) > (entry.due, entry.valid_until_ms):
                 entry = msgspec.structs.replace(known, paid=entry.paid, fine=entry.fine, transaction=entry.transaction)
@@ -108,21 +106,21 @@ class WatcherStore:
 
     def entry(self, stream: bytes) -> Entry | None:
         """Return one stream's."""
-        rows = self._rows("SELECT entry FROM watched WHERE id = ?", bytes(stream))
+        rows = self._tables.rows("SELECT entry FROM watched WHERE id = ?", (bytes(stream),))
         return self._entry(rows[0][0]) if rows else None
 
     def watching(self) -> list[Entry]:
         """Return what is not over, by id."""
-        return [self._entry(row[0]) for row in self._rows("SELECT entry FROM watched WHERE status = 'WATCHING'")]
+        return [self._entry(row[0]) for row in self._tables.rows("SELECT entry FROM watched WHERE status = 'WATCHING'")]
 
     def page(self, after: bytes, limit: int) -> list[Entry]:
         """Return entries by id, from after one on."""
         query = "SELECT entry FROM watched WHERE id > ? ORDER BY id LIMIT ?"
-        return [self._entry(row[0]) for row in self._rows(query, bytes(after), limit)]
+        return [self._entry(row[0]) for row in self._tables.rows(query, (bytes(after), limit))]
 
     def counts(self) -> dict[str, int]:
         """Return how many streams stand how."""
-        found = dict(self._rows("SELECT status, count(*) FROM watched GROUP BY status"))
+        found = dict(self._tables.rows("SELECT status, count(*) FROM watched GROUP BY status"))
         return {status.value: found.get(status.value, 0) for status in Status}
 
     def _put(self, connection: sqlite3.Connection, entry: Entry) -> None:
@@ -133,29 +131,13 @@ class WatcherStore:
         )
 
     def _count(self, status: str) -> int:
-        return int(self._rows("SELECT count(*) FROM watched WHERE status = ?", status)[0][0])
+        return int(self._tables.rows("SELECT count(*) FROM watched WHERE status = ?", (status,))[0][0])
 
     def _entry(self, data: bytes) -> Entry:
         try:
             return self._entries.decode(data)
         except msgspec.MsgspecError as error:
-            raise StorageError("corrupted", f"{self._path}: {error}") from None
-
-    def _rows(self, query: str, *values: object) -> list[Any]:
-        with typed_errors(self._path):
-            return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with typed_errors(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+            raise StorageError("corrupted", f"{self._tables.path}: {error}") from None
 
 
 @contextmanager
@@ -166,25 +148,5 @@ def open_watcher_store(folder: Path) -> Iterator[WatcherStore]:
         LocalError: ``store_locked``.
         StorageError: ``wrong_format`` and others.
     """
-    path = folder / "watcher.db"
-    with typed_errors(path):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=0)
-    try:
-        with typed_errors(path):
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, FORMAT):
-                raise StorageError("wrong_format", f"{path} has format {version}, this is for {FORMAT}")
-            if version == 0:
-                for table in _TABLES:
-                    connection.execute(table)
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-            connection.execute("COMMIT")
-            sync_folder(folder)
-        yield WatcherStore(connection, path)
-    finally:
-        connection.close()
+    with open_tables(folder / "watcher.db", _TABLES, FORMAT) as tables:
+        yield WatcherStore(tables)
