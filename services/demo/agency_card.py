@@ -1,17 +1,14 @@
 """The card of the agency demo: its figures, and which invariants hold."""
 
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from services.demo.agency_facts import CONFIRMED, DROPPED, REJECTED, Facts
+from services.demo.verdict import draw_verdict
 
 _TITLES = {CONFIRMED: "confirmed", REJECTED: "rejected by the issuer", DROPPED: "dropped before sending", "": "open"}
 
@@ -75,18 +72,7 @@ def report_json(report: Report, invariants: Mapping[str, bool]) -> dict[str, obj
 
 def draw_card(report: Report, invariants: Mapping[str, bool]) -> None:
     """Print the card."""
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(_money_table(report))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in _fields(report).items():
-        grid.add_row(name, Text(value))
-    for name, holds in invariants.items():
-        grid.add_row(name.replace("_", " "), Text("holds", "green") if holds else Text("BROKEN", "bold red"))
-    ok = all(invariants.values())
-    title = "Agency sale: every invariant holds" if ok else "Agency sale: BROKEN"
-    console.print(Panel(grid, title=f"[bold]{title}[/]", border_style="green" if ok else "red", box=box.ROUNDED))
+    draw_verdict("Agency sale", _money_table(report), _fields(report), invariants)
 
 
 def _money_table(report: Report) -> Table:

@@ -1,18 +1,15 @@
 """The card of the rights demo: its figures, and which invariants hold."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from services.demo.chain import Seal
 from services.demo.invariants import Accident, Facts, Intake, delivered_per_s
 from services.demo.orders import LineClass, format_pounds
+from services.demo.verdict import draw_verdict
 from services.messages.store import State
 from services.rights.events import Kind
 
@@ -135,19 +132,7 @@ def report_json(report: Report, invariants: Mapping[str, bool]) -> dict[str, obj
 
 def draw_card(report: Report, invariants: Mapping[str, bool]) -> None:
     """Print the card."""
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(_lines_table(report))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in _fields(report).items():
-        grid.add_row(name, Text(value))
-    for name, holds in invariants.items():
-        mark = Text("holds", "green") if holds else Text("BROKEN", "bold red")
-        grid.add_row(name.replace("_", " "), mark)
-    ok = all(invariants.values())
-    title = "Reward rights: every invariant holds" if ok else "Reward rights: BROKEN"
-    console.print(Panel(grid, title=f"[bold]{title}[/]", border_style="green" if ok else "red", box=box.ROUNDED))
+    draw_verdict("Reward rights", _lines_table(report), _fields(report), invariants)
 
 
 def _lines_table(report: Report) -> Table:

@@ -1,19 +1,16 @@
 """The card of the payee demo: its figures, and which invariants hold."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
 from rich import box
-from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from services.demo.agency_card import money
 from services.demo.payee_facts import Facts
 from services.demo.payee_gather import Search
+from services.demo.verdict import draw_verdict
 from services.payee.wording import EMULATED
 
 
@@ -62,18 +59,7 @@ def report_json(report: Report, invariants: Mapping[str, bool]) -> dict[str, obj
 
 def draw_card(report: Report, invariants: Mapping[str, bool]) -> None:
     """Print the card."""
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(_table(report.facts))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in _fields(report).items():
-        grid.add_row(name, Text(value))
-    for name, holds in invariants.items():
-        grid.add_row(name.replace("_", " "), Text("holds", "green") if holds else Text("BROKEN", "bold red"))
-    ok = all(invariants.values())
-    title = "Payee codes: every invariant holds" if ok else "Payee codes: BROKEN"
-    console.print(Panel(grid, title=f"[bold]{title}[/]", border_style="green" if ok else "red", box=box.ROUNDED))
+    draw_verdict("Payee codes", _table(report.facts), _fields(report), invariants)
 
 
 def _table(facts: Facts) -> Table:

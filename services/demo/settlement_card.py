@@ -1,19 +1,16 @@
 """The card of the settlement demo: its figures, and which invariants hold."""
 
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from services.demo.agency_card import money
 from services.demo.settlement_facts import Facts
 from services.demo.settlement_script import NO_FUNDS, PAID, REVERSED, Wanted
+from services.demo.verdict import draw_verdict
 
 _TITLES = {PAID: "paid, units moved", REVERSED: "given back, nothing paid", NO_FUNDS: "cancelled, neither moved"}
 
@@ -69,18 +66,7 @@ def report_json(report: Report, invariants: Mapping[str, bool]) -> dict[str, obj
 
 def draw_card(report: Report, invariants: Mapping[str, bool]) -> None:
     """Print the card."""
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(_table(report.facts))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in _fields(report).items():
-        grid.add_row(name, Text(value))
-    for name, holds in invariants.items():
-        grid.add_row(name.replace("_", " "), Text("holds", "green") if holds else Text("BROKEN", "bold red"))
-    ok = all(invariants.values())
-    title = "Settlement: every invariant holds" if ok else "Settlement: BROKEN"
-    console.print(Panel(grid, title=f"[bold]{title}[/]", border_style="green" if ok else "red", box=box.ROUNDED))
+    draw_verdict("Settlement", _table(report.facts), _fields(report), invariants)
 
 
 def _table(facts: Facts) -> Table:

@@ -1,16 +1,13 @@
 """The card of the stream demo: its figures, and which invariants hold."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from services.demo.stream_facts import CLOSED, Facts, Session
+from services.demo.verdict import draw_verdict
 
 _REASONS = {
     "count": "the agreed count",
@@ -74,18 +71,7 @@ def _session_json(item: Session) -> dict[str, object]:
 
 def draw_card(report: Report, invariants: Mapping[str, bool]) -> None:
     """Print the card."""
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(_table(report))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in _fields(report).items():
-        grid.add_row(name, Text(value))
-    for name, holds in invariants.items():
-        grid.add_row(name.replace("_", " "), Text("holds", "green") if holds else Text("BROKEN", "bold red"))
-    ok = all(invariants.values())
-    title = "Payment streams: every invariant holds" if ok else "Payment streams: BROKEN"
-    console.print(Panel(grid, title=f"[bold]{title}[/]", border_style="green" if ok else "red", box=box.ROUNDED))
+    draw_verdict("Payment streams", _table(report), _fields(report), invariants)
 
 
 def _table(report: Report) -> Table:
